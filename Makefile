@@ -1,0 +1,55 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PRIMENB_REAL ?= ../shared/real
+export PRIMENB_REAL
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+ready := .venv/.ready
+
+.PHONY: help repro test check lab docs readme bench real data
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "  make %-8s %s\n", $$1, $$2}'
+
+repro: $(ready)  ## run every experiment whose inputs changed, and print the table of results
+	dvc pull
+	dvc repro
+	python -m primenb.reports table
+
+# Without a GPU and with one thread for each of two notebooks, so that the tests are the same everywhere.
+test: export CUDA_VISIBLE_DEVICES :=
+test: $(ready)  ## run all notebooks of the library and all tests
+	dvc pull
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+	pytest
+
+check: $(ready)  ## clean the notebooks, export the library, run the fast tests: before every commit
+	nbdev_clean && nbdev_export
+	pytest -m "not slow"
+
+lab: $(ready)  ## open the notebooks in JupyterLab
+	jupyter lab nbs
+
+docs: $(ready)  ## build the site in _docs/html
+	python -m primenb.reports docs
+
+readme: $(ready)  ## run nbs/index.ipynb and make README.md of it
+	jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/index.ipynb && nbdev_clean --fname nbs/index.ipynb
+	python -m primenb.reports readme
+
+bench: $(ready)  ## measure speed beside other libraries, into runs/bench
+	pip install -q --no-deps -c constraints.txt motion-vector-extractor
+	python bench/motion.py
+
+real: $(ready)  ## run the experiments on the real footage in the folder PRIMENB_REAL, into results
+	@test -d "$(PRIMENB_REAL)" || { echo "There is no folder $(PRIMENB_REAL). Name the one with the footage: make real PRIMENB_REAL=/path/to/films"; exit 1; }
+	set -e; for params in params/real/*.yaml; do stage=$$(basename $$params .yaml); \
+	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/$$stage; done
+
+data: $(ready)  ## make the starter film again and store it
+	python scripts/starter_film.py data
+	dvc add data && dvc push
+
+# The stamp is written last: an installation that was interrupted is taken up again and never taken for finished.
+$(ready): constraints.txt settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed. Name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+	pip install -q -c constraints.txt -e ".[dev,learn]"
+	@touch $@
