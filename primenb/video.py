@@ -7,7 +7,7 @@ __all__ = ['vector_codecs', 'VideoError', 'NoMotionVectors', 'AudioInfo', 'Video
            'Frame', 'iter_frames', 'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio', 'encode',
            'canonicalise']
 
-# %% ../nbs/10_video.ipynb #b4d71b7f
+# %% ../nbs/10_video.ipynb #d529146a
 import os, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from typing import Iterable, Iterator, NamedTuple
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 
 from .core import PrimenbError, atomic, progress
 
@@ -60,7 +61,7 @@ def _choose(path, container, stream):
     if chosen.codec_context is None: raise VideoError(path, "FFmpeg has no decoder for its codec", "convert it to H.264 first")
     return chosen
 
-# %% ../nbs/10_video.ipynb #09261e7f
+# %% ../nbs/10_video.ipynb #253d13ec
 @dataclass(frozen=True)
 class _Index:
     "The shown frames of a stream, in order."
@@ -68,6 +69,7 @@ class _Index:
     times: np.ndarray  # (N,) seconds since the first shown frame
     keys: np.ndarray  # (K,) number of the first shown frame at or after each key-frame
     key_pts: np.ndarray  # (K,) the key-frames' own time stamps, where to seek to
+    order: np.ndarray  # (N,) place of each shown frame in the file, that is, in the order of decoding
     stamped: bool  # whether the file has time stamps
     last: float  # seconds the last frame is shown
     damage: str | None  # why the file is known to be incomplete
@@ -98,7 +100,7 @@ def _demux(path, container, stream):
     except av.error.FFmpegError as e: return rows, end, f"reading stopped after {len(rows)} frames ({e.strerror})"
     return rows, end, _damage(path, container, stream, len(rows), end)
 
-# %% ../nbs/10_video.ipynb #62bc3e84
+# %% ../nbs/10_video.ipynb #e5859431
 @lru_cache(maxsize=64)
 def _scan_file(path, stream, size, modified):
     with _open(path, stream) as (container, s):
@@ -107,14 +109,14 @@ def _scan_file(path, stream, size, modified):
     stamped = bool(rows) and all(pts is not None for pts, *_ in rows)
     if not stamped: rows = [(i, True, i == 0, 1) for i in range(len(rows))]
     tick = s.time_base if stamped else 1 / Fraction(rate)
-    rows.sort(key=lambda r: r[0])
-    pts = np.array([r[0] for r in rows if r[1]], np.int64)
+    rows = sorted((r + (i,) for i, r in enumerate(rows)), key=lambda r: r[0])
+    pts, order = np.array([(r[0], r[4]) for r in rows if r[1]], np.int64).reshape(-1, 2).T
     if not len(pts): raise VideoError(path, "it holds no frames", "copy or download it again")
     key_pts = np.array([r[0] for r in rows if r[2]], np.int64)
     keys = np.searchsorted(pts, key_pts)
     times = (pts - pts[0]) * float(tick)
     last = float(rows[-1][3] * tick) or (float(np.median(np.diff(times))) if len(pts) > 1 else float(1 / Fraction(rate)))
-    return _Index(pts, times, keys[keys < len(pts)], key_pts[keys < len(pts)], stamped, last, damage)
+    return _Index(pts, times, keys[keys < len(pts)], key_pts[keys < len(pts)], order, stamped, last, damage)
 
 def _scan(path, stream=None):
     "The index of a file, read once as long as the file stays the same."
@@ -206,22 +208,21 @@ def _numbered(container, stream, index):
 
 def _turns(frame): return round(frame.rotation / 90) % 4
 
-# %% ../nbs/10_video.ipynb #c1625b45
+# %% ../nbs/10_video.ipynb #fba2856f
 def _decode(container, stream, index, numbers):
     "Yields (n, frame) for each of the sorted `numbers`, with None for a frame that cannot be had."
     frames, held, at, jumped = _numbered(container, stream, index), None, 0, False
-    for n in numbers:
-        k = int(np.searchsorted(index.keys, n, "right")) - 1
+    for n, k in zip(numbers, np.searchsorted(index.keys, numbers, "right") - 1):
         if index.stamped and k >= 0 and index.keys[k] > at:
             container.seek(int(index.key_pts[k]), stream=stream)
             frames, held, jumped = _numbered(container, stream, index), None, True
         if held is None or held[0] < n: held = next((f for f in frames if f[0] >= n), None)
-        if jumped and (held is None or held[0] != n):
+        if jumped and (held is None or held[0] != n or held[1].is_corrupt):
             container.seek(int(index.key_pts[0]), stream=stream)
             frames, jumped = _numbered(container, stream, index), False
             held = next((f for f in frames if f[0] >= n), None)
         at = held[0] + 1 if held else len(index)
-        yield n, held[1] if held and held[0] == n else None
+        yield n, held[1] if held and held[0] == n and not held[1].is_corrupt else None
 
 # %% ../nbs/10_video.ipynb #4f4d9a94
 _m1, _m2, _c1, _c2, _c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
@@ -366,7 +367,7 @@ def frames_at(
         raise VideoError(path, f"{seconds.min():.2f} to {seconds.max():.2f} s was asked for and it lasts {index.times[-1] + index.last:.2f} s", "ask for times within the film")
     return _pictures(path, index, np.unique(index.at(seconds)).tolist(), size, stream, 0, "raise")
 
-# %% ../nbs/10_video.ipynb #424237f9
+# %% ../nbs/10_video.ipynb #173c5998
 class Vectors(NamedTuple):
     "The motion vectors stored with one frame."
     table: np.ndarray | None  # (N,) structured: source, w, h, src_x, src_y, dst_x, dst_y, flags, motion_x, motion_y, motion_scale; None if the frame has none
@@ -374,10 +375,37 @@ class Vectors(NamedTuple):
     time: float  # seconds since the film's first frame
     number: int  # place among the shown frames
     size: tuple[int, int]  # (width, height) of the stored frame, before any turning
+    turns: int  # quarter turns counter-clockwise by which the stored frame is shown
+    since: int  # frames back to the presumed reference of vectors that point to the past
+    until: int  # frames ahead to the presumed reference of vectors that point to the future; 0 if there is none
 
 vector_codecs = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
+_kinds = {1: "I", 2: "P", 3: "B"}
 
-# %% ../nbs/10_video.ipynb #89355539
+def _table(frame):
+    "A copy of the frame's motion vectors, or None."
+    side = SideDataContainer(frame).get("MOTION_VECTORS")
+    if side is None: return None
+    table = side.to_ndarray()
+    return table.view(np.uint64).copy().view(table.dtype)
+
+# %% ../nbs/10_video.ipynb #c82f0417
+def _references(
+    order,  # (N,) place of each shown frame in the order of decoding
+):
+    "(since, until): how many frames back and ahead each frame's presumed references lie; until is 0 if there is none."
+    since, until, ahead = np.ones(len(order), int), np.zeros(len(order), int), np.zeros(len(order), bool)
+    gaps = range(min(16, len(order) - 1), 0, -1)
+    for k in gaps:
+        overtaken = order[k:] < order[:-k]
+        until[:-k][overtaken] = k
+        ahead[k:] |= overtaken
+    for k in gaps:
+        usable = ((until == 0) | ahead)[:-k] & (order[:-k] < order[k:])
+        since[k:][usable] = k
+    return since, until
+
+# %% ../nbs/10_video.ipynb #9eec0901
 def iter_vectors(
     path: str | Path,  # the film
     *,
@@ -392,10 +420,10 @@ def iter_vectors(
     with _open(path, stream, threads=1, vectors=True) as (container, s):
         if s.codec_context.codec.canonical_name not in vector_codecs:
             raise NoMotionVectors(path, f"FFmpeg gives no motion vectors for {s.codec_context.codec.canonical_name}", "make a copy that has them with primenb.video.canonicalise(path, out)")
+        since, until = _references(index.order)
         for n, frame in _whole(path, index, numbers, _decode(container, s, index, numbers), damaged):
-            side = frame.side_data.get("MOTION_VECTORS")
-            kind = {1: "I", 2: "P", 3: "B"}.get(int(frame.pict_type), "?")
-            yield Vectors(side.to_ndarray() if side else None, kind, float(index.times[n]), n, (frame.width, frame.height))
+            yield Vectors(_table(frame), _kinds.get(int(frame.pict_type), "?"), float(index.times[n]), n,
+                (frame.width, frame.height), _turns(frame), int(since[n]), int(until[n]))
 
 # %% ../nbs/10_video.ipynb #4e017af9
 def read_audio(
