@@ -31,7 +31,7 @@ docs: $(ready)  ## build the site in _docs/html
 	python -m primenb.reports docs
 
 readme: $(ready)  ## run nbs/index.ipynb and make README.md of it
-	jupyter nbconvert --to notebook --execute --inplace --log-level WARN nbs/index.ipynb && nbdev_clean --fname nbs/index.ipynb
+	jupyter nbconvert --to notebook --execute --inplace --log-level WARN --KernelManager.transport_encryption=auto nbs/index.ipynb && nbdev_clean --fname nbs/index.ipynb
 	python -m primenb.reports readme
 
 bench: $(ready)  ## measure speed beside other libraries, into runs/bench

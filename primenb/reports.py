@@ -183,7 +183,7 @@ def readme():
     for name, data in {"README.md": text.encode(), **pictures}.items():
         with atomic(root() / name) as f: f.write_bytes(data)
 
-# %% ../nbs/01_reports.ipynb #2b79c84e
+# %% ../nbs/01_reports.ipynb #b4ff9fea
 def site_cells(
     cell: dict,  # a code cell
     module: str,  # the module that the notebook exports, such as "primenb.core"
@@ -199,7 +199,7 @@ def site_cells(
     names = [node.name for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
     texts = [show_doc(getattr(made, name))._repr_markdown_().removeprefix("---\n\n") for name in names if name in made.__all__]
     described = [dict(cell_type="markdown", id=f"{cell['id']}-{i}", metadata={}, source=text) for i, text in enumerate(texts)]
-    return [*described, {**cell, "source": source, "metadata": dict(tags=["hide-input"])}]
+    return [*described, {**cell, "source": source, "metadata": dict(tags=["hide-input"] if described else [])}]
 
 # %% ../nbs/01_reports.ipynb #3883d3dc
 def site_page(
