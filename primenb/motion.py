@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['cell', 'Motion', 'iter_motion', 'read_motion', 'window_motion', 'to_tokens', 'cached_motion']
 
-# %% ../nbs/11_motion.ipynb #d73dae15
-import hashlib, json, tempfile
-from dataclasses import dataclass
+# %% ../nbs/11_motion.ipynb #de7c9db8
+import tempfile
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Iterator
 
 import numpy as np
 
-from .core import atomic
+from .core import atomic, fingerprint
 from .video import NoMotionVectors, Vectors, VideoError, canonicalise, iter_vectors, probe
 
 # %% ../nbs/11_motion.ipynb #be521b3b
@@ -67,7 +67,7 @@ def _fields(vectors: list[Vectors]) -> np.ndarray:
     grid = grid[:, : -(-height // cell), : -(-width // cell)]
     return np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns) if turns else grid
 
-# %% ../nbs/11_motion.ipynb #4af1424c
+# %% ../nbs/11_motion.ipynb #50bdf000
 @dataclass(frozen=True)
 class Motion:
     "Displacement in pixels per frame over a stretch of film, on a grid of cells."
@@ -81,6 +81,9 @@ class Motion:
     camera: np.ndarray | None  # (T,2) camera motion that was taken out, or None
 
     def __len__(self): return len(self.field)
+    def __getitem__(self, frames: slice):
+        per_frame = {k: getattr(self, k) for k in ("field", "times", "numbers", "kinds", "measured", "camera")}
+        return replace(self, **{k: v if v is None else v[frames] for k, v in per_frame.items()})
     @property
     def speed(self): return np.hypot(self.field[..., 0], self.field[..., 1])  # (T,h,w) pixels per frame
 
@@ -205,12 +208,7 @@ def to_tokens(
     pooled = Ay @ (values @ Ax.T)
     return np.moveaxis(pooled, 0, -1) if vectors else pooled
 
-# %% ../nbs/11_motion.ipynb #0fc35f6c
-def _fingerprint(path, settings):
-    with open(path, "rb") as f: content = hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16))
-    content.update(json.dumps([1, settings], sort_keys=True).encode())
-    return content.hexdigest()
-
+# %% ../nbs/11_motion.ipynb #d3298912
 def cached_motion(
     path: str | Path,  # the film
     folder: str | Path | None = None,  # where sidecar files are kept; None for the film's own folder
@@ -221,7 +219,7 @@ def cached_motion(
     "`read_motion`, read once and then from a sidecar file; displacements are kept to three digits."
     path = Path(path)
     if not path.is_file(): probe(path)
-    key = _fingerprint(path, dict(settings, canonical=canonical))
+    key = fingerprint(path, dict(settings, canonical=canonical, format=1))
     sidecar = Path(folder or path.parent) / f"{path.stem}.{key}.motion.npz"
     try: return _load(sidecar)
     except FileNotFoundError: pass

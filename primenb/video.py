@@ -343,7 +343,7 @@ def iter_frames(
     index = _scan(path, stream)
     return _pictures(path, index, _numbers(path, index, frames, seconds, step), size, stream, threads, damaged)
 
-# %% ../nbs/10_video.ipynb #bfc9ff9e
+# %% ../nbs/10_video.ipynb #7e70dcc0
 def read_frames(
     path: str | Path,  # the film
     **how,  # `frames`, `seconds`, `step`, `size`, `stream`, `threads`, `damaged` as in `iter_frames`
@@ -359,13 +359,14 @@ def frames_at(
     *,
     size: int | tuple | None = None,  # (width, height), or the short side
     stream: int | None = None,  # which video stream
+    damaged: str = "raise",  # as in `iter_frames`
 ) -> Iterator[Frame]:
     "The picture on the screen at each of these times, in film order, each once."
     index = _scan(path, stream)
     seconds = np.asarray(list(seconds), float)
     if len(seconds) and not (-1e-6 <= seconds.min() and seconds.max() <= index.times[-1] + index.last + 1e-6):
         raise VideoError(path, f"{seconds.min():.2f} to {seconds.max():.2f} s was asked for and it lasts {index.times[-1] + index.last:.2f} s", "ask for times within the film")
-    return _pictures(path, index, np.unique(index.at(seconds)).tolist(), size, stream, 0, "raise")
+    return _pictures(path, index, np.unique(index.at(seconds)).tolist(), size, stream, 0, damaged)
 
 # %% ../nbs/10_video.ipynb #173c5998
 class Vectors(NamedTuple):
@@ -509,18 +510,19 @@ def _to_encode(path, picture, n, stream, rate):
     frame.duration = round(_clock / rate)
     return frame
 
-# %% ../nbs/10_video.ipynb #52090d01
+# %% ../nbs/10_video.ipynb #6651e273
 def canonicalise(
     path: str | Path,  # the film
     out: str | Path,  # the copy to write, an .mp4
     short_side: int = 256,  # pixels; a smaller film keeps its size
     *,
+    crf: int = 10,  # quality; with fewer bits to spend the encoder prefers cheap vectors to true ones
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `iter_frames`
 ) -> Path:  # `out`
     "A copy whose motion vectors follow motion: H.264, each frame predicted from the one before, without sound."
     info = probe(path, stream)
     pictures = iter_frames(path, size=min(short_side, *_even(info)), stream=stream, damaged=damaged)
-    return encode(out, progress(pictures, "canonical copy", info.frames, "frame"), info.rate, crf=23, preset="veryfast", options=dict(bf="0", refs="1", sc_threshold="0"))
+    return encode(out, progress(pictures, "canonical copy", info.frames, "frame"), info.rate, crf=crf, preset="veryfast", options=dict(bf="0", refs="1", sc_threshold="0"))
 
 def _even(info): return info.width // 2 * 2, info.height // 2 * 2
