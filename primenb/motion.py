@@ -48,7 +48,7 @@ def _mean(a, b):
     mean[both] = (a[both] + b[both]) / 2
     return mean
 
-# %% ../nbs/11_motion.ipynb #694f6789
+# %% ../nbs/11_motion.ipynb #09714528
 def _fields(vectors: list[Vectors]) -> np.ndarray:
     "(T,h,w) complex displacement per frame on cells, NaN where there is no vector."
     (width, height), turns = vectors[0].size, vectors[0].turns
@@ -65,7 +65,7 @@ def _fields(vectors: list[Vectors]) -> np.ndarray:
         if past.all(): grid = _paint(shape, at, d, wide, high)
         else: grid = _mean(*(_paint(shape, at[m], d[m], wide[m], high[m]) for m in (past, ~past)))
     grid = grid[:, : -(-height // cell), : -(-width // cell)]
-    return np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns) if turns else grid
+    return np.ascontiguousarray(np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns)) if turns else grid
 
 # %% ../nbs/11_motion.ipynb #50bdf000
 @dataclass(frozen=True)
