@@ -213,7 +213,7 @@ def site_page(
     notebook["cells"] = [new for cell in notebook["cells"] for new in (site_cells(cell, module) if cell["cell_type"] == "code" else [cell])]
     write(notebook, to)
 
-# %% ../nbs/01_reports.ipynb #fae53f5d
+# %% ../nbs/01_reports.ipynb #e959e489
 contents = """~~~{toctree}
 :hidden:
 :glob:
@@ -225,8 +225,8 @@ contents = """~~~{toctree}
 def docs():
     "Builds the site in _docs/html: all notebooks and the reports of all experiments that were run."
     from sphinx.cmd.build import build_main
-    pages, runs = root() / "_proc", root() / "runs"
-    shutil.rmtree(pages, ignore_errors=True)
+    pages, site, runs = root() / "_proc", root() / "_docs", root() / "runs"
+    for old in (pages, site): shutil.rmtree(old, ignore_errors=True)
     for nb in sorted((root() / "nbs").glob("*.ipynb")): site_page(nb, pages / nb.name)
     for report in runs.rglob("report.ipynb"):
         write(read(report), pages / "exp" / f"{report.parent.relative_to(runs)}.ipynb")
@@ -234,7 +234,7 @@ def docs():
     for part, pattern in [("Notebooks", "[0-9]*")] + [("Experiments", "exp/**")] * (pages / "exp").exists():
         index["cells"].append(dict(cell_type="markdown", id=part.lower(), metadata={}, source=contents % (part, pattern)))
     write(index, pages / "index.ipynb")
-    if build_main(["-q", "-c", str(root() / "docs"), str(pages), str(root() / "_docs/html")]):
+    if build_main(["-q", "-c", str(root() / "docs"), str(pages), str(site / "html")]):
         raise PrimenbError(pages, "Sphinx could not build the site", "see its messages above")
 
 # %% ../nbs/01_reports.ipynb #097b345f

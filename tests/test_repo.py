@@ -105,6 +105,17 @@ def test_readme_is_the_index():
     assert results_table() in text, "run `make readme`: the results have changed"
 
 
+def test_index_leads_to_every_notebook():
+    index = "\n".join(cell["source"] for cell in read(project / "nbs/index.ipynb")["cells"])
+    assert [nb.name for nb in library if f"({nb.name})" not in index] == []
+
+
+@pytest.mark.slow
+def test_site_builds_without_a_warning():
+    assert tool("python", "-m", "primenb.reports", "docs") == ""
+    assert [nb.stem for nb in library if not (project / f"_docs/html/{nb.stem}.html").exists()] == []
+
+
 def test_no_machine_in_the_files():
     "No path of somebody's machine, no address of a package index."
     private = re.compile(r"(?<![\w.~/-])/(work|home|root|Users|tmp|opt)/\w|index-url|find-links|/simple/|@ file:")
