@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'FilmReport', 'Part', 'analyse']
 
-# %% ../nbs/60_film.ipynb #6f481239
+# %% ../nbs/60_film.ipynb #1efdc43d
 import html, json, shutil, tempfile, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .core import PrimenbError, atomic, env, fingerprint, progress
+from .core import PrimenbError, atomic, env, fingerprint, progress, rounded
 from .motion import iter_motion, to_tokens
 from .shots import detect_shots, load_shots, save_shots
 from .video import VideoInfo, canonicalise, frame_times, frames_at, probe, vector_codecs
 from .viz import draw_motion
 
-# %% ../nbs/60_film.ipynb #907fa7cb
+# %% ../nbs/60_film.ipynb #08016b39
 @dataclass
 class FilmReport:
     "What is known of one film, and the folder where it is kept."
@@ -32,9 +32,13 @@ class FilmReport:
     done: dict = field(default_factory=dict)  # part name -> its facts
 
     @property
-    def shots(self) -> pd.DataFrame: return load_shots(self.out / "shots.csv")
+    def shots(self) -> pd.DataFrame:
+        "The shot table."
+        return load_shots(self.out / "shots.csv")
     @property
-    def motion(self) -> pd.DataFrame: return pd.read_csv(self.out / "motion.csv")
+    def motion(self) -> pd.DataFrame:
+        "One row per frame: time, shot, camera_x, camera_y, own; speeds in picture widths per second."
+        return pd.read_csv(self.out / "motion.csv")
     def _repr_html_(self): return f'<iframe src="{html.escape(str(self.out / "report.html"))}" width="100%" height="700"></iframe>'
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Part:
     show: Callable[[FilmReport], str]  # its section of the page, as HTML
     needs: tuple[str, ...] = ()  # names of parts that must be done before
 
-# %% ../nbs/60_film.ipynb #7534cce4
+# %% ../nbs/60_film.ipynb #a86a7b56
 def _clock(seconds):
     seconds = round(seconds, 1)
     hours = f"{int(seconds // 3600)}:" if seconds >= 3600 else ""
@@ -62,8 +66,8 @@ def _show_shots(report):
     shots, facts, total = report.shots, report.done["shots"], report.info.duration
     links = "".join(f'<a href="#shot{s.shot}" style="left:{100 * s.start / total:.3f}%;width:{100 * (s.end - s.start) / total:.3f}%" title="shot {s.shot}: {_clock(s.start)} to {_clock(s.end)}"></a>' for s in shots.itertuples())
     picture = '<img src="strip.jpg" alt="the film as a strip, a slice per shot">' if (report.out / "strip.jpg").exists() else ""
-    return f"""<h2>{facts['shots']} {'shots' if facts['shots'] > 1 else 'shot'}</h2>
-<p>Half of the shots last longer than {facts['median']:.1f} s; the shortest {facts['shortest']:.1f} s, the longest {facts['longest']:.1f} s. Each slice is one shot, as wide as it is long.</p>
+    lengths = f"Half of them last longer than {facts['median']:.1f} s; the shortest {facts['shortest']:.1f} s, the longest {facts['longest']:.1f} s. Each slice is one shot, as wide as it is long."
+    return f"""<h2>{facts['shots']} {'shots' if facts['shots'] > 1 else 'shot'}</h2><p>{lengths if facts['shots'] > 1 else 'No cut was found.'}</p>
 <div class="strip">{picture}{links}</div>{_axis(total)}"""
 
 # %% ../nbs/60_film.ipynb #9435dc44
@@ -148,13 +152,14 @@ def _draw(report, shot, arrows):
     image[: round(rows)] = draw_motion(image[: round(rows)], arrows * image.shape[1], scale=6)
     _save(image, report.out / "motion" / _name(shot))
 
-# %% ../nbs/60_film.ipynb #d4cb98b1
-def _curve(times, values, total, top, points=800):
-    "An SVG path below which the values lie; several frames in one column show their largest."
-    column = np.minimum((times / total * points).astype(int), points - 1)
-    highest = pd.Series(values).groupby(column).max()
-    steps = " ".join(f"L{1000 * c / points:.1f} {100 - 100 * min(v / top, 1):.1f} L{1000 * (c + 1) / points:.1f} {100 - 100 * min(v / top, 1):.1f}" for c, v in highest.items())
-    return f"M0 100 {steps} L1000 100 Z"
+# %% ../nbs/60_film.ipynb #adca6a14
+def _curve(times, values, total, top, points=500):
+    "An SVG path below which the values lie, averaged over a quarter of a second or a column, whichever is longer."
+    column = (times / max(total / points, 0.25)).astype(int)
+    mean = pd.Series(values).groupby(column).mean()
+    x = 1000 * np.append(mean.index, mean.index[-1] + 1) * max(total / points, 0.25) / total
+    steps = " ".join(f"L{a:.1f} {y:.1f} L{b:.1f} {y:.1f}" for a, b, y in zip(x, x[1:], 100 - 100 * np.minimum(mean / top, 1)))
+    return f"M0 100 {steps} L{x[-1]:.1f} 100 Z"
 
 def _show_motion(report):
     table, shots, facts, total = report.motion, report.shots, report.done["motion"], report.info.duration
@@ -228,7 +233,7 @@ def _page(report, parts):
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>{_style}</style></head>
 <body><header><h1>{title}</h1><div class="facts">{facts}</div>{damage}</header>{sections}<footer>primenb {env()['versions'].get('primenb', '')}. Tables: <a href="shots.csv">shots.csv</a>{', <a href="motion.csv">motion.csv</a>' if 'motion' in report.done else ''}; facts: <a href="film.json">film.json</a>.</footer></body></html>"""
 
-# %% ../nbs/60_film.ipynb #719675f5
+# %% ../nbs/60_film.ipynb #c843d3c7
 def _begin(path, out, settings, overwrite):
     "The report as far as it exists."
     info, out = probe(path), Path(out)
@@ -249,7 +254,11 @@ def _begin(path, out, settings, overwrite):
 def _write(path, text):
     with atomic(path) as temporary: temporary.write_text(text, encoding="utf-8")
 
-# %% ../nbs/60_film.ipynb #9ccc3be0
+def _save_state(report, key):
+    state = dict(film=report.path.name, content=key, settings=report.settings, info=asdict(report.info) | {"path": report.path.name}, parts=report.done, made_with=env())
+    _write(report.out / "film.json", json.dumps(rounded(state), indent=1, default=str))
+
+# %% ../nbs/60_film.ipynb #044ab641
 def analyse(
     path: str | Path,  # the film
     out: str | Path,  # the report's folder
@@ -271,8 +280,7 @@ def analyse(
         started = time.perf_counter()
         facts = part.make(report)
         report.done[part.name] = dict(facts, seconds=round(time.perf_counter() - started, 2))
-        state = dict(film=report.path.name, content=key, settings=report.settings, info=asdict(report.info) | {"path": report.path.name}, parts=report.done, made_with=env())
-        _write(report.out / "film.json", json.dumps(state, indent=1, default=str))
+        _save_state(report, key)
         tell(f"{part.name}: {report.done[part.name]['seconds']:.1f} s")
     _write(report.out / "report.html", _page(report, known))
     return report

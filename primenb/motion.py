@@ -67,7 +67,7 @@ def _fields(vectors: list[Vectors]) -> np.ndarray:
     grid = grid[:, : -(-height // cell), : -(-width // cell)]
     return np.ascontiguousarray(np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns)) if turns else grid
 
-# %% ../nbs/11_motion.ipynb #50bdf000
+# %% ../nbs/11_motion.ipynb #93f68143
 @dataclass(frozen=True)
 class Motion:
     "Displacement in pixels per frame over a stretch of film, on a grid of cells."
@@ -82,10 +82,13 @@ class Motion:
 
     def __len__(self): return len(self.field)
     def __getitem__(self, frames: slice):
+        "A shorter stretch of the same motion."
         per_frame = {k: getattr(self, k) for k in ("field", "times", "numbers", "kinds", "measured", "camera")}
         return replace(self, **{k: v if v is None else v[frames] for k, v in per_frame.items()})
     @property
-    def speed(self): return np.hypot(self.field[..., 0], self.field[..., 1])  # (T,h,w) pixels per frame
+    def speed(self):
+        "Length of the displacement."
+        return np.hypot(self.field[..., 0], self.field[..., 1])  # (T,h,w) pixels per frame
 
 # %% ../nbs/11_motion.ipynb #21e8e245
 def _remove_camera(grids):
@@ -129,7 +132,7 @@ def _gather(path, vectors, remove_camera) -> Motion:
     (width, height), turns = notes[0].size[:: -1 if notes[0].turns % 2 else 1], notes[0].turns
     return Motion(grids.view(np.float32).reshape(*grids.shape, 2), _borders(width, turns in (2, 3)), _borders(height, turns in (1, 2)), times, numbers, kinds, measured, camera)
 
-# %% ../nbs/11_motion.ipynb #4fb663fe
+# %% ../nbs/11_motion.ipynb #fee29f39
 def iter_motion(
     path: str | Path,  # the film
     bounds: list[int],  # frame numbers b0 < b1 < … < bn; stretch i runs from bi to before b(i+1)
@@ -143,6 +146,7 @@ def iter_motion(
     for _, stretch in groupby(vectors, key=lambda v: np.searchsorted(bounds, v.number, "right")):
         yield _gather(path, stretch, remove_camera)
 
+# %% ../nbs/11_motion.ipynb #91a9ab1c
 def read_motion(
     path: str | Path,  # the film
     *,
@@ -170,7 +174,7 @@ def window_motion(
     px, py = np.meshgrid(x, y)
     return np.stack([px - (x1 + s1 * px - x0) / s0, py - (y1 + s1 * py - y0) / s0], -1)
 
-# %% ../nbs/11_motion.ipynb #2aefc2c3
+# %% ../nbs/11_motion.ipynb #6fc50e78
 def _shares(
     borders: np.ndarray,  # (n+1,) of the cells
     low: float, high: float,  # the window
@@ -181,6 +185,21 @@ def _shares(
     shared = np.minimum(cuts[1:, None], borders[1:]) - np.maximum(cuts[:-1, None], borders[:-1])
     return (np.maximum(shared, 0) * parts / (high - low)).astype(np.float32)
 
+# %% ../nbs/11_motion.ipynb #cc939899
+def _window(motion, patch, size, crop, flip):
+    "The two matrices for this crop, resize and mirror, and the factors by which displacements grow."
+    left, top, right, bottom = crop or (0, 0, motion.x[-1], motion.y[-1])
+    if not (0 <= left < right <= motion.x[-1] and 0 <= top < bottom <= motion.y[-1]):
+        raise ValueError(f"the crop {crop} does not lie within the film's {motion.x[-1]:g}x{motion.y[-1]:g} pixels")
+    width, height = size or (right - left, bottom - top)
+    zoom = np.array([width / (right - left), height / (bottom - top)], np.float32)
+    across, down = int(width // patch), int(height // patch)
+    if not (across and down): raise ValueError(f"{width:g}x{height:g} pixels do not hold one token of {patch}x{patch}")
+    Ay = _shares(motion.y, top, top + down * patch / zoom[1], down)
+    if not flip: return Ay, _shares(motion.x, left, left + across * patch / zoom[0], across), zoom
+    return Ay, _shares(motion.x, right - across * patch / zoom[0], right, across)[::-1], zoom * np.array([-1, 1], np.float32)
+
+# %% ../nbs/11_motion.ipynb #4cee120e
 def to_tokens(
     motion: Motion,  # a stretch of T frames
     patch: int = 16,  # pixels of the resized picture
@@ -192,17 +211,10 @@ def to_tokens(
     vectors: bool = False,  # give mean displacements instead of mean speeds
 ) -> np.ndarray:  # (T//tubelet, height//patch, width//patch), with a last axis of 2 if `vectors`
     "Motion energy per token, in pixels per frame of the picture after crop and resize."
-    left, top, right, bottom = crop or (0, 0, motion.x[-1], motion.y[-1])
-    if not (0 <= left < right <= motion.x[-1] and 0 <= top < bottom <= motion.y[-1]):
-        raise ValueError(f"the crop {crop} does not lie within the film's {motion.x[-1]:g}x{motion.y[-1]:g} pixels")
-    width, height = size or (right - left, bottom - top)
-    zoom = np.array([width / (right - left), height / (bottom - top)], np.float32)
-    across, down, slots = int(width // patch), int(height // patch), len(motion) // tubelet
-    if not (across and down and slots): raise ValueError(f"{len(motion)} frames of {width:g}x{height:g} pixels do not fill one token of {tubelet} frames of {patch}x{patch}")
-    Ax = _shares(motion.x, left, left + across * patch / zoom[0], across)
-    Ay = _shares(motion.y, top, top + down * patch / zoom[1], down)
-    if flip: Ax = _shares(motion.x, right - across * patch / zoom[0], right, across)[::-1]
-    d = motion.field[: slots * tubelet] * (zoom if not flip else zoom * np.array([-1, 1], np.float32))
+    Ay, Ax, zoom = _window(motion, patch, size, crop, flip)
+    slots = len(motion) // tubelet
+    if not slots: raise ValueError(f"{len(motion)} frames do not fill one token of {tubelet}")
+    d = motion.field[: slots * tubelet] * zoom
     values = np.moveaxis(d, -1, 0) if vectors else np.sqrt(d[..., 0] ** 2 + d[..., 1] ** 2)
     values = values.reshape(*values.shape[:-3], slots, tubelet, *values.shape[-2:]).mean(-3)
     pooled = Ay @ (values @ Ax.T)

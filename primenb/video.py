@@ -124,13 +124,14 @@ def _scan(path, stream=None):
     stat = path.stat() if path.is_file() else None
     return _scan_file(path, stream, stat and stat.st_size, stat and stat.st_mtime_ns)
 
-# %% ../nbs/10_video.ipynb #eac14c9e
+# %% ../nbs/10_video.ipynb #65203e08
 class AudioInfo(NamedTuple):
     "One sound track."
     codec: str
     rate: int  # samples per second
     channels: int
 
+# %% ../nbs/10_video.ipynb #7a33aae9
 @dataclass(frozen=True)
 class VideoInfo:
     "What a film file holds; times in seconds, sizes in pixels as shown."
@@ -153,13 +154,11 @@ class VideoInfo:
     video_streams: int
     audio: tuple[AudioInfo, ...]
     damage: str | None  # why the file is known to be incomplete
-
     def __str__(self):
-        rate = f"{'about ' if self.variable else ''}{float(self.rate):.6g} frames/s"
-        sound = ", ".join(f"{a.codec} {a.rate} Hz x{a.channels}" for a in self.audio) or "no sound"
-        return f"{self.path.name}: {self.codec} {self.width}x{self.height} {self.bits} bit{' ' + self.hdr if self.hdr else ''}, {self.duration:.2f} s, {self.frames} frames, {rate}, {sound}"
+        rate, sound = f"{'about ' if self.variable else ''}{float(self.rate):.6g} frames/s", ", ".join(f"{a.codec} {a.rate} Hz x{a.channels}" for a in self.audio)
+        return f"{self.path.name}: {self.codec} {self.width}x{self.height} {self.bits} bit{' ' + self.hdr if self.hdr else ''}, {self.duration:.2f} s, {self.frames} frames, {rate}, {sound or 'no sound'}"
 
-# %% ../nbs/10_video.ipynb #ffbc1870
+# %% ../nbs/10_video.ipynb #621da75f
 _transfers = {16: "pq", 18: "hlg"}
 
 def probe(
@@ -183,6 +182,7 @@ def probe(
             _videos(container).index(s), len(_videos(container)),
             tuple(AudioInfo(a.codec_context.name, a.rate, a.channels) for a in container.streams.audio), index.damage)
 
+# %% ../nbs/10_video.ipynb #e051e817
 def frame_times(
     path: str | Path,  # the film
     stream: int | None = None,  # which video stream

@@ -2,10 +2,11 @@
 
     python scripts/starter_film.py data
 
-writes films/starter.mp4 (H.264 as the web has it) and films/starter.csv: for each frame its shot, and where the picture's
-middle and scale lie on the photograph, from which the true displacement of every pixel follows.
+writes films/starter.mp4 (H.264 as the web has it), films/starter.csv (for each frame its shot, and where the picture's middle
+and scale lie on the photograph, from which the true displacement of every pixel follows), films/truth.json and README.md.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_sample_image
 
-from primenb.core import atomic
 from primenb.video import encode
 
 WIDTH, HEIGHT, RATE = 384, 216, 24
@@ -63,13 +63,28 @@ def render(photo, x, y, scale):
     return cv2.warpAffine(smooth, to_photo, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
 
 
+README = """# Data
+
+`films/starter.mp4` shows two photographs that scikit-learn ships through a moving window: panned, tilted, pushed in, pulled out,
+held still, and cut. `films/starter.csv` has for each frame its shot, photograph and window (x, y: the window's middle on the
+photograph in pixels; scale: photograph pixels per film pixel). `films/truth.json` lists the true cuts. Made by
+`scripts/starter_film.py`; the same versions on the same machine make the same bytes.
+
+The photographs come from scikit-learn's `datasets/images` and are shared under CC BY 2.0 (creativecommons.org/licenses/by/2.0):
+china.jpg by danielbuechele (flickr.com/photos/danielbuechele/6061409035), flower.jpg by vultilion
+(flickr.com/photos/vultilion/6056698931). Cut, resized and moved by us.
+"""
+
+
 def main(out):
     photos = {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
     table = frame_table()
     pictures = (render(photos[row.photo], row.x, row.y, row.scale) for row in table.itertuples())
     film = encode(Path(out) / "films/starter.mp4", pictures, RATE, crf=21, options={"threads": "1"})
-    with atomic(film.with_suffix(".csv")) as temporary:
-        table.to_csv(temporary, index=False)
+    table.to_csv(film.with_suffix(".csv"), index=False)
+    cuts = np.flatnonzero(np.diff(table["shot"])) + 1
+    (film.parent / "truth.json").write_text(json.dumps({film.name: {"cuts": cuts.tolist(), "views": "starter.csv"}}) + "\n")
+    (Path(out) / "README.md").write_text(README)
     print(f"{film}: {len(table)} frames, {film.stat().st_size / 1000:.0f} kB")
 
 
