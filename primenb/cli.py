@@ -26,10 +26,8 @@ def _parser():
     a.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a report")
     return parser
 
-# %% ../nbs/61_cli.ipynb #b84389da
+# %% ../nbs/61_cli.ipynb #b923813f
 def _stop(number, frame): raise SystemExit(128 + number)
-
-def _warn(message, *_, **__): print(f"primenb: {message}", file=sys.stderr)
 
 def main(
     argv: list[str] | None = None,  # the arguments; None for those of the process
@@ -37,10 +35,11 @@ def main(
     "The command `primenb`."
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
-    warnings.showwarning = _warn
+    how = dict(detector=args.detector, damaged="skip" if args.skip_damaged else "raise", overwrite=args.overwrite)
     try:
-        report = analyse(args.film, args.out, parts=args.parts.split(",") if args.parts else None, detector=args.detector,
-            damaged="skip" if args.skip_damaged else "raise", overwrite=args.overwrite, tell=lambda line: print(line, file=sys.stderr))
+        with warnings.catch_warnings(record=True) as warned:
+            report = analyse(args.film, args.out, parts=args.parts.split(",") if args.parts else None, tell=lambda line: print(line, file=sys.stderr), **how)
+        if warned: _fail(str(warned[0].message), 0)
     except PrimenbError as e: return _fail(str(e), 1)
     except OSError as e: return _fail(f"{e.filename or args.out}: {e.strerror}; see that it can be written and that the disk is not full", 1)
     except KeyboardInterrupt: return _fail("stopped; the same command continues", 130)
@@ -51,3 +50,6 @@ def main(
 def _fail(message, code):
     print(f"primenb: {message}", file=sys.stderr)
     return code
+
+# %% ../nbs/61_cli.ipynb #d5bc4188
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

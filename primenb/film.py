@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'FilmReport', 'Part', 'analyse']
 
-# %% ../nbs/60_film.ipynb #1efdc43d
+# %% ../nbs/60_film.ipynb #164ba7da
 import html, json, shutil, tempfile, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from PIL import Image
 from .core import PrimenbError, atomic, env, fingerprint, progress, rounded
 from .motion import iter_motion, to_tokens
 from .shots import detect_shots, load_shots, save_shots
-from .video import VideoInfo, canonicalise, frame_times, frames_at, probe, vector_codecs
+from .video import VideoError, VideoInfo, canonicalise, frame_times, frames_at, probe, vector_codecs
 from .viz import draw_motion
 
 # %% ../nbs/60_film.ipynb #08016b39
@@ -76,7 +76,7 @@ def _axis(total, ticks=8):
     steps = [s for s in (0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600) if total / s <= ticks] or [3600 * round(total / 3600 / ticks + 1)]
     return '<div class="axis">' + "".join(f'<span style="left:{100 * t / total:.2f}%">{_clock(t).removesuffix(".0")}</span>' for t in np.arange(0, total * 0.97, steps[0])) + "</div>"
 
-# %% ../nbs/60_film.ipynb #a6889204
+# %% ../nbs/60_film.ipynb #70f7cf17
 def _name(shot, key=2): return f"{shot:04d}-{key}.jpg"
 
 def _save(image, path):
@@ -87,7 +87,8 @@ def _make_keyframes(report):
     wanted = sorted((t, s.shot, k) for s in shots.itertuples() for k, t in enumerate((s.key1, s.key2, s.key3), 1))
     frames, frame = frames_at(report.path, [t for t, *_ in wanted], size=size, damaged=report.settings["damaged"]), None
     for t, shot, k in progress(wanted, "key-frames", unit="picture"):
-        while frame is None or frame.time < t - 1e-4: frame = next(frames)
+        while (frame is None or frame.time < t - 1e-4) and (later := next(frames, None)): frame = later
+        if frame is None: raise VideoError(report.path, "not one key-frame can be decoded", "copy it again")
         _save(frame.image, report.out / "keyframes" / _name(shot, k))
     _save(_strip(report, shots), report.out / "strip.jpg")
     return dict(pictures=len(wanted))
@@ -233,7 +234,7 @@ def _page(report, parts):
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>{_style}</style></head>
 <body><header><h1>{title}</h1><div class="facts">{facts}</div>{damage}</header>{sections}<footer>primenb {env()['versions'].get('primenb', '')}. Tables: <a href="shots.csv">shots.csv</a>{', <a href="motion.csv">motion.csv</a>' if 'motion' in report.done else ''}; facts: <a href="film.json">film.json</a>.</footer></body></html>"""
 
-# %% ../nbs/60_film.ipynb #c843d3c7
+# %% ../nbs/60_film.ipynb #2f280b34
 def _begin(path, out, settings, overwrite):
     "The report as far as it exists."
     info, out = probe(path), Path(out)
@@ -244,8 +245,9 @@ def _begin(path, out, settings, overwrite):
         if out.exists() and any(out.iterdir()) and not overwrite: raise PrimenbError(out, "the folder holds other files", "name an empty or a new one")
         return report, key
     try: saved = json.loads(state.read_text())
-    except ValueError: saved = {}
+    except ValueError: saved = None
     if overwrite: return report, key
+    if not saved: raise PrimenbError(state, "it is damaged", "begin anew with --overwrite")
     if saved.get("content") != key: raise PrimenbError(out, f"it holds the report of another film, {saved.get('film', 'unknown')}", "name another folder, or overwrite it (--overwrite)")
     if saved["settings"] != settings: raise PrimenbError(out, f"it was made with other settings, {saved['settings']}", "name another folder, or overwrite it (--overwrite)")
     report.done = saved["parts"]

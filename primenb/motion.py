@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cell', 'Motion', 'iter_motion', 'read_motion', 'window_motion', 'to_tokens', 'cached_motion']
 
-# %% ../nbs/11_motion.ipynb #de7c9db8
+# %% ../nbs/11_motion.ipynb #65eea501
 import tempfile
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -15,46 +15,50 @@ from typing import Iterator
 import numpy as np
 
 from .core import atomic, fingerprint
-from .video import NoMotionVectors, Vectors, VideoError, canonicalise, iter_vectors, probe
+from .video import NoMotionVectors, Vectors, VideoError, canonicalise, frame_times, iter_vectors, probe
 
-# %% ../nbs/11_motion.ipynb #be521b3b
+# %% ../nbs/11_motion.ipynb #be2f126b
 cell = 8  # pixels; the finest block that FFmpeg reports
 
-def _paint(shape, at, d, wide, high):
-    "A (T,h,w) grid with each displacement on the one, two or four cells of its block, the first at flat index `at`; NaN elsewhere."
-    grid = np.full(shape, np.nan, np.complex64)
-    flat, both = grid.reshape(-1), wide & high
+def _paint(shape, at, d, wide, high, empty=np.nan):
+    "A (T,h,w) grid with each displacement on the one, two or four cells of its block, the first at flat index `at`; `empty` elsewhere."
+    grid, whole = np.full(shape, empty, np.complex64), wide & high
+    flat = grid.reshape(-1)
+    flat[at[whole]] = d[whole]
+    grid[:, ::2, 1::2] = grid[:, ::2, ::2]
+    grid[:, 1::2] = grid[:, ::2]
+    at, d, wide, high = (a[~whole] for a in (at, d, wide, high))
     flat[at] = d
     flat[at[wide] + 1] = d[wide]
     flat[at[high] + shape[2]] = d[high]
-    flat[at[both] + shape[2] + 1] = d[both]
     return grid
 
-# %% ../nbs/11_motion.ipynb #76b1cc9d
+# %% ../nbs/11_motion.ipynb #b76df255
 def _displacements(rows, counts, since, until):
     "(N,) complex displacement in pixels per frame, and whether the vector points to the past."
     past, scale = rows["source"] < 0, np.float32(rows["motion_scale"][0])
-    back, ahead = (np.repeat((sign / scale / np.maximum(n, 1)).astype(np.float32), counts) for sign, n in ((-1, since), (1, until)))
-    per_frame = np.where(past, back, ahead)
+    per_frame = np.repeat((-1 / scale / since).astype(np.float32), counts)
+    if not past.all(): per_frame = np.where(past, per_frame, np.repeat((1 / scale / np.maximum(until, 1)).astype(np.float32), counts))
     d = np.empty(len(rows), np.complex64)
-    d.real, d.imag = rows["motion_x"] * per_frame, rows["motion_y"] * per_frame
+    d.real, d.imag = rows["motion_x"], rows["motion_y"]
+    d *= per_frame
     return d, past
 
-def _mean(a, b):
-    "The mean of two grids where both have a value, else the one that has."
+def _mean(a, b, empty):
+    "The mean of two grids where both have a value, else the one that has, else `empty`."
     no_a, no_b = np.isnan(a.real), np.isnan(b.real)
-    mean = np.where(no_a, b, a)
+    mean = np.where(no_a, np.where(no_b, np.complex64(empty), b), a)
     both = ~(no_a | no_b)
     mean[both] = (a[both] + b[both]) / 2
     return mean
 
-# %% ../nbs/11_motion.ipynb #09714528
-def _fields(vectors: list[Vectors]) -> np.ndarray:
-    "(T,h,w) complex displacement per frame on cells, NaN where there is no vector."
+# %% ../nbs/11_motion.ipynb #1af23eec
+def _fields(vectors: list[Vectors], empty=np.nan) -> np.ndarray:
+    "(T,h,w) complex displacement per frame on cells, `empty` where there is no vector."
     (width, height), turns = vectors[0].size, vectors[0].turns
     shape = len(vectors), -(-height // 32) * 4, -(-width // 16) * 2
     counts = [0 if v.table is None else len(v.table) for v in vectors]
-    if not sum(counts): grid = np.full(shape, np.nan, np.complex64)
+    if not sum(counts): grid = np.full(shape, empty, np.complex64)
     else:
         tables = [v.table for v in vectors if v.table is not None]
         rows = np.concatenate([t.view(np.uint64) for t in tables]).view(tables[0].dtype)
@@ -62,8 +66,8 @@ def _fields(vectors: list[Vectors]) -> np.ndarray:
         wide, high = rows["w"] == 16, rows["h"] == 16
         top, left = (rows["dst_y"] - (rows["h"] >> 1)) >> 3, (rows["dst_x"] - (rows["w"] >> 1)) >> 3
         at = np.repeat(np.arange(len(vectors), dtype=np.int32) * np.int32(shape[1] * shape[2]), counts) + top * np.int32(shape[2]) + left
-        if past.all(): grid = _paint(shape, at, d, wide, high)
-        else: grid = _mean(*(_paint(shape, at[m], d[m], wide[m], high[m]) for m in (past, ~past)))
+        if past.all(): grid = _paint(shape, at, d, wide, high, empty)
+        else: grid = _mean(*(_paint(shape, at[m], d[m], wide[m], high[m]) for m in (past, ~past)), empty)
     grid = grid[:, : -(-height // cell), : -(-width // cell)]
     return np.ascontiguousarray(np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns)) if turns else grid
 
@@ -90,14 +94,15 @@ class Motion:
         "Length of the displacement."
         return np.hypot(self.field[..., 0], self.field[..., 1])  # (T,h,w) pixels per frame
 
-# %% ../nbs/11_motion.ipynb #21e8e245
+# %% ../nbs/11_motion.ipynb #9e8e75c4
 def _remove_camera(grids):
-    "Takes the median displacement out of each of (T,h,w) complex grids, in place; returns it as (T,2)."
+    "Takes the median displacement out of each of (T,h,w) complex grids and sets places without one to zero, in place; returns it as (T,2)."
     camera = np.zeros((len(grids), 2), np.float32)
     for t, grid in enumerate(grids):
         known = grid[~np.isnan(grid)]
         if len(known): camera[t] = np.median(known.real), np.median(known.imag)
     grids -= (camera @ [1, 1j]).astype(np.complex64)[:, None, None]
+    grids[np.isnan(grids)] = 0
     return camera
 
 def _nearest(measured):
@@ -109,30 +114,32 @@ def _nearest(measured):
     t = np.arange(len(measured))
     return np.where(np.abs(after - t) <= np.abs(t - before), after, before)
 
-# %% ../nbs/11_motion.ipynb #39c414d5
+# %% ../nbs/11_motion.ipynb #8d32bc22
 def _borders(length, turned_end):
     "Borders of 8-pixel cells over `length` pixels; the narrower cell comes first if the frame was turned so."
     borders = np.minimum(np.arange(-(-length // cell) + 1) * cell, length).astype(np.float64)
     return length - borders[::-1] if turned_end else borders
 
-def _block(notes): return max(1, 2**20 // (notes[0].size[0] * notes[0].size[1])) if notes else 1  # frames whose vectors fit into the processor's cache
+def _gather(path, vectors, remove_camera, room) -> Motion:
+    "The motion of at most `room` consecutive frames from their vectors, which are let go of every few frames."
+    vectors, grids, notes, block = iter(vectors), None, [], 1
+    while some := list(islice(vectors, block)):
+        if len({v.size for v in (*some, *notes[:1])}) > 1: raise VideoError(path, "the size of its frames changes", "make a copy of one size with primenb.video.canonicalise(path, out)")
+        fields = _fields(some, np.nan if remove_camera else 0)
+        if grids is None: grids, block = np.empty((room, *fields.shape[1:]), np.complex64), max(1, 2**20 // (some[0].size[0] * some[0].size[1]))
+        grids[len(notes) : len(notes) + len(some)] = fields
+        notes += [v._replace(table=v.table is not None) for v in some]
+    return _motion(grids[: len(notes)], notes, remove_camera)
 
-def _gather(path, vectors, remove_camera) -> Motion:
-    "The motion of consecutive frames from their vectors, which are let go of every few frames."
-    vectors, grids, notes = iter(vectors), [], []
-    while block := list(islice(vectors, _block(notes))):
-        if len({v.size for v in (*block, *notes[:1])}) > 1: raise VideoError(path, "the size of its frames changes", "make a copy of one size with primenb.video.canonicalise(path, out)")
-        grids.append(_fields(block))
-        notes += [v._replace(table=v.table is not None) for v in block]
-    grids, measured = np.concatenate(grids), np.array([v.table for v in notes])
-    camera = _remove_camera(grids) if remove_camera else None
-    grids[np.isnan(grids)] = 0
-    if not measured.all(): grids, camera = grids[_nearest(measured)], camera if camera is None else camera[_nearest(measured)]
+def _motion(grids, notes, remove_camera):
+    measured, turns = np.array([v.table for v in notes]), notes[0].turns
+    camera, source = _remove_camera(grids) if remove_camera else None, _nearest(measured)
+    for t in np.flatnonzero(~measured): grids[t] = grids[source[t]]
     times, numbers, kinds = (np.array([getattr(v, name) for v in notes]) for name in ("time", "number", "kind"))
-    (width, height), turns = notes[0].size[:: -1 if notes[0].turns % 2 else 1], notes[0].turns
-    return Motion(grids.view(np.float32).reshape(*grids.shape, 2), _borders(width, turns in (2, 3)), _borders(height, turns in (1, 2)), times, numbers, kinds, measured, camera)
+    width, height = notes[0].size[:: -1 if turns % 2 else 1]
+    return Motion(grids.view(np.float32).reshape(*grids.shape, 2), _borders(width, turns in (2, 3)), _borders(height, turns in (1, 2)), times, numbers, kinds, measured, camera if camera is None else camera[source])
 
-# %% ../nbs/11_motion.ipynb #fee29f39
+# %% ../nbs/11_motion.ipynb #130c40c7
 def iter_motion(
     path: str | Path,  # the film
     bounds: list[int],  # frame numbers b0 < b1 < … < bn; stretch i runs from bi to before b(i+1)
@@ -144,9 +151,9 @@ def iter_motion(
     "The motion of consecutive stretches of film in one pass, holding one stretch at a time."
     vectors = iter_vectors(path, frames=(bounds[0], bounds[-1]), stream=stream, damaged=damaged)
     for _, stretch in groupby(vectors, key=lambda v: np.searchsorted(bounds, v.number, "right")):
-        yield _gather(path, stretch, remove_camera)
+        yield _gather(path, stretch, remove_camera, room=int(np.diff(bounds).max()))
 
-# %% ../nbs/11_motion.ipynb #91a9ab1c
+# %% ../nbs/11_motion.ipynb #1390944d
 def read_motion(
     path: str | Path,  # the film
     *,
@@ -157,7 +164,8 @@ def read_motion(
     damaged: str = "raise",  # as in `primenb.video.iter_frames`
 ) -> Motion:
     "The motion of one stretch; raises `NoMotionVectors` if there are none in it to read."
-    motion = _gather(path, iter_vectors(path, frames=frames, seconds=seconds, stream=stream, damaged=damaged), remove_camera)
+    vectors = iter_vectors(path, frames=frames, seconds=seconds, stream=stream, damaged=damaged)
+    motion = _gather(path, vectors, remove_camera, room=len(frame_times(path, stream)))
     if len(motion) > 1 and not motion.measured.any():
         raise NoMotionVectors(path, "every frame asked for is coded on its own", "make a copy that has motion vectors with primenb.video.canonicalise(path, out)")
     return motion
@@ -199,7 +207,7 @@ def _window(motion, patch, size, crop, flip):
     if not flip: return Ay, _shares(motion.x, left, left + across * patch / zoom[0], across), zoom
     return Ay, _shares(motion.x, right - across * patch / zoom[0], right, across)[::-1], zoom * np.array([-1, 1], np.float32)
 
-# %% ../nbs/11_motion.ipynb #4cee120e
+# %% ../nbs/11_motion.ipynb #0ca26740
 def to_tokens(
     motion: Motion,  # a stretch of T frames
     patch: int = 16,  # pixels of the resized picture
@@ -214,11 +222,11 @@ def to_tokens(
     Ay, Ax, zoom = _window(motion, patch, size, crop, flip)
     slots = len(motion) // tubelet
     if not slots: raise ValueError(f"{len(motion)} frames do not fill one token of {tubelet}")
-    d = motion.field[: slots * tubelet] * zoom
-    values = np.moveaxis(d, -1, 0) if vectors else np.sqrt(d[..., 0] ** 2 + d[..., 1] ** 2)
-    values = values.reshape(*values.shape[:-3], slots, tubelet, *values.shape[-2:]).mean(-3)
-    pooled = Ay @ (values @ Ax.T)
-    return np.moveaxis(pooled, 0, -1) if vectors else pooled
+    d = motion.field[: slots * tubelet].view(np.complex64)[..., 0].reshape(slots, tubelet, *motion.field.shape[1:3])
+    uniform = abs(zoom[0]) == abs(zoom[1])
+    lengths = (lambda d: d) if vectors else np.abs if uniform else lambda d: np.abs(d.real * zoom[0] + 1j * (d.imag * zoom[1]))
+    pooled = np.concatenate([Ay @ (lengths(some).mean(1) @ Ax.T) for some in np.array_split(d, -(-slots // 8))])
+    return np.stack([pooled.real, pooled.imag], -1) * zoom if vectors else pooled * zoom[1] if uniform else pooled
 
 # %% ../nbs/11_motion.ipynb #d3298912
 def cached_motion(

@@ -29,7 +29,7 @@ class VideoError(PrimenbError):
 class NoMotionVectors(VideoError):
     "A film whose codec gives no motion vectors."
 
-# %% ../nbs/10_video.ipynb #514e19f2
+# %% ../nbs/10_video.ipynb #3d83e07b
 @contextmanager
 def _open(path, stream=None, threads=1, vectors=False):
     "The container and its chosen video stream, ready to decode."
@@ -44,7 +44,7 @@ def _open(path, stream=None, threads=1, vectors=False):
         chosen = _choose(path, container, stream)
         chosen.thread_type = "SLICE" if vectors else "AUTO"
         chosen.codec_context.thread_count = threads
-        if vectors: chosen.codec_context.options = {"flags2": "+export_mvs"}
+        if vectors: chosen.codec_context.options = {"flags2": "+export_mvs", "skip_loop_filter": "all", "skip_idct": "all"}
         yield container, chosen
 
 # %% ../nbs/10_video.ipynb #32096782
@@ -89,22 +89,24 @@ def _damage(path, container, stream, packets, end):
             f.seek(-min(64, path.stat().st_size), os.SEEK_END)
             if b";" not in f.read(): return "its end is missing"
 
-# %% ../nbs/10_video.ipynb #3f97ce19
+# %% ../nbs/10_video.ipynb #e5d7eaf5
 def _demux(path, container, stream):
-    "Every packet of `stream` that holds data as (pts, shown, key, duration), and the last second of any stream."
-    rows, end = [], 0.0
+    "Every packet of `stream` that holds data as (pts, shown, key, duration), and why the file is known to be incomplete. Matroska promises a duration, which another stream may fill."
+    rows, ends, ours = [], {}, stream.index
     try:
-        for packet in container.demux():
-            if packet.stream is stream and packet.size: rows.append((packet.pts, not packet.is_discard, packet.is_keyframe, packet.duration or 0))
-            if packet.pts is not None: end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    except av.error.FFmpegError as e: return rows, end, f"reading stopped after {len(rows)} frames ({e.strerror})"
-    return rows, end, _damage(path, container, stream, len(rows), end)
+        for packet in container.demux() if "matroska" in container.format.name else container.demux(stream):
+            pts, duration, i = packet.pts, packet.duration or 0, packet.stream_index
+            if i == ours and packet.size: rows.append((pts, not packet.is_discard, packet.is_keyframe, duration))
+            if pts is not None and pts + duration > ends.get(i, 0): ends[i] = pts + duration
+    except av.error.FFmpegError as e: return rows, f"reading stopped after {len(rows)} frames ({e.strerror})"
+    end = max((float(last * container.streams[i].time_base) for i, last in ends.items()), default=0.0)
+    return rows, _damage(path, container, stream, len(rows), end)
 
-# %% ../nbs/10_video.ipynb #e5859431
+# %% ../nbs/10_video.ipynb #49434f6a
 @lru_cache(maxsize=64)
 def _scan_file(path, stream, size, modified):
     with _open(path, stream) as (container, s):
-        rows, end, damage = _demux(path, container, s)
+        rows, damage = _demux(path, container, s)
         rate = s.average_rate or s.guessed_rate or 25
     stamped = bool(rows) and all(pts is not None for pts, *_ in rows)
     if not stamped: rows = [(i, True, i == 0, 1) for i in range(len(rows))]
@@ -224,7 +226,7 @@ def _decode(container, stream, index, numbers):
         at = held[0] + 1 if held else len(index)
         yield n, held[1] if held and held[0] == n and not held[1].is_corrupt else None
 
-# %% ../nbs/10_video.ipynb #4f4d9a94
+# %% ../nbs/10_video.ipynb #5b0a797f
 _m1, _m2, _c1, _c2, _c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
 
 def _pq_to_nits(E):
@@ -235,10 +237,12 @@ def _nits_to_pq(L):
     p = (np.asarray(L, np.float64) / 10000) ** _m1
     return ((_c1 + _c2 * p) / (1 + _c3 * p)) ** _m2
 
-def _hlg_to_nits(E, peak=1000):
+def _hlg_to_scene(E):
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    scene = np.where(E <= 0.5, E**2 / 3, (np.exp((E - c) / a) + b) / 12)
-    return peak * scene * (scene @ [0.2627, 0.6780, 0.0593])[..., None] ** 0.2
+    return np.where(E <= 0.5, E**2 / 3, (np.exp((E - c) / a) + b) / 12)
+
+def _scene_to_nits(scene, peak=1000):
+    return peak * scene * (scene @ np.array([0.2627, 0.6780, 0.0593], scene.dtype))[..., None] ** 0.2
 
 # %% ../nbs/10_video.ipynb #98d354b1
 def _compress(E, source=1000, target=203):
@@ -256,24 +260,34 @@ def _srgb(x):
     x = np.clip(x, 0, 1)
     return np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
 
-# %% ../nbs/10_video.ipynb #097b4f10
+# %% ../nbs/10_video.ipynb #69c66f6f
+@lru_cache
+def _tables(transfer):
+    "(65536,) code to light, brightness and the gain it gets, (65536,) linear share to sRGB byte."
+    code = np.linspace(0, 1, 65536)
+    light = _pq_to_nits(code) if transfer == "pq" else _hlg_to_scene(code)
+    nits = np.geomspace(1e-3, 1e4, 4096)
+    gain = _pq_to_nits(_compress(_nits_to_pq(nits))) / nits
+    return light.astype(np.float32), nits, gain, np.rint(255 * _srgb(code)).astype(np.uint8)
+
 def hdr_to_srgb(
-    code: np.ndarray,  # (H,W,3) float, code values in [0,1], BT.2020 primaries
+    code: np.ndarray,  # (H,W,3) uint16, code values from 0 to 65535, BT.2020 primaries
     transfer: str,  # "pq" or "hlg"
 ) -> np.ndarray:  # (H,W,3) uint8, sRGB
     "Tone-maps a high dynamic range picture (ST 2084 or HLG; curve of BT.2390; our choice: 1000 to 203 cd/m²)."
-    light = _pq_to_nits(code) if transfer == "pq" else _hlg_to_nits(code)
-    brightest = np.maximum(light.max(-1, keepdims=True), 1e-4)
-    light *= _pq_to_nits(_compress(_nits_to_pq(brightest))) / brightest
-    return np.rint(255 * _srgb(light / 203 @ _bt2020_to_bt709.T)).astype(np.uint8)
+    table, nits, gain, srgb = _tables(transfer)
+    light = table[code] if transfer == "pq" else _scene_to_nits(table[code])
+    light *= np.interp(light.max(-1), nits, gain / 203).astype(np.float32)[..., None]
+    shown = np.clip(light @ _bt2020_to_bt709.T.astype(np.float32), 0, 1)
+    return srgb[(shown * 65535).astype(np.uint16)]
 
-# %% ../nbs/10_video.ipynb #f79e72a0
+# %% ../nbs/10_video.ipynb #9cbfcb3d
 def _rgb(frame, size=None):
     "A decoded frame as (H,W,3) uint8 sRGB, upright, at `size` (width, height)."
     turns, transfer = _turns(frame), _transfers.get(int(frame.color_trc))
     width, height = (size[::-1] if turns % 2 else size) if size else (frame.width, frame.height)
     scaler = "AREA" if width < frame.width else "BICUBIC"
-    if transfer: image = hdr_to_srgb(frame.to_ndarray(format="rgb48le", width=width, height=height, interpolation=scaler) / 65535, transfer)
+    if transfer: image = hdr_to_srgb(frame.to_ndarray(format="rgb48le", width=width, height=height, interpolation=scaler), transfer)
     else: image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=scaler)
     return np.ascontiguousarray(np.rot90(image, turns))
 
@@ -297,7 +311,7 @@ def _numbers(path, index, frames, seconds, step):
         raise VideoError(path, f"frames {first} to {stop} were asked for and {held}", "ask for a range within the film")
     return range(first, stop, step)
 
-# %% ../nbs/10_video.ipynb #d8a34fd4
+# %% ../nbs/10_video.ipynb #36fd4ce6
 def _fit(frame, size):
     "The (width, height) to show a frame at; one number asks for the short side, rounded to even sizes."
     if not isinstance(size, int): return size or ((frame.width, frame.height)[::-1 if _turns(frame) % 2 else 1])
@@ -313,13 +327,14 @@ def _whole(path, index, numbers, decoded, damaged):
         elif damaged == "raise": raise _broken(path, index, [n])
         else: lost.append(n)
     if lost or (index.damage and isinstance(numbers, range) and numbers.stop == len(index)):
-        if damaged == "raise": raise _broken(path, index, lost)
-        warnings.warn(str(_broken(path, index, lost)))
+        error = _broken(path, index, lost)
+        if damaged == "raise": raise error
+        warnings.warn(f"{path}: {error.cause}; what is whole was read")
 
 def _broken(path, index, lost):
     missing = lost and f"frame {lost[0]} at {index.times[lost[0]]:.2f} s cannot be decoded" + (f", nor {len(lost) - 1} more" if lost[1:] else "")
     cause = ", and ".join(filter(None, (index.damage, missing)))
-    return VideoError(path, cause, 'copy it again, or read what is whole with damaged="skip"')
+    return VideoError(path, cause, 'copy it again, or read what is whole: damaged="skip", on the command line --skip-damaged')
 
 # %% ../nbs/10_video.ipynb #26eab772
 def _pictures(path, index, numbers, size, stream, threads, damaged):
@@ -368,7 +383,7 @@ def frames_at(
         raise VideoError(path, f"{seconds.min():.2f} to {seconds.max():.2f} s was asked for and it lasts {index.times[-1] + index.last:.2f} s", "ask for times within the film")
     return _pictures(path, index, np.unique(index.at(seconds)).tolist(), size, stream, 0, damaged)
 
-# %% ../nbs/10_video.ipynb #173c5998
+# %% ../nbs/10_video.ipynb #690fb0d5
 class Vectors(NamedTuple):
     "The motion vectors stored with one frame."
     table: np.ndarray | None  # (N,) structured: source, w, h, src_x, src_y, dst_x, dst_y, flags, motion_x, motion_y, motion_scale; None if the frame has none
@@ -383,12 +398,14 @@ class Vectors(NamedTuple):
 vector_codecs = ("h264", "mpeg4", "mpeg2video", "mpeg1video")
 _kinds = {1: "I", 2: "P", 3: "B"}
 
+_row = np.dtype(dict(  # AVMotionVector
+    names=["source", "w", "h", "src_x", "src_y", "dst_x", "dst_y", "flags", "motion_x", "motion_y", "motion_scale"],
+    formats=["i4", "u1", "u1", "i2", "i2", "i2", "i2", "u8", "i4", "i4", "u2"], offsets=[0, 4, 5, 6, 8, 10, 12, 16, 24, 28, 32], itemsize=40))
+
 def _table(frame):
     "A copy of the frame's motion vectors, or None."
     side = SideDataContainer(frame).get("MOTION_VECTORS")
-    if side is None: return None
-    table = side.to_ndarray()
-    return table.view(np.uint64).copy().view(table.dtype)
+    return None if side is None else np.frombuffer(side, np.uint64).copy().view(_row)
 
 # %% ../nbs/10_video.ipynb #c82f0417
 def _references(
@@ -406,7 +423,7 @@ def _references(
         since[k:][usable] = k
     return since, until
 
-# %% ../nbs/10_video.ipynb #9eec0901
+# %% ../nbs/10_video.ipynb #f7f32409
 def iter_vectors(
     path: str | Path,  # the film
     *,
@@ -422,9 +439,10 @@ def iter_vectors(
         if s.codec_context.codec.canonical_name not in vector_codecs:
             raise NoMotionVectors(path, f"FFmpeg gives no motion vectors for {s.codec_context.codec.canonical_name}", "make a copy that has them with primenb.video.canonicalise(path, out)")
         since, until = _references(index.order)
+        turns = None
         for n, frame in _whole(path, index, numbers, _decode(container, s, index, numbers), damaged):
-            yield Vectors(_table(frame), _kinds.get(int(frame.pict_type), "?"), float(index.times[n]), n,
-                (frame.width, frame.height), _turns(frame), int(since[n]), int(until[n]))
+            if turns is None: turns = _turns(frame)
+            yield Vectors(_table(frame), _kinds.get(int(frame.pict_type), "?"), float(index.times[n]), n, (frame.width, frame.height), turns, int(since[n]), int(until[n]))
 
 # %% ../nbs/10_video.ipynb #4e017af9
 def read_audio(

@@ -1,0 +1,196 @@
+"`primenb analyse` as a person meets it: whole, interrupted, misused, on odd films, and the page in a browser."
+import html.parser, json, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from conftest import project
+from primenb.core import PrimenbError
+from primenb.film import PARTS, Part, analyse
+from primenb.video import encode, iter_frames
+
+starter = project / "data/films/starter.mp4"
+chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def command(*words): return [Path(sys.executable).parent / "primenb", *map(str, words)]
+
+
+def primenb(*words, **how): return subprocess.run(command(*words), capture_output=True, text=True, timeout=300, **how)
+
+
+def tables(out): return {f.name: f.read_bytes() for f in [*out.glob("*.csv"), *out.glob("*/*.jpg"), out / "strip.jpg"]}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory): return analyse(starter, tmp_path_factory.mktemp("report") / "starter")
+
+
+class Links(html.parser.HTMLParser):
+    "Every src and href of a page, and every id."
+    def __init__(self, page):
+        super().__init__()
+        self.links, self.ids = [], set()
+        self.feed(page.read_text())
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href"): self.links.append(value)
+            if name == "id": self.ids.add(value)
+
+
+def test_the_folder_holds_what_the_page_shows(report):
+    page = Links(report.out / "report.html")
+    files = [unquote(link) for link in page.links if not link.startswith("#")]
+    assert [f for f in files if not (report.out / f).exists()] == []
+    assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
+    assert len([f for f in files if f.startswith("keyframes/")]) == 3 * len(report.shots)
+
+
+def test_tables_and_facts_agree_with_the_film(report):
+    truth = pd.read_csv(project / "data/films/starter.csv")
+    state = json.loads((report.out / "film.json").read_text())
+    assert state["parts"]["shots"]["shots"] == len(report.shots) == truth.shot.nunique()
+    motion = report.motion
+    assert len(motion) == len(truth) and motion.shot.tolist() == truth.shot.tolist()
+    pan, still = (motion[motion.shot == n] for n in (0, 2))
+    assert pan.camera_x.mean() < -0.1 and abs(pan.camera_y.mean()) < 0.01  # the camera goes right, the picture left
+    assert still.camera_x.abs().max() < 0.01
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_stopped_after_a_part_it_continues_with_that_part_kept(report, tmp_path, stop):
+    out = tmp_path / "report"
+    process = subprocess.Popen(command("analyse", starter, "-o", out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr.readline().startswith("shots:")
+    process.send_signal(stop)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[stop]
+    if stop != signal.SIGKILL: assert said.splitlines()[-1] == "primenb: stopped; the same command continues"
+    assert not (out / "report.html").exists()
+    again = primenb("analyse", starter, "-o", out)
+    assert again.returncode == 0 and again.stderr.splitlines()[0] == "shots: done before"
+    assert tables(out) == tables(report.out)
+
+
+def test_a_part_that_fails_leaves_the_finished_ones_and_is_made_again(tmp_path):
+    broken = [True]
+    def make(report):
+        if broken: raise PrimenbError("sound", "it is silent", "turn it up")
+        return {"loud": 1}
+    known = [PARTS[0], Part("sound", make, lambda report: "<h2>Sound</h2>", needs=("shots",))]
+    with pytest.raises(PrimenbError, match="turn it up"): analyse(starter, tmp_path / "r", known=known)
+    broken.clear()
+    said = []
+    analyse(starter, tmp_path / "r", known=known, tell=said.append)
+    assert said[0] == "shots: done before" and said[1].startswith("sound:")
+    assert "<h2>Sound</h2>" in (tmp_path / "r/report.html").read_text()
+
+
+def test_parts_bring_what_they_need_and_no_more(tmp_path):
+    assert set(analyse(starter, tmp_path / "r", parts=["keyframes"]).done) == {"shots", "keyframes"}
+    assert not (tmp_path / "r/motion.csv").exists()
+
+
+def wrong(tmp_path):
+    "Name -> (words of the command, exit code, what the one line must say)."
+    (tmp_path / "text.mp4").write_text("this is no film " * 100)
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/letters.txt").write_text("mine")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/film.json").write_text('{"film": ')
+    out = tmp_path / "out"
+    return {
+        "missing": (["no.mp4", "-o", out], 1, "no.mp4: there is no such file"),
+        "text": ([tmp_path / "text.mp4", "-o", out], 1, "text.mp4: "),
+        "empty": ([tmp_path / "empty.mp4", "-o", out], 1, "it is empty"),
+        "folder": ([tmp_path, "-o", out], 1, "it is a folder"),
+        "part": ([starter, "-o", out, "--parts", "shots,smell"], 1, "choose from shots, motion, keyframes"),
+        "detector": ([starter, "-o", out, "--detector", "neural"], 1, "choose one of adaptive"),
+        "others": ([starter, "-o", tmp_path / "full"], 1, "holds other files"),
+        "damaged": ([starter, "-o", tmp_path / "damaged"], 1, "film.json: it is damaged"),
+        "file": ([starter, "-o", tmp_path / "text.mp4"], 1, "it is a file"),
+        "below": ([starter, "-o", tmp_path / "text.mp4/r"], 1, "text.mp4"),
+        "usage": ([starter], 2, "-o/--out"),
+    }
+
+
+@pytest.mark.parametrize("case", ["missing", "text", "empty", "folder", "part", "detector", "others", "damaged", "file", "below", "usage"])
+def test_every_mistake_is_one_line_and_an_exit_code(tmp_path, case):
+    words, code, line = wrong(tmp_path)[case]
+    done = primenb("analyse", *words)
+    assert done.returncode == code and done.stdout == "" and "Traceback" not in done.stderr
+    assert line in done.stderr.splitlines()[-1]
+    if code == 1: assert len(done.stderr.splitlines()) == 1 and done.stderr.count(";") >= 1
+    assert (tmp_path / "full/letters.txt").read_text() == "mine"
+
+
+def test_a_report_is_not_mixed_with_another_film_or_setting(report, tmp_path):
+    out = shutil.copytree(report.out, tmp_path / "r")
+    other = encode(tmp_path / "other.mp4", [f.image for f in iter_frames(starter, frames=(0, 40), size=64)])
+    with pytest.raises(PrimenbError, match="another film, starter.mp4"): analyse(other, out)
+    with pytest.raises(PrimenbError, match="other settings"): analyse(starter, out, detector="content")
+    assert tables(out) == tables(report.out)
+    assert len(analyse(other, out, overwrite=True).shots) == 1
+    assert len(list((out / "keyframes").iterdir())) == 3
+
+
+def test_a_film_cut_off_in_the_middle_stops_or_is_shown_as_far_as_it_goes(tmp_path):
+    film = tmp_path / "half.mp4"
+    film.write_bytes(starter.read_bytes()[: starter.stat().st_size // 2])
+    stopped = primenb("analyse", film, "-o", tmp_path / "a")
+    assert stopped.returncode == 1 and "half.mp4" in stopped.stderr and "skip" in stopped.stderr
+    shown = primenb("analyse", film, "-o", tmp_path / "b", "--skip-damaged")
+    assert shown.returncode == 0 and "Damaged:" in (tmp_path / "b/report.html").read_text()
+
+
+def test_names_are_escaped(tmp_path):
+    film = tmp_path / "<b>&\"'%20 ü.mp4"
+    shutil.copy(starter, film)
+    page = (analyse(film, tmp_path / "r", parts=["shots"]).out / "report.html").read_text()
+    assert "<b>&\"" not in page and "&lt;b&gt;&amp;" in page
+
+
+@pytest.mark.parametrize("name", ["codecs/testsrc2_vp9.webm", "codecs/h265_video.mp4", "codecs/av1_video.mkv", "codecs/nasa_13013_rotated.mp4", "codecs/animated.gif",
+                                  "codecs/transparent.gif", "codecs/testsrc2_mpeg4.mp4", "codecs/test_non_zero_start.mp4", "codecs/testsrc2_odd_height_and_width_mpeg2.mp4",
+                                  "codecs/nasa_13013_hdr.mp4", "motion_vectors/vid_h264.264"])
+def test_odd_films_get_a_whole_report(real, tmp_path, name):
+    report = analyse(real / name, tmp_path / "r")
+    assert len(report.motion) == report.info.frames
+    assert [link for link in Links(report.out / "report.html").links if not link.startswith("#") and not (report.out / unquote(link)).exists()] == []
+    assert report.done["motion"]["source"] == ("the film's own motion vectors" if report.info.codec in ("h264", "mpeg4", "mpeg2video") else "a canonical copy")
+
+
+@pytest.mark.slow
+def test_ten_minutes_stay_within_600_megabytes(tmp_path):
+    frames = [f.image for f in iter_frames(starter, size=(320, 180))]
+    film = encode(tmp_path / "long.mp4", (frames[i % len(frames)] for i in range(10 * 60 * 24)), 24, crf=28, preset="ultrafast")
+    code = "import resource, sys; from primenb.film import analyse; analyse(sys.argv[1], sys.argv[2]); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    del frames
+    done = subprocess.run([sys.executable, "-c", code, film, tmp_path / "r"], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 600
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not chromium, reason="no Chromium on this machine")
+def test_the_page_in_a_browser(report):
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for width, scheme in ((1280, "light"), (360, "dark")):
+            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+            complaints = []
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("requestfailed", lambda request: complaints.append(request.url))
+            page.goto((report.out / "report.html").as_uri())
+            page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+            page.wait_for_function("[...document.images].every(i => i.complete)")
+            assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            page.locator(".strip a").nth(7).click()
+            page.wait_for_function("(f => { const r = f.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight })(document.getElementById('shot7'))")
+            assert page.url.endswith("#shot7") and complaints == []
+        browser.close()
