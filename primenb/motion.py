@@ -114,7 +114,7 @@ def _nearest(measured):
     t = np.arange(len(measured))
     return np.where(np.abs(after - t) <= np.abs(t - before), after, before)
 
-# %% ../nbs/11_motion.ipynb #8d32bc22
+# %% ../nbs/11_motion.ipynb #d4bd7e52
 def _borders(length, turned_end):
     "Borders of 8-pixel cells over `length` pixels; the narrower cell comes first if the frame was turned so."
     borders = np.minimum(np.arange(-(-length // cell) + 1) * cell, length).astype(np.float64)
@@ -129,6 +129,7 @@ def _gather(path, vectors, remove_camera, room) -> Motion:
         if grids is None: grids, block = np.empty((room, *fields.shape[1:]), np.complex64), max(1, 2**20 // (some[0].size[0] * some[0].size[1]))
         grids[len(notes) : len(notes) + len(some)] = fields
         notes += [v._replace(table=v.table is not None) for v in some]
+    if not notes: raise VideoError(path, "no frame lies in the range asked for", "widen it")
     return _motion(grids[: len(notes)], notes, remove_camera)
 
 def _motion(grids, notes, remove_camera):
@@ -228,7 +229,7 @@ def to_tokens(
     pooled = np.concatenate([Ay @ (lengths(some).mean(1) @ Ax.T) for some in np.array_split(d, -(-slots // 8))])
     return np.stack([pooled.real, pooled.imag], -1) * zoom if vectors else pooled * zoom[1] if uniform else pooled
 
-# %% ../nbs/11_motion.ipynb #d3298912
+# %% ../nbs/11_motion.ipynb #749f08f7
 def cached_motion(
     path: str | Path,  # the film
     folder: str | Path | None = None,  # where sidecar files are kept; None for the film's own folder
@@ -242,11 +243,11 @@ def cached_motion(
     key = fingerprint(path, dict(settings, canonical=canonical, format=1))
     sidecar = Path(folder or path.parent) / f"{path.stem}.{key}.motion.npz"
     try: return _load(sidecar)
-    except FileNotFoundError: pass
-    except Exception: sidecar.unlink(missing_ok=True)
+    except Exception: pass  # missing or damaged: made anew, and put in its place at once
     motion = _read_canonical(path, settings) if canonical else read_motion(path, **settings)
+    motion = replace(motion, field=motion.field.astype(np.float16).astype(np.float32))
     _save(sidecar, motion)
-    return _load(sidecar)
+    return motion
 
 # %% ../nbs/11_motion.ipynb #176712dc
 def _save(sidecar, motion):

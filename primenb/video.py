@@ -29,7 +29,7 @@ class VideoError(PrimenbError):
 class NoMotionVectors(VideoError):
     "A film whose codec gives no motion vectors."
 
-# %% ../nbs/10_video.ipynb #3d83e07b
+# %% ../nbs/10_video.ipynb #47765ed2
 @contextmanager
 def _open(path, stream=None, threads=1, vectors=False):
     "The container and its chosen video stream, ready to decode."
@@ -41,6 +41,7 @@ def _open(path, stream=None, threads=1, vectors=False):
     except (av.error.FFmpegError, OSError, ValueError) as e:
         raise VideoError(path, f"FFmpeg cannot open it ({getattr(e, 'strerror', None) or e})", "check that it is a whole video file, not cut off while copying") from None
     with container:
+        if container.format.name == "tty": raise VideoError(path, "it is a text, which FFmpeg would draw as a film of a terminal", "name a film")
         chosen = _choose(path, container, stream)
         chosen.thread_type = "SLICE" if vectors else "AUTO"
         chosen.codec_context.thread_count = threads
@@ -77,19 +78,43 @@ class _Index:
     def __len__(self): return len(self.pts)
     def at(self, seconds): return np.clip(np.searchsorted(self.times, np.asarray(seconds) + 1e-6, "right") - 1, 0, len(self) - 1)
 
-# %% ../nbs/10_video.ipynb #5303c0e2
-def _damage(path, container, stream, packets, end):
+# %% ../nbs/10_video.ipynb #ea10b74c
+def _damage(path, container, stream, rows, end):
     "Why the file holds less than it promises, or None."
-    if packets < stream.frames: return f"it promises {stream.frames} frames and holds {packets}"
-    if "matroska" in container.format.name and container.duration:
-        promised, frame = container.duration / av.time_base, float(1 / (stream.average_rate or 25))
+    kind, held = container.format.name, len(rows)
+    if kind == "avi" and rows and rows[-1][0] is not None: held = max(row[0] for row in rows) + 1
+    if held < stream.frames: return f"it promises {stream.frames} frames and holds {held}"
+    if "matroska" in kind:
+        size, promised, frame = _matroska_size(path), (container.duration or 0) / av.time_base, float(1 / (stream.average_rate or 25))
+        if size and path.stat().st_size < size: return f"it promises {size} bytes and holds {path.stat().st_size}"
         if promised - end > max(2 * frame, 0.05): return f"it promises {promised:.2f} s and ends at {end:.2f} s"
-    if container.format.name == "gif":
-        with open(path, "rb") as f:
-            f.seek(-min(64, path.stat().st_size), os.SEEK_END)
-            if b";" not in f.read(): return "its end is missing"
+    if kind == "gif" and not _gif_is_whole(path.read_bytes()): return "its chain of blocks is broken"
 
-# %% ../nbs/10_video.ipynb #e5d7eaf5
+# %% ../nbs/10_video.ipynb #614bdcc6
+def _matroska_size(path):
+    "Bytes that the headers promise, or None for a live recording, which does not know."
+    head, at = path.read_bytes()[:4096] if path.stat().st_size < 4096 else open(path, "rb").read(4096), 4
+    for skip in (True, False):
+        length = 9 - head[at].bit_length()
+        size = int.from_bytes(head[at : at + length]) & ((1 << 7 * length) - 1)
+        if size == (1 << 7 * length) - 1: return None
+        at += length + (size + 4 if skip else 0)
+    return at + size
+
+def _gif_is_whole(data):
+    "Whether the blocks of a GIF follow one another up to the trailer at its end."
+    colours = lambda flags: 3 << (flags & 7) + 1 if flags & 0x80 else 0
+    try:
+        at = 13 + colours(data[10])
+        while data[at] != 0x3B:
+            if data[at] not in (0x21, 0x2C): return False
+            at += 2 if data[at] == 0x21 else 11 + colours(data[at + 9])
+            while data[at]: at += data[at] + 1
+            at += 1
+    except IndexError: return False
+    return not data[at + 1 :].strip(b"\0\r\n ")
+
+# %% ../nbs/10_video.ipynb #edf124bb
 def _demux(path, container, stream):
     "Every packet of `stream` that holds data as (pts, shown, key, duration), and why the file is known to be incomplete. Matroska promises a duration, which another stream may fill."
     rows, ends, ours = [], {}, stream.index
@@ -100,15 +125,16 @@ def _demux(path, container, stream):
             if pts is not None and pts + duration > ends.get(i, 0): ends[i] = pts + duration
     except av.error.FFmpegError as e: return rows, f"reading stopped after {len(rows)} frames ({e.strerror})"
     end = max((float(last * container.streams[i].time_base) for i, last in ends.items()), default=0.0)
-    return rows, _damage(path, container, stream, len(rows), end)
+    return rows, _damage(path, container, stream, rows, end)
 
-# %% ../nbs/10_video.ipynb #49434f6a
+# %% ../nbs/10_video.ipynb #94e846b9
 @lru_cache(maxsize=64)
 def _scan_file(path, stream, size, modified):
     with _open(path, stream) as (container, s):
         rows, damage = _demux(path, container, s)
         rate = s.average_rate or s.guessed_rate or 25
-    stamped = bool(rows) and all(pts is not None for pts, *_ in rows)
+        counted = container.format.name == "avi" and s.codec_context.has_b_frames  # AVI stores no presentation times; what FFmpeg gives is out of order
+    stamped = bool(rows) and not counted and all(pts is not None for pts, *_ in rows)
     if not stamped: rows = [(i, True, i == 0, 1) for i in range(len(rows))]
     tick = s.time_base if stamped else 1 / Fraction(rate)
     rows = sorted((r + (i,) for i, r in enumerate(rows)), key=lambda r: r[0])
@@ -423,7 +449,7 @@ def _references(
         since[k:][usable] = k
     return since, until
 
-# %% ../nbs/10_video.ipynb #f7f32409
+# %% ../nbs/10_video.ipynb #02c22924
 def iter_vectors(
     path: str | Path,  # the film
     *,
@@ -438,11 +464,15 @@ def iter_vectors(
     with _open(path, stream, threads=1, vectors=True) as (container, s):
         if s.codec_context.codec.canonical_name not in vector_codecs:
             raise NoMotionVectors(path, f"FFmpeg gives no motion vectors for {s.codec_context.codec.canonical_name}", "make a copy that has them with primenb.video.canonicalise(path, out)")
-        since, until = _references(index.order)
-        turns = None
-        for n, frame in _whole(path, index, numbers, _decode(container, s, index, numbers), damaged):
-            if turns is None: turns = _turns(frame)
-            yield Vectors(_table(frame), _kinds.get(int(frame.pict_type), "?"), float(index.times[n]), n, (frame.width, frame.height), turns, int(since[n]), int(until[n]))
+        (since, until), decoded = _references(index.order), numbers if index.stamped else range(numbers.stop)
+        turns, anchor, b_vectors = None, None, s.codec_context.codec.canonical_name != "mpeg4"
+        for n, frame in _whole(path, index, numbers, _decode(container, s, index, decoded), damaged):
+            turns, kind = _turns(frame) if turns is None else turns, _kinds.get(int(frame.pict_type), "?")
+            if not index.stamped and anchor is not None: since[n] = n - anchor
+            if kind != "B": anchor = n
+            if n < numbers.start: continue
+            table = None if kind == "B" and not b_vectors else _table(frame)
+            yield Vectors(table, kind, float(index.times[n]), n, (frame.width, frame.height), turns, int(since[n]), int(until[n]))
 
 # %% ../nbs/10_video.ipynb #4e017af9
 def read_audio(
@@ -484,7 +514,7 @@ def _sound(path, track, rate, start):
                     yield begin + done / rate, chunk
                     done += len(chunk)
 
-# %% ../nbs/10_video.ipynb #8aabb309
+# %% ../nbs/10_video.ipynb #65a97b52
 def encode(
     path: str | Path,  # the file to write; its ending sets the format (.mp4, .mkv, …)
     images: Iterable,  # (H,W,3) uint8 arrays, or `Frame`s, which keep their times
@@ -497,19 +527,31 @@ def encode(
 ) -> Path:  # the file written
     "Writes a film, whole or not at all; raises `VideoError` for pictures that do not fit together."
     path, rate = Path(path), Fraction(rate).limit_denominator(100000)
+    if rate <= 0: raise VideoError(path, f"{rate} frames per second were asked for", "give a rate above 0")
+    options = {"crf": str(crf), "preset": preset, **({"x264-params": "cpu-independent=1"} if codec == "libx264" else {}), **(options or {})}
     with atomic(path) as temporary:
-        with av.open(f"file:{temporary}", "w", options={"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}) as container:
-            stream = container.add_stream(codec, rate=rate, options={"crf": str(crf), "preset": preset, **(options or {})})
+        with _explained(path):
+            container = av.open(f"file:{temporary}", "w", options={"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {})
+        with container:
+            with _explained(path): stream = container.add_stream(codec, rate=rate, options=options)
             n = 0
             for n, picture in enumerate(images, 1):
-                frame = _to_encode(path, picture, n - 1, stream, rate)
-                container.mux(stream.encode(frame))
+                with _explained(path): container.mux(stream.encode(_to_encode(path, picture, n - 1, stream, rate)))
             if not n: raise VideoError(path, "there are no pictures to write", "give at least one")
-            container.mux(stream.encode())
+            with _explained(path): container.mux(stream.encode())
     return path
 
-# %% ../nbs/10_video.ipynb #b4192e1d
-_clock = 90000  # time stamps a second in films we write: the customary clock, which 24, 25, 30 and 60 divide
+# %% ../nbs/10_video.ipynb #964b5dbf
+@contextmanager
+def _explained(path):
+    "What FFmpeg says when it cannot write, with the file's name."
+    try: yield
+    except VideoError: raise
+    except (av.error.FFmpegError, av.codec.codec.UnknownCodecError, ValueError) as e:
+        raise VideoError(path, f"FFmpeg cannot write it ({getattr(e, 'strerror', None) or e})", "check its ending, the codec, the preset, and that times grow") from e
+
+# %% ../nbs/10_video.ipynb #6f2a0b5a
+_clock = 90000  # time stamps a second in films we write: the customary clock, which 24, 25, 30 and 60 divide; AVI counts frames instead
 
 def _to_encode(path, picture, n, stream, rate):
     "Picture `n` as the encoder wants it; the first one sets the size."
@@ -519,13 +561,14 @@ def _to_encode(path, picture, n, stream, rate):
     if n == 0:
         if image.shape[0] % 2 or image.shape[1] % 2: raise VideoError(path, f"its size would be {image.shape[1]}x{image.shape[0]}", "crop or resize to even sides, which the 4:2:0 format needs")
         stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p"
-        stream.codec_context.time_base = Fraction(1, _clock)
+        stream.codec_context.time_base = Fraction(1, _clock) if path.suffix != ".avi" else 1 / rate
         for tag in ("colorspace", "color_primaries", "color_trc", "color_range"): setattr(stream.codec_context, tag, 1)
     if image.shape[:2] != (stream.height, stream.width):
         raise VideoError(path, f"picture {n} is {image.shape[1]}x{image.shape[0]} and the first was {stream.width}x{stream.height}", "give all pictures one size")
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
-    frame.pts, frame.time_base, frame.pict_type = round(time * _clock), Fraction(1, _clock), 0
-    frame.duration = round(_clock / rate)
+    tick = stream.codec_context.time_base
+    frame.pts, frame.time_base, frame.pict_type = round(time / tick), tick, 0
+    frame.duration = round(1 / rate / tick)
     return frame
 
 # %% ../nbs/10_video.ipynb #6651e273
