@@ -68,7 +68,7 @@ stages:
 cells = [
     new_markdown_cell("# How many letters?"),
     new_code_cell('seed = 0\nsmoke = True\nrate = 0.5\nnames = ["a"]\nlimit = None\nout = "out"', metadata=dict(tags=["parameters"])),
-    new_code_cell("import time\nfrom pathlib import Path\nfrom primenb.reports import save_metrics\nstart = time.perf_counter()"),
+    new_code_cell("import time\nfrom pathlib import Path\nfrom primenb.core import save_metrics\nstart = time.perf_counter()"),
     new_code_cell('text = Path("data/text.txt").read_text()\nPath(out, "curve.csv").write_text(f"letters\\n{len(text)}\\n")'),
     new_code_cell("types = {name: type(value).__name__ for name, value in dict(smoke=smoke, rate=rate, names=names, limit=limit).items()}\nobject()"),
     new_code_cell('save_metrics(Path(out, "metrics.json"), dict(letters=len(text), types=types), seconds=time.perf_counter() - start, seeds=[seed])["types"]'),
