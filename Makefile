@@ -41,7 +41,7 @@ bench: $(ready)  ## measure speed beside other libraries, into runs/bench
 real: $(ready)  ## run the experiments on the real footage in the folder PRIMENB_REAL, into results
 	@test -d "$(PRIMENB_REAL)" || { echo "There is no folder $(PRIMENB_REAL). Name the one with the footage: make real PRIMENB_REAL=/path/to/films"; exit 1; }
 	set -e; for params in params/real/*.yaml; do stage=$$(basename $$params .yaml); \
-	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/$$stage; done
+	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/$$stage -p date="'$$(date +%F)'"; done
 
 data: $(ready)  ## make the starter film again and store it
 	python scripts/starter_film.py data

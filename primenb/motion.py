@@ -17,23 +17,26 @@ import numpy as np
 from .core import atomic, fingerprint
 from .video import NoMotionVectors, Vectors, VideoError, canonicalise, frame_times, iter_vectors, probe
 
-# %% ../nbs/11_motion.ipynb #be2f126b
+# %% ../nbs/11_motion.ipynb #72c7bc1a
 cell = 8  # pixels; the finest block that FFmpeg reports
 
-def _paint(shape, at, d, wide, high, empty=np.nan):
-    "A (T,h,w) grid with each displacement on the one, two or four cells of its block, the first at flat index `at`; `empty` elsewhere."
-    grid, whole = np.full(shape, empty, np.complex64), wide & high
-    flat = grid.reshape(-1)
-    flat[at[whole]] = d[whole]
+def _take(where, *columns):
+    "Those rows of each column where the mask is true; quicker than a mask for each."
+    rows = np.flatnonzero(where)
+    return [column.take(rows) for column in columns]
+
+def _paint(grid, at, d, wide, high, empty=np.nan):
+    "Puts each displacement on the one, two or four cells of its block, the first at flat index `at`, and `empty` elsewhere."
+    grid[...], whole, flat = empty, wide & high, grid.reshape(-1)
+    first, value = _take(whole, at, d)
+    flat[first] = value
     grid[:, ::2, 1::2] = grid[:, ::2, ::2]
     grid[:, 1::2] = grid[:, ::2]
-    at, d, wide, high = (a[~whole] for a in (at, d, wide, high))
-    flat[at] = d
-    flat[at[wide] + 1] = d[wide]
-    flat[at[high] + shape[2]] = d[high]
+    at, d, wide, high = _take(~whole, at, d, wide, high)
+    for cells, values in ((at, d), (at[wide] + 1, d[wide]), (at[high] + grid.shape[2], d[high])): flat[cells] = values
     return grid
 
-# %% ../nbs/11_motion.ipynb #b76df255
+# %% ../nbs/11_motion.ipynb #cec2d87c
 def _displacements(rows, counts, since, until):
     "(N,) complex displacement in pixels per frame, and whether the vector points to the past."
     past, scale = rows["source"] < 0, np.float32(rows["motion_scale"][0])
@@ -44,32 +47,31 @@ def _displacements(rows, counts, since, until):
     d *= per_frame
     return d, past
 
-def _mean(a, b, empty):
-    "The mean of two grids where both have a value, else the one that has, else `empty`."
-    no_a, no_b = np.isnan(a.real), np.isnan(b.real)
-    mean = np.where(no_a, np.where(no_b, np.complex64(empty), b), a)
-    both = ~(no_a | no_b)
-    mean[both] = (a[both] + b[both]) / 2
-    return mean
+def _add(past, future, empty):
+    "Puts the mean into `past` where both have a value, and the value of the one that has; `empty` where none has."
+    flat = past.reshape(-1)
+    cells = np.flatnonzero(~np.isnan(future.real))
+    a, b = flat.take(cells), future.reshape(-1).take(cells)
+    flat[cells] = np.where(np.isnan(a.real), b, (a + b) / 2)
+    if not np.isnan(empty): np.copyto(past, empty, where=np.isnan(past.real))
 
-# %% ../nbs/11_motion.ipynb #1af23eec
-def _fields(vectors: list[Vectors], empty=np.nan) -> np.ndarray:
-    "(T,h,w) complex displacement per frame on cells, `empty` where there is no vector."
-    (width, height), turns = vectors[0].size, vectors[0].turns
-    shape = len(vectors), -(-height // 32) * 4, -(-width // 16) * 2
+# %% ../nbs/11_motion.ipynb #803101fd
+def _fields(vectors: list[Vectors], grid, empty):
+    "Fills a (T,h,w) grid with the complex displacement per frame on cells, and with `empty` where there is no vector."
     counts = [0 if v.table is None else len(v.table) for v in vectors]
-    if not sum(counts): grid = np.full(shape, empty, np.complex64)
-    else:
-        tables = [v.table for v in vectors if v.table is not None]
-        rows = np.concatenate([t.view(np.uint64) for t in tables]).view(tables[0].dtype)
-        d, past = _displacements(rows, counts, *np.array([(v.since, v.until) for v in vectors]).T)
-        wide, high = rows["w"] == 16, rows["h"] == 16
-        top, left = (rows["dst_y"] - (rows["h"] >> 1)) >> 3, (rows["dst_x"] - (rows["w"] >> 1)) >> 3
-        at = np.repeat(np.arange(len(vectors), dtype=np.int32) * np.int32(shape[1] * shape[2]), counts) + top * np.int32(shape[2]) + left
-        if past.all(): grid = _paint(shape, at, d, wide, high, empty)
-        else: grid = _mean(*(_paint(shape, at[m], d[m], wide[m], high[m]) for m in (past, ~past)), empty)
-    grid = grid[:, : -(-height // cell), : -(-width // cell)]
-    return np.ascontiguousarray(np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns)) if turns else grid
+    if not sum(counts):
+        grid[...] = empty
+        return
+    rows = np.concatenate([v.table.view(np.uint64) for v in vectors if v.table is not None]).view(next(v.table.dtype for v in vectors if v.table is not None))
+    d, past = _displacements(rows, counts, *np.array([(v.since, v.until) for v in vectors]).T)
+    wide, high = rows["w"] == 16, rows["h"] == 16
+    top, left = (rows["dst_y"] - (rows["h"] >> 1)) >> 3, (rows["dst_x"] - (rows["w"] >> 1)) >> 3
+    first = np.arange(len(vectors), dtype=np.int32) * np.int32(grid[0].size)
+    at = np.repeat(first, counts) + top * np.int32(grid.shape[2]) + left
+    if past.all(): return _paint(grid, at, d, wide, high, empty)
+    future = np.empty_like(grid)
+    for where, some in ((past, grid), (~past, future)): _paint(some, *_take(where, at, d, wide, high))
+    _add(grid, future, empty)
 
 # %% ../nbs/11_motion.ipynb #93f68143
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _nearest(measured):
     t = np.arange(len(measured))
     return np.where(np.abs(after - t) <= np.abs(t - before), after, before)
 
-# %% ../nbs/11_motion.ipynb #d4bd7e52
+# %% ../nbs/11_motion.ipynb #59998132
 def _borders(length, turned_end):
     "Borders of 8-pixel cells over `length` pixels; the narrower cell comes first if the frame was turned so."
     borders = np.minimum(np.arange(-(-length // cell) + 1) * cell, length).astype(np.float64)
@@ -122,23 +124,25 @@ def _borders(length, turned_end):
 
 def _gather(path, vectors, remove_camera, room) -> Motion:
     "The motion of at most `room` consecutive frames from their vectors, which are let go of every few frames."
-    vectors, grids, notes, block = iter(vectors), None, [], 1
+    vectors, grid, notes, block = iter(vectors), None, [], 1
     while some := list(islice(vectors, block)):
         if len({v.size for v in (*some, *notes[:1])}) > 1: raise VideoError(path, "the size of its frames changes", "make a copy of one size with primenb.video.canonicalise(path, out)")
-        fields = _fields(some, np.nan if remove_camera else 0)
-        if grids is None: grids, block = np.empty((room, *fields.shape[1:]), np.complex64), max(1, 2**20 // (some[0].size[0] * some[0].size[1]))
-        grids[len(notes) : len(notes) + len(some)] = fields
+        if grid is None:
+            (width, height), block = some[0].size, max(1, 2**20 // (some[0].size[0] * some[0].size[1]))
+            grid = np.empty((room, -(-height // 32) * 4, -(-width // 16) * 2), np.complex64)
+        _fields(some, grid[len(notes) : len(notes) + len(some)], np.nan if remove_camera else 0)
         notes += [v._replace(table=v.table is not None) for v in some]
     if not notes: raise VideoError(path, "no frame lies in the range asked for", "widen it")
-    return _motion(grids[: len(notes)], notes, remove_camera)
+    return _motion(grid[: len(notes), : -(-height // cell), : -(-width // cell)], notes, remove_camera)
 
-def _motion(grids, notes, remove_camera):
+def _motion(grid, notes, remove_camera):
     measured, turns = np.array([v.table for v in notes]), notes[0].turns
-    camera, source = _remove_camera(grids) if remove_camera else None, _nearest(measured)
-    for t in np.flatnonzero(~measured): grids[t] = grids[source[t]]
+    if turns: grid = np.ascontiguousarray(np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns))
+    camera, source = _remove_camera(grid) if remove_camera else None, _nearest(measured)
+    for t in np.flatnonzero(~measured): grid[t] = grid[source[t]]
     times, numbers, kinds = (np.array([getattr(v, name) for v in notes]) for name in ("time", "number", "kind"))
     width, height = notes[0].size[:: -1 if turns % 2 else 1]
-    return Motion(grids.view(np.float32).reshape(*grids.shape, 2), _borders(width, turns in (2, 3)), _borders(height, turns in (1, 2)), times, numbers, kinds, measured, camera if camera is None else camera[source])
+    return Motion(grid.view(np.float32).reshape(*grid.shape, 2), _borders(width, turns in (2, 3)), _borders(height, turns in (1, 2)), times, numbers, kinds, measured, camera if camera is None else camera[source])
 
 # %% ../nbs/11_motion.ipynb #130c40c7
 def iter_motion(

@@ -6,6 +6,7 @@ tolerance = 0  # frames by which a found cut may be off
 token = 16  # pixels; motion is compared on squares of this size
 flow_step = 4  # optical flow, where it stands in for the truth, is computed for every so many frames
 seed = 0
+date = ""  # the day, for results that are kept outside the pipeline; in the pipeline it would make every run differ
 out = "runs/film"  # where results go
 
 # %%
@@ -100,5 +101,5 @@ against = {"truth": "motion", "flow": "agreement_with_flow"}
 scores = {against[r]: {"rank_correlation" + ("" if form == "as_found" else f"_{form}"): mean[r, form] for form in mean[r].index} for r in mean.index.levels[0]}
 sizes = dict(films=len(known), frames=sum(map(len, times.values())))
 metrics = dict(shots=shots, **scores, counts=sizes)
-_ = save_metrics(out / "metrics.json", metrics, seconds=time.perf_counter() - started, seeds=[seed], sizes=sizes)
+_ = save_metrics(out / "metrics.json", metrics, seconds=time.perf_counter() - started, seeds=[seed], sizes=sizes, **(dict(date=date) if date else {}))
 pd.Series({f"{group}.{name}": value for group, values in metrics.items() for name, value in values.items()}).round(4).to_frame("value")
