@@ -26,7 +26,7 @@ def _parser():
     a.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a report")
     return parser
 
-# %% ../nbs/61_cli.ipynb #b923813f
+# %% ../nbs/61_cli.ipynb #88ba642b
 def _stop(number, frame): raise SystemExit(128 + number)
 
 def main(
@@ -38,12 +38,12 @@ def main(
     how = dict(detector=args.detector, damaged="skip" if args.skip_damaged else "raise", overwrite=args.overwrite)
     try:
         with warnings.catch_warnings(record=True) as warned:
-            report = analyse(args.film, args.out, parts=args.parts.split(",") if args.parts else None, tell=lambda line: print(line, file=sys.stderr), **how)
+            report = analyse(args.film, args.out, parts=[name.strip() for name in args.parts.split(",")] if args.parts else None, tell=lambda line: print(line, file=sys.stderr), **how)
         if warned: _fail(str(warned[0].message), 0)
     except PrimenbError as e: return _fail(str(e), 1)
     except OSError as e: return _fail(f"{e.filename or args.out}: {e.strerror}; see that it can be written and that the disk is not full", 1)
-    except KeyboardInterrupt: return _fail("stopped; the same command continues", 130)
-    except SystemExit as e: return _fail("stopped; the same command continues", e.code)
+    except (KeyboardInterrupt, SystemExit) as e:
+        return _fail(f"stopped; the same command{' without --overwrite' if args.overwrite else ''} continues", getattr(e, "code", 130))
     print(report.out / "report.html")
     return 0
 

@@ -37,13 +37,14 @@ class PrimenbError(Exception):
         super().__init__(f"{what}: {cause}; {remedy}")
     def __reduce__(self): return type(self), (self.what, self.cause, self.remedy)
 
-# %% ../nbs/00_core.ipynb #8e73c926
+# %% ../nbs/00_core.ipynb #8d0792da
 @contextmanager
 def atomic(
     path: str | Path,  # where the finished file shall be
 ):
-    "Yields a temporary path beside `path` that takes its place if the block ends well and is removed if it does not."
+    "Yields a temporary path beside `path` that takes its place if the block ends well and is removed if it does not; raises `PrimenbError` for a write-protected file."
     path = Path(path)
+    if path.exists() and not path.stat().st_mode & 0o222: raise PrimenbError(path, "it is write-protected", "choose another name, or lift the protection")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:6]}{path.suffix}")
     try:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'FilmReport', 'Part', 'analyse']
 
-# %% ../nbs/60_film.ipynb #164ba7da
+# %% ../nbs/60_film.ipynb #0f4e3577
 import html, json, shutil, tempfile, time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from .core import PrimenbError, atomic, env, fingerprint, progress, rounded
+from .core import PrimenbError, atomic, env, fingerprint, progress
 from .motion import iter_motion, to_tokens
 from .shots import detect_shots, load_shots, save_shots
-from .video import VideoError, VideoInfo, canonicalise, frame_times, frames_at, probe, vector_codecs
+from .video import NoMotionVectors, VideoError, VideoInfo, canonicalise, frame_times, frames_at, iter_vectors, probe
 from .viz import draw_motion
 
-# %% ../nbs/60_film.ipynb #08016b39
+# %% ../nbs/60_film.ipynb #a3f3ccd8
 @dataclass
 class FilmReport:
     "What is known of one film, and the folder where it is kept."
@@ -37,19 +37,20 @@ class FilmReport:
         return load_shots(self.out / "shots.csv")
     @property
     def motion(self) -> pd.DataFrame:
-        "One row per frame: time, shot, camera_x, camera_y, own; speeds in picture widths per second."
+        "One row per frame: time, shot; camera_x, camera_y, the median displacement of the picture (a camera going right moves it left); own, the mean speed apart from it; in picture widths per second, at the film's average frame rate."
         return pd.read_csv(self.out / "motion.csv")
     def _repr_html_(self): return f'<iframe src="{html.escape(str(self.out / "report.html"))}" width="100%" height="700"></iframe>'
 
 @dataclass(frozen=True)
 class Part:
     "One step of the analysis."
-    name: str  # also the name of its folder in the report
+    name: str
     make: Callable[[FilmReport], dict]  # does the work and returns facts for `film.json`
     show: Callable[[FilmReport], str]  # its section of the page, as HTML
     needs: tuple[str, ...] = ()  # names of parts that must be done before
+    files: tuple[str, ...] = ()  # what it writes into the report's folder: files and folders
 
-# %% ../nbs/60_film.ipynb #a86a7b56
+# %% ../nbs/60_film.ipynb #0f3fed3e
 def _clock(seconds):
     seconds = round(seconds, 1)
     hours = f"{int(seconds // 3600)}:" if seconds >= 3600 else ""
@@ -65,8 +66,8 @@ def _make_shots(report):
 def _show_shots(report):
     shots, facts, total = report.shots, report.done["shots"], report.info.duration
     links = "".join(f'<a href="#shot{s.shot}" style="left:{100 * s.start / total:.3f}%;width:{100 * (s.end - s.start) / total:.3f}%" title="shot {s.shot}: {_clock(s.start)} to {_clock(s.end)}"></a>' for s in shots.itertuples())
-    picture = '<img src="strip.jpg" alt="the film as a strip, a slice per shot">' if (report.out / "strip.jpg").exists() else ""
-    lengths = f"Half of them last longer than {facts['median']:.1f} s; the shortest {facts['shortest']:.1f} s, the longest {facts['longest']:.1f} s. Each slice is one shot, as wide as it is long."
+    picture = '<img src="strip.jpg" alt="the film as a strip, a slice per shot">' if "keyframes" in report.done else ""
+    lengths = f"Median length {facts['median']:.1f} s; the shortest {facts['shortest']:.1f} s, the longest {facts['longest']:.1f} s. Each slice is one shot, as wide as it is long."
     return f"""<h2>{facts['shots']} {'shots' if facts['shots'] > 1 else 'shot'}</h2><p>{lengths if facts['shots'] > 1 else 'No cut was found.'}</p>
 <div class="strip">{picture}{links}</div>{_axis(total)}"""
 
@@ -113,11 +114,16 @@ def _filled(image, width, height):
     x, y = (image.width - width) // 2, (image.height - height) // 2
     return np.asarray(image)[y : y + height, x : x + width]
 
-# %% ../nbs/60_film.ipynb #d03a3d15
+# %% ../nbs/60_film.ipynb #b6d1adfb
 def _stretches(starts, frames, longest=400):
     "Frame numbers that split a film at its cuts, and long shots into pieces that fit into memory."
     borders = [*starts, frames]
     return sorted({int(n) for a, b in zip(borders, borders[1:]) for n in range(a, b, longest)} | {frames})
+
+def _has_vectors(report):
+    "Whether the film's beginning has motion vectors; some codecs give none, and some films are key-frames only."
+    try: return any(v.table is not None for v in iter_vectors(report.path, frames=(0, min(50, report.info.frames)), damaged=report.settings["damaged"]))
+    except NoMotionVectors: return False
 
 def _measure(report, source):
     "Yields (shot, motion) in order, for the stretches of the film; `source` may be a copy with fewer frames."
@@ -126,11 +132,11 @@ def _measure(report, source):
     for motion in progress(iter_motion(source, bounds, remove_camera=True, damaged=report.settings["damaged"]), "motion", len(bounds) - 1, "stretch"):
         yield int(np.searchsorted(starts, motion.times[0] + 1e-3, "right")) - 1, motion
 
-# %% ../nbs/60_film.ipynb #a246d17d
+# %% ../nbs/60_film.ipynb #86718201
 def _make_motion(report):
     shots, rows, middles = report.shots, [], {}
     with tempfile.TemporaryDirectory() as folder:
-        own = report.info.codec in vector_codecs
+        own = _has_vectors(report)
         source = report.path if own else canonicalise(report.path, Path(folder) / "canonical.mp4", damaged=report.settings["damaged"])
         for shot, motion in _measure(report, source):
             per_second = float(report.info.rate) / motion.x[-1]
@@ -153,7 +159,7 @@ def _draw(report, shot, arrows):
     image[: round(rows)] = draw_motion(image[: round(rows)], arrows * image.shape[1], scale=6)
     _save(image, report.out / "motion" / _name(shot))
 
-# %% ../nbs/60_film.ipynb #adca6a14
+# %% ../nbs/60_film.ipynb #456efbce
 def _curve(times, values, total, top, points=500):
     "An SVG path below which the values lie, averaged over a quarter of a second or a column, whichever is longer."
     column = (times / max(total / points, 0.25)).astype(int)
@@ -168,24 +174,24 @@ def _show_motion(report):
     top = max(float(np.percentile(np.maximum(camera, table.own), 99.5)), 0.05)
     cuts = "".join(f'<path d="M{1000 * t / total:.2f} 0 V100" class="cut"/>' for t in shots.start[1:])
     return f"""<h2>Motion</h2>
-<p>How fast the picture changes, in picture widths per second, read from {facts['source']}: <b class="camera">the camera</b> {facts['camera']:.2f} on average, <b class="own">things apart from it</b> {facts['own']:.2f}. The chart ends at {top:.2f}.</p>
+<p>How fast the picture changes, in picture widths per second, read from {facts['source']}: <b class="camera">the camera</b> {facts['camera']:.2f} on average, <b class="own">things apart from it</b> {facts['own']:.2f}. The chart ends at {top:.2f}. Motion vectors are guesses on flat places such as sky or an empty road, and read there as motion that is not.</p>
 <svg class="chart" viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" aria-label="motion over time">{cuts}<path d="{_curve(table.time.values, camera.values, total, top)}" class="camera"/><path d="{_curve(table.time.values, table.own.values, total, top)}" class="own"/></svg>{_axis(total)}"""
 
 def _show_keyframes(report):
     shots, cards = report.shots, []
     for s in shots.itertuples():
-        drawn = f"motion/{_name(s.shot)}" if (report.out / "motion" / _name(s.shot)).exists() else ""
+        drawn = f"motion/{_name(s.shot)}" if "motion" in report.done and (report.out / "motion" / _name(s.shot)).exists() else ""
         pictures = "".join(f'<img loading="lazy" src="keyframes/{_name(s.shot, k)}" alt="shot {s.shot}, key-frame {k}">' for k in (1, 2, 3))
-        over = f'<img loading="lazy" class="drawn" src="{drawn}" alt="shot {s.shot}, motion">' if drawn else ""
+        over = f'<a class="drawn" href="{drawn}"><img loading="lazy" src="{drawn}" alt="shot {s.shot}, motion"></a>' if drawn else ""
         cards.append(f'<figure id="shot{s.shot}"><div class="frames">{pictures}{over}</div><figcaption><b>{s.shot}</b> {_clock(s.start)} – {_clock(s.end)} <span>{s.end - s.start:.1f} s</span></figcaption></figure>')
-    note = " On the middle one, arrows show where things are going in the next six frames; point at it to see it plain." if "motion" in report.done else ""
+    note = " On the middle one, arrows show where things are going in the next six frames; point at it to see it plain, click to see it large." if "motion" in report.done else ""
     return f'<h2>Key-frames</h2><p>Three pictures of each shot.{note}</p><div class="cards">{"".join(cards)}</div>'
 
-# %% ../nbs/60_film.ipynb #c1bb2e60
+# %% ../nbs/60_film.ipynb #40c9b2c4
 PARTS = [
-    Part("shots", _make_shots, _show_shots),
-    Part("motion", _make_motion, _show_motion, needs=("shots", "keyframes")),
-    Part("keyframes", _make_keyframes, _show_keyframes, needs=("shots",)),
+    Part("shots", _make_shots, _show_shots, files=("shots.csv",)),
+    Part("motion", _make_motion, _show_motion, needs=("shots", "keyframes"), files=("motion.csv", "motion")),
+    Part("keyframes", _make_keyframes, _show_keyframes, needs=("shots",), files=("keyframes", "strip.jpg")),
 ]
 
 def _in_order(names, parts):
@@ -198,7 +204,7 @@ def _in_order(names, parts):
     for name in names or known: add(name)
     return order
 
-# %% ../nbs/60_film.ipynb #693c7801
+# %% ../nbs/60_film.ipynb #8eed7351
 _style = """
 :root{color-scheme:light dark;--bg:#fbfaf8;--ink:#1d1d1f;--soft:#6b6b70;--line:#dcdad5;--camera:#0072b2;--own:#d55e00}
 @media(prefers-color-scheme:dark){:root{--bg:#151517;--ink:#ececee;--soft:#9a9aa0;--line:#333338;--camera:#56b4e9;--own:#e69f00}}
@@ -213,7 +219,7 @@ h1{font-size:2rem;margin:0 0 .2rem;overflow-wrap:anywhere}h2{font-size:1.15rem;m
 .chart path.camera{fill:var(--camera);opacity:.55}.chart path.own{fill:var(--own);opacity:.75}b.camera{color:var(--camera)}b.own{color:var(--own)}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,380px),1fr));gap:1.2rem}figure{margin:0;scroll-margin-top:1rem}
 figure:target .frames{outline:3px solid #ffd600}.frames{display:grid;grid-template-columns:1fr 2fr 1fr;grid-template-rows:1fr;gap:2px;border-radius:6px;overflow:hidden;align-items:stretch}
-.frames img{width:100%;height:100%;object-fit:cover;display:block;min-width:0}.frames img:nth-child(2),.frames .drawn{grid-column:2;grid-row:1}.frames img:nth-child(1){grid-column:1;grid-row:1}.frames img:nth-child(3){grid-column:3;grid-row:1}
+.frames img{width:100%;height:100%;object-fit:cover;display:block;min-width:0}.frames>img:nth-child(2),.frames .drawn{grid-column:2;grid-row:1;min-width:0;min-height:0}.frames>img:nth-child(1){grid-column:1;grid-row:1}.frames>img:nth-child(3){grid-column:3;grid-row:1}
 .frames .drawn{z-index:1}.frames .drawn:hover{opacity:0}
 figcaption{font-size:.9rem;padding:.3rem 0}figcaption b{display:inline-block;min-width:1.6em}figcaption span,footer{color:var(--soft)}footer{margin-top:3rem;font-size:.85rem}
 """
@@ -234,33 +240,43 @@ def _page(report, parts):
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>{_style}</style></head>
 <body><header><h1>{title}</h1><div class="facts">{facts}</div>{damage}</header>{sections}<footer>primenb {env()['versions'].get('primenb', '')}. Tables: <a href="shots.csv">shots.csv</a>{', <a href="motion.csv">motion.csv</a>' if 'motion' in report.done else ''}; facts: <a href="film.json">film.json</a>.</footer></body></html>"""
 
-# %% ../nbs/60_film.ipynb #2f280b34
-def _begin(path, out, settings, overwrite):
-    "The report as far as it exists."
-    info, out = probe(path), Path(out)
-    state, key = out / "film.json", fingerprint(path)
+# %% ../nbs/60_film.ipynb #d97665be
+def _begin(path, out, settings, known, overwrite):
+    "The report as far as it exists, and the film's fingerprint."
+    report = FilmReport(Path(path), Path(out), probe(path), settings)
+    out, state, key = report.out, report.out / "film.json", fingerprint(path)
     if out.exists() and not out.is_dir(): raise PrimenbError(out, "it is a file, and the report needs a folder", "name another one")
-    report = FilmReport(Path(path), out, info, settings)
-    if not state.exists():
-        if out.exists() and any(out.iterdir()) and not overwrite: raise PrimenbError(out, "the folder holds other files", "name an empty or a new one")
+    if not state.exists() and out.exists() and any(out.iterdir()): raise PrimenbError(out, "the folder holds other files", "name an empty or a new one")
+    if state.exists() and not overwrite:
+        report.done = _resume(state, key, settings)
         return report, key
-    try: saved = json.loads(state.read_text())
-    except ValueError: saved = None
-    if overwrite: return report, key
-    if not saved: raise PrimenbError(state, "it is damaged", "begin anew with --overwrite")
-    if saved.get("content") != key: raise PrimenbError(out, f"it holds the report of another film, {saved.get('film', 'unknown')}", "name another folder, or overwrite it (--overwrite)")
-    if saved["settings"] != settings: raise PrimenbError(out, f"it was made with other settings, {saved['settings']}", "name another folder, or overwrite it (--overwrite)")
-    report.done = saved["parts"]
+    _remove(out, [name for part in known for name in part.files] + ["report.html"])
+    _save_state(report, key)
     return report, key
 
+def _resume(state, key, settings):
+    "The facts of the parts that are done, if they are of this film and these settings."
+    try: saved = json.loads(state.read_text())
+    except ValueError: raise PrimenbError(state, "it is damaged", "begin anew with --overwrite") from None
+    if saved.get("content") != key: raise PrimenbError(state.parent, f"it holds the report of another film, {saved.get('film', 'unknown')}", "name another folder, or overwrite it (--overwrite)")
+    if saved["settings"] != settings: raise PrimenbError(state.parent, f"it was made with other settings, {saved['settings']}", "name another folder, or overwrite it (--overwrite)")
+    return saved["parts"]
+
+# %% ../nbs/60_film.ipynb #bb7ee913
 def _write(path, text):
     with atomic(path) as temporary: temporary.write_text(text, encoding="utf-8")
 
 def _save_state(report, key):
-    state = dict(film=report.path.name, content=key, settings=report.settings, info=asdict(report.info) | {"path": report.path.name}, parts=report.done, made_with=env())
-    _write(report.out / "film.json", json.dumps(rounded(state), indent=1, default=str))
+    info = asdict(report.info) | {"path": report.path.name, "audio": [a._asdict() for a in report.info.audio]}
+    state = dict(film=report.path.name, content=key, settings=report.settings, info=info, parts=report.done, made_with=env())
+    _write(report.out / "film.json", json.dumps(state, indent=1, default=lambda v: v.item() if hasattr(v, "item") else str(v)))
 
-# %% ../nbs/60_film.ipynb #044ab641
+def _remove(folder, names):
+    for name in names:
+        if (folder / name).is_dir(): shutil.rmtree(folder / name)
+        else: (folder / name).unlink(missing_ok=True)
+
+# %% ../nbs/60_film.ipynb #9f93e436
 def analyse(
     path: str | Path,  # the film
     out: str | Path,  # the report's folder
@@ -273,15 +289,15 @@ def analyse(
     tell: Callable[[str], None] = lambda line: None,  # is told a line about each part
 ) -> FilmReport:
     "Analyses a film part by part into a folder with `film.json`, `shots.csv` and `report.html`; goes on where it was stopped."
-    report, key = _begin(path, out, dict(detector=detector, damaged=damaged), overwrite)
-    for part in _in_order(parts, known):
+    wanted = _in_order(parts, known)
+    report, key = _begin(path, out, dict(detector=detector, damaged=damaged), known, overwrite)
+    for part in wanted:
         if part.name in report.done:
             tell(f"{part.name}: done before")
             continue
-        shutil.rmtree(report.out / part.name, ignore_errors=True)
+        _remove(report.out, part.files)
         started = time.perf_counter()
-        facts = part.make(report)
-        report.done[part.name] = dict(facts, seconds=round(time.perf_counter() - started, 2))
+        report.done[part.name] = dict(part.make(report) or {}, seconds=round(time.perf_counter() - started, 2))
         _save_state(report, key)
         tell(f"{part.name}: {report.done[part.name]['seconds']:.1f} s")
     _write(report.out / "report.html", _page(report, known))

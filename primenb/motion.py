@@ -73,7 +73,7 @@ def _fields(vectors: list[Vectors], grid, empty):
     for where, some in ((past, grid), (~past, future)): _paint(some, *_take(where, at, d, wide, high))
     _add(grid, future, empty)
 
-# %% ../nbs/11_motion.ipynb #93f68143
+# %% ../nbs/11_motion.ipynb #61853cdb
 @dataclass(frozen=True)
 class Motion:
     "Displacement in pixels per frame over a stretch of film, on a grid of cells."
@@ -89,6 +89,7 @@ class Motion:
     def __len__(self): return len(self.field)
     def __getitem__(self, frames: slice):
         "A shorter stretch of the same motion."
+        if not isinstance(frames, slice): raise TypeError("a Motion is cut with slices, such as motion[3:4]; single fields are in motion.field")
         per_frame = {k: getattr(self, k) for k in ("field", "times", "numbers", "kinds", "measured", "camera")}
         return replace(self, **{k: v if v is None else v[frames] for k, v in per_frame.items()})
     @property
@@ -116,13 +117,13 @@ def _nearest(measured):
     t = np.arange(len(measured))
     return np.where(np.abs(after - t) <= np.abs(t - before), after, before)
 
-# %% ../nbs/11_motion.ipynb #59998132
+# %% ../nbs/11_motion.ipynb #ed0f7839
 def _borders(length, turned_end):
     "Borders of 8-pixel cells over `length` pixels; the narrower cell comes first if the frame was turned so."
     borders = np.minimum(np.arange(-(-length // cell) + 1) * cell, length).astype(np.float64)
     return length - borders[::-1] if turned_end else borders
 
-def _gather(path, vectors, remove_camera, room) -> Motion:
+def _gather(path, vectors, remove_camera, room, after_cut=False) -> Motion:
     "The motion of at most `room` consecutive frames from their vectors, which are let go of every few frames."
     vectors, grid, notes, block = iter(vectors), None, [], 1
     while some := list(islice(vectors, block)):
@@ -133,10 +134,11 @@ def _gather(path, vectors, remove_camera, room) -> Motion:
         _fields(some, grid[len(notes) : len(notes) + len(some)], np.nan if remove_camera else 0)
         notes += [v._replace(table=v.table is not None) for v in some]
     if not notes: raise VideoError(path, "no frame lies in the range asked for", "widen it")
-    return _motion(grid[: len(notes), : -(-height // cell), : -(-width // cell)], notes, remove_camera)
+    return _motion(grid[: len(notes), : -(-height // cell), : -(-width // cell)], notes, remove_camera, after_cut)
 
-def _motion(grid, notes, remove_camera):
+def _motion(grid, notes, remove_camera, after_cut):
     measured, turns = np.array([v.table for v in notes]), notes[0].turns
+    if after_cut and len(notes) > 1: measured[0] = False
     if turns: grid = np.ascontiguousarray(np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns))
     camera, source = _remove_camera(grid) if remove_camera else None, _nearest(measured)
     for t in np.flatnonzero(~measured): grid[t] = grid[source[t]]
@@ -144,7 +146,7 @@ def _motion(grid, notes, remove_camera):
     width, height = notes[0].size[:: -1 if turns % 2 else 1]
     return Motion(grid.view(np.float32).reshape(*grid.shape, 2), _borders(width, turns in (2, 3)), _borders(height, turns in (1, 2)), times, numbers, kinds, measured, camera if camera is None else camera[source])
 
-# %% ../nbs/11_motion.ipynb #130c40c7
+# %% ../nbs/11_motion.ipynb #afd16ca9
 def iter_motion(
     path: str | Path,  # the film
     bounds: list[int],  # frame numbers b0 < b1 < … < bn; stretch i runs from bi to before b(i+1)
@@ -153,12 +155,18 @@ def iter_motion(
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `primenb.video.iter_frames`
 ) -> Iterator[Motion]:
-    "The motion of consecutive stretches of film in one pass, holding one stretch at a time."
+    "The motion of consecutive stretches of film, such as shots, in one pass, holding one at a time; nothing is measured across their borders."
     vectors = iter_vectors(path, frames=(bounds[0], bounds[-1]), stream=stream, damaged=damaged)
     for _, stretch in groupby(vectors, key=lambda v: np.searchsorted(bounds, v.number, "right")):
-        yield _gather(path, stretch, remove_camera, room=int(np.diff(bounds).max()))
+        yield _gather(path, stretch, remove_camera, int(np.diff(bounds).max()), after_cut=True)
 
-# %% ../nbs/11_motion.ipynb #1390944d
+# %% ../nbs/11_motion.ipynb #0a94fa8a
+def _count(path, frames, seconds, stream):
+    "How many frames a range holds."
+    times = frame_times(path, stream)
+    if seconds is not None: frames = [None if s is None else int(np.searchsorted(times, s - 1e-6)) for s in seconds]
+    return len(times[slice(*(frames or (None, None)))])
+
 def read_motion(
     path: str | Path,  # the film
     *,
@@ -170,7 +178,7 @@ def read_motion(
 ) -> Motion:
     "The motion of one stretch; raises `NoMotionVectors` if there are none in it to read."
     vectors = iter_vectors(path, frames=frames, seconds=seconds, stream=stream, damaged=damaged)
-    motion = _gather(path, vectors, remove_camera, room=len(frame_times(path, stream)))
+    motion = _gather(path, vectors, remove_camera, _count(path, frames, seconds, stream))
     if len(motion) > 1 and not motion.measured.any():
         raise NoMotionVectors(path, "every frame asked for is coded on its own", "make a copy that has motion vectors with primenb.video.canonicalise(path, out)")
     return motion
@@ -212,14 +220,14 @@ def _window(motion, patch, size, crop, flip):
     if not flip: return Ay, _shares(motion.x, left, left + across * patch / zoom[0], across), zoom
     return Ay, _shares(motion.x, right - across * patch / zoom[0], right, across)[::-1], zoom * np.array([-1, 1], np.float32)
 
-# %% ../nbs/11_motion.ipynb #0ca26740
+# %% ../nbs/11_motion.ipynb #b3ce61a4
 def to_tokens(
     motion: Motion,  # a stretch of T frames
     patch: int = 16,  # pixels of the resized picture
     tubelet: int = 2,  # frames in a token; frames left over at the end are dropped
     *,
     size: tuple | None = None,  # (width, height) the crop is resized to; None for no resizing
-    crop: tuple | None = None,  # (left, top, right, bottom) in pixels of the film; None for all of it
+    crop: tuple | None = None,  # (left, top, right, bottom) in pixels of the film that was read (a canonical copy may be smaller); None for all of it
     flip: bool = False,  # mirrored left to right, after cropping
     vectors: bool = False,  # give mean displacements instead of mean speeds
 ) -> np.ndarray:  # (T//tubelet, height//patch, width//patch), with a last axis of 2 if `vectors`

@@ -43,7 +43,7 @@ def _watch(frames, detector, rate) -> list[float]:
         cuts += detector.process_frame(last, np.ascontiguousarray(frame.image[..., ::-1]))
     return sorted({c.seconds for c in cuts + (detector.post_process(last) if last else [])})
 
-# %% ../nbs/12_shots.ipynb #96d7bde9
+# %% ../nbs/12_shots.ipynb #1d37af5b
 columns = ["film", "shot", "start", "end", "start_frame", "end_frame", "key1", "key2", "key3"]
 
 def shot_table(
@@ -54,19 +54,20 @@ def shot_table(
 ) -> pd.DataFrame:  # one row per shot, with `columns`
     "The shot table of a film whose cuts are known."
     starts = np.unique([0, *cuts]).astype(int)
-    if starts[-1] >= len(times) or starts[0] < 0: raise ValueError(f"a cut at frame {starts[-1] or starts[0]} lies outside a film of {len(times)} frames")
+    outside = [int(n) for n in starts if not 0 <= n < len(times)]
+    if outside: raise ValueError(f"a cut at frame {outside[0]} lies outside a film of {len(times)} frames")
     stops = np.append(starts[1:], len(times))
     borders = np.append(times, end)
     keys = times[(starts[:, None] + (stops - starts)[:, None] * np.array([1, 3, 5]) / 6).astype(int)]
     rows = dict(film=film, shot=np.arange(len(starts)), start=borders[starts], end=borders[stops], start_frame=starts, end_frame=stops)
     return pd.DataFrame({**rows, "key1": keys[:, 0], "key2": keys[:, 1], "key3": keys[:, 2]})[columns].round(6)
 
-# %% ../nbs/12_shots.ipynb #4f27d85c
+# %% ../nbs/12_shots.ipynb #235854e8
 def detect_shots(
     path: str | Path,  # the film
     detector: str = "adaptive",  # "adaptive", "content", "hash", "histogram" or "threshold"
     *,
-    min_length: float = 0.6,  # seconds; cuts that would make a shorter shot are passed over
+    min_length: float = 0.6,  # seconds; a cut that comes sooner after the one before is passed over (the last shot may be shorter)
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `primenb.video.iter_frames`
     **settings,  # the detector's own, such as adaptive_threshold=3.5

@@ -7,8 +7,8 @@ __all__ = ['vector_codecs', 'VideoError', 'NoMotionVectors', 'AudioInfo', 'Video
            'Frame', 'iter_frames', 'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio', 'encode',
            'canonicalise']
 
-# %% ../nbs/10_video.ipynb #d529146a
-import os, warnings
+# %% ../nbs/10_video.ipynb #4c912d31
+import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -90,11 +90,13 @@ def _damage(path, container, stream, rows, end):
         if promised - end > max(2 * frame, 0.05): return f"it promises {promised:.2f} s and ends at {end:.2f} s"
     if kind == "gif" and not _gif_is_whole(path.read_bytes()): return "its chain of blocks is broken"
 
-# %% ../nbs/10_video.ipynb #614bdcc6
+# %% ../nbs/10_video.ipynb #dd9f6284
 def _matroska_size(path):
     "Bytes that the headers promise, or None for a live recording, which does not know."
-    head, at = path.read_bytes()[:4096] if path.stat().st_size < 4096 else open(path, "rb").read(4096), 4
+    with open(path, "rb") as f: head = f.read(4096)
+    at = 4
     for skip in (True, False):
+        if at >= len(head) or not head[at]: return None
         length = 9 - head[at].bit_length()
         size = int.from_bytes(head[at : at + length]) & ((1 << 7 * length) - 1)
         if size == (1 << 7 * length) - 1: return None
@@ -317,7 +319,7 @@ def _rgb(frame, size=None):
     else: image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=scaler)
     return np.ascontiguousarray(np.rot90(image, turns))
 
-# %% ../nbs/10_video.ipynb #70426dc4
+# %% ../nbs/10_video.ipynb #a7ed30cd
 class Frame(NamedTuple):
     "One picture of a film."
     image: np.ndarray  # (H,W,3) uint8, sRGB
@@ -330,17 +332,20 @@ def _numbers(path, index, frames, seconds, step):
     if frames is not None and seconds is not None: raise ValueError("give `frames` or `seconds`, not both")
     if step < 1: raise ValueError(f"step is {step}; it counts frames from one picture to the next, so at least 1")
     first, stop = frames or (0, None)
-    if seconds is not None: first, stop = (None if s is None else int(np.searchsorted(index.times, s - 1e-6)) for s in seconds)
+    if seconds is not None:
+        begin, end, length = seconds[0] or 0, seconds[1], index.times[-1] + index.last
+        if not 0 <= begin <= (length if end is None else end) <= length + 1e-3: raise VideoError(path, f"seconds {begin} to {end} were asked for and it lasts {length:.3f} s", "ask for a range within the film")
+        first, stop = (None if s is None else int(np.searchsorted(index.times, s - 1e-6)) for s in seconds)
     first, stop = first or 0, len(index) if stop is None else stop
     if not 0 <= first <= stop <= len(index):
         held = f"it holds {len(index)} frames" + (f", because {index.damage}" if index.damage else "")
         raise VideoError(path, f"frames {first} to {stop} were asked for and {held}", "ask for a range within the film")
     return range(first, stop, step)
 
-# %% ../nbs/10_video.ipynb #36fd4ce6
+# %% ../nbs/10_video.ipynb #bdde8e00
 def _fit(frame, size):
     "The (width, height) to show a frame at; one number asks for the short side, rounded to even sizes."
-    if not isinstance(size, int): return size or ((frame.width, frame.height)[::-1 if _turns(frame) % 2 else 1])
+    if not isinstance(size, (int, np.integer)): return size or ((frame.width, frame.height)[::-1 if _turns(frame) % 2 else 1])
     width, height = (frame.width, frame.height)[::-1 if _turns(frame) % 2 else 1]
     return tuple(max(2, 2 * round(size * side / min(width, height) / 2)) for side in (width, height))
 
@@ -571,7 +576,7 @@ def _to_encode(path, picture, n, stream, rate):
     frame.duration = round(1 / rate / tick)
     return frame
 
-# %% ../nbs/10_video.ipynb #6651e273
+# %% ../nbs/10_video.ipynb #21357e2d
 def canonicalise(
     path: str | Path,  # the film
     out: str | Path,  # the copy to write, an .mp4
@@ -583,7 +588,8 @@ def canonicalise(
 ) -> Path:  # `out`
     "A copy whose motion vectors follow motion: H.264, each frame predicted from the one before, without sound."
     info = probe(path, stream)
+    if Path(out).exists() and Path(out).samefile(path): raise VideoError(out, "it is the film itself", "give the copy another name")
     pictures = iter_frames(path, size=min(short_side, *_even(info)), stream=stream, damaged=damaged)
-    return encode(out, progress(pictures, "canonical copy", info.frames, "frame"), info.rate, crf=crf, preset="veryfast", options=dict(bf="0", refs="1", sc_threshold="0"))
+    return encode(out, progress(pictures, "canonical copy", info.frames, "frame"), info.rate, crf=crf, preset="veryfast", options=dict(bf="0", refs="1", sc_threshold="0", threads="1"))
 
 def _even(info): return info.width // 2 * 2, info.height // 2 * 2

@@ -63,7 +63,8 @@ def test_tables_and_facts_agree_with_the_film(report):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopped_after_a_part_it_continues_with_that_part_kept(report, tmp_path, stop):
     out = tmp_path / "report"
-    process = subprocess.Popen(command("analyse", starter, "-o", out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    hears = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts its children deaf to Ctrl-C
+    process = subprocess.Popen(command("analyse", starter, "-o", out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=hears)
     assert process.stderr.readline().startswith("shots:")
     process.send_signal(stop)
     said = process.communicate(timeout=60)[1]
@@ -134,8 +135,35 @@ def test_a_report_is_not_mixed_with_another_film_or_setting(report, tmp_path):
     with pytest.raises(PrimenbError, match="another film, starter.mp4"): analyse(other, out)
     with pytest.raises(PrimenbError, match="other settings"): analyse(starter, out, detector="content")
     assert tables(out) == tables(report.out)
-    assert len(analyse(other, out, overwrite=True).shots) == 1
-    assert len(list((out / "keyframes").iterdir())) == 3
+    (out / "notes.txt").write_text("mine")
+    assert set(analyse(other, out, parts=["shots"], overwrite=True).done) == {"shots"}
+    assert {f.name for f in out.iterdir()} == {"film.json", "shots.csv", "report.html", "notes.txt"}  # nothing of the other film is left
+    assert len(analyse(other, out).shots) == 1 and len(list((out / "keyframes").iterdir())) == 3
+
+
+def test_a_folder_that_is_not_a_report_is_never_touched(tmp_path):
+    (tmp_path / "mine/motion").mkdir(parents=True)
+    (tmp_path / "mine/motion/data.txt").write_text("mine")
+    with pytest.raises(PrimenbError, match="other files"): analyse(starter, tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine/motion/data.txt").read_text() == "mine"
+
+
+def test_stopped_in_the_first_part_it_begins_again(tmp_path):
+    broken = [True]
+    def make(report):
+        (report.out / "half.txt").write_text("half")
+        if broken: raise KeyboardInterrupt
+    known = [Part("sound", make, lambda report: "", files=("half.txt",))]
+    with pytest.raises(KeyboardInterrupt): analyse(starter, tmp_path / "r", known=known)
+    broken.clear()
+    assert "sound" in analyse(starter, tmp_path / "r", known=known).done
+
+
+def test_a_resumed_page_equals_a_fresh_one(report, tmp_path):
+    out = shutil.copytree(report.out, tmp_path / "starter")
+    analyse(starter, out)
+    assert (out / "report.html").read_text() == (report.out / "report.html").read_text()
+    assert json.loads((out / "film.json").read_text())["info"]["duration"] == report.info.duration
 
 
 def test_a_film_cut_off_in_the_middle_stops_or_is_shown_as_far_as_it_goes(tmp_path):
@@ -161,7 +189,13 @@ def test_odd_films_get_a_whole_report(real, tmp_path, name):
     report = analyse(real / name, tmp_path / "r")
     assert len(report.motion) == report.info.frames
     assert [link for link in Links(report.out / "report.html").links if not link.startswith("#") and not (report.out / unquote(link)).exists()] == []
-    assert report.done["motion"]["source"] == ("the film's own motion vectors" if report.info.codec in ("h264", "mpeg4", "mpeg2video") else "a canonical copy")
+    assert report.done["motion"]["source"] == ("the film's own motion vectors" if report.info.codec in ("h264", "mpeg4", "mpeg2video") and report.info.frames > 1 else "a canonical copy")
+
+
+def test_a_film_of_key_frames_only_is_measured_on_a_copy(tmp_path):
+    film = encode(tmp_path / "intra.mp4", [f.image for f in iter_frames(starter, frames=(0, 60), size=96)], 24, options={"g": "1"})
+    report = analyse(film, tmp_path / "r")
+    assert report.done["motion"]["source"] == "a canonical copy" and report.motion.camera_x.mean() < -0.1
 
 
 @pytest.mark.slow

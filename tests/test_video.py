@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from primenb.core import PrimenbError
 from primenb.video import Frame, VideoError, canonicalise, encode, frame_times, frames_at, hdr_to_srgb, iter_frames, iter_vectors, probe, read_audio, read_frames
 
 # name: codec, width and height as shown, bits, shown frames
@@ -657,3 +658,25 @@ def test_a_text_file_is_no_film(tmp_path):
     "FFmpeg draws a .txt as a film of a terminal."
     (tmp_path / "notes.txt").write_text("Dear all,\n" * 300)
     with pytest.raises(VideoError): read_frames(tmp_path / "notes.txt")
+
+def test_a_film_is_not_overwritten_by_its_copy_nor_a_protected_one_at_all(tmp_path):
+    film = encode(tmp_path / "film.mp4", pattern(5))
+    before = film.read_bytes()
+    with pytest.raises(VideoError, match="the film itself"): canonicalise(film, tmp_path / "." / "film.mp4")
+    film.chmod(0o444)
+    with pytest.raises(PrimenbError, match="write-protected"): encode(film, pattern(3))
+    assert film.read_bytes() == before and list(tmp_path.iterdir()) == [film]
+
+@pytest.mark.parametrize("seconds", [(0, 1000), (2, 1), (-1, 0.1)])
+def test_seconds_the_film_does_not_have(tmp_path, seconds):
+    film = encode(tmp_path / "film.mp4", pattern(5))
+    with pytest.raises(VideoError, match="seconds"): read_frames(film, seconds=seconds)
+
+def test_a_copy_is_the_same_on_any_number_of_cores(tmp_path):
+    film = encode(tmp_path / "film.mp4", pattern(12))
+    copies = []
+    for cores in (1, len(os.sched_getaffinity(0))):
+        code = f"import os, sys; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); from primenb.video import canonicalise; canonicalise(*sys.argv[1:])"
+        subprocess.run([sys.executable, "-c", code, film, tmp_path / f"{cores}.mp4"], check=True)
+        copies.append((tmp_path / f"{cores}.mp4").read_bytes())
+    assert copies[0] == copies[-1]

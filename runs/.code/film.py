@@ -52,11 +52,11 @@ shots = {**score_cuts(**counts), **{f"cuts_{k}": v for k, v in counts.items()}}
 shots
 
 # %%
-def true_speed(film, views, shape):
+def true_speed(views, shape, size):
     table = pd.read_csv(folder / views)
     window, shot = table[["x", "y", "scale"]].values, table["shot"].values
     frames = [t for t in range(1, len(table)) if shot[t] == shot[t - 1]]
-    x, y = (((np.arange(n) + 0.5) * token - size / 2) for n, size in zip(shape[::-1], (first.shape[1], first.shape[0])))
+    x, y = (((np.arange(n) + 0.5) * token - size / 2) for n, size in zip(shape[::-1], size))
     return frames, np.stack([np.hypot(*np.moveaxis(window_motion(window[t - 1], window[t], x, y), -1, 0)) for t in frames])
 
 # %%
@@ -73,6 +73,7 @@ def flow_speed(film, shape):
 
 # %%
 def speeds(source, size): return to_tokens(read_motion(source), token, 1, size=size)
+def within(field, reference): return np.mean([spearmanr(a.ravel(), b.ravel())[0] for a, b in zip(field, reference) if np.ptp(a) and np.ptp(b) > 0.01])
 
 rows, pictures = [], {}
 for film, facts in known.items():
@@ -80,10 +81,10 @@ for film, facts in known.items():
     size = first.shape[1::-1]
     with tempfile.TemporaryDirectory() as temporary:
         fields = dict(as_found=speeds(folder / film, None), canonical=speeds(canonicalise(folder / film, Path(temporary) / "copy.mp4"), size))
-    frames, reference = true_speed(film, facts["views"], fields["as_found"].shape[1:]) if "views" in facts else flow_speed(film, fields["as_found"].shape[1:])
-    rows += [(film, "truth" if "views" in facts else "flow", kind, spearmanr(field[frames].ravel(), reference.ravel())[0], len(frames)) for kind, field in fields.items()]
+    frames, reference = true_speed(facts["views"], fields["as_found"].shape[1:], size) if "views" in facts else flow_speed(film, fields["as_found"].shape[1:])
+    rows += [(film, "truth" if "views" in facts else "flow", kind, spearmanr(field[frames].ravel(), reference.ravel())[0], within(field[frames], reference), len(frames)) for kind, field in fields.items()]
     pictures[film] = frames, reference, fields
-motion = pd.DataFrame(rows, columns=["film", "reference", "form", "rank_correlation", "frames"]).round(4)
+motion = pd.DataFrame(rows, columns=["film", "reference", "form", "rank_correlation", "within_frames", "frames"]).round(4)
 motion.to_csv(out / "motion.csv", index=False)
 motion
 
@@ -96,9 +97,9 @@ for ax, (film, (frames, reference, fields)) in zip(axes[:, 0], pictures.items())
 axes[0, 0].legend(frameon=False); axes[-1, 0].set_xlabel("frame");
 
 # %%
-mean = motion.groupby(["reference", "form"]).rank_correlation.mean()
-against = {"truth": "motion", "flow": "agreement_with_flow"}
-scores = {against[r]: {"rank_correlation" + ("" if form == "as_found" else f"_{form}"): mean[r, form] for form in mean[r].index} for r in mean.index.levels[0]}
+mean = motion.groupby(["reference", "form"])[["rank_correlation", "within_frames"]].mean()
+against, ending = {"truth": "motion", "flow": "agreement_with_flow"}, {"as_found": "", "canonical": "_canonical"}
+scores = {against[r]: {name + ending[form]: row[name] for name in mean for form, row in mean.loc[r].iterrows()} for r in mean.index.levels[0]}
 sizes = dict(films=len(known), frames=sum(map(len, times.values())))
 metrics = dict(shots=shots, **scores, counts=sizes)
 _ = save_metrics(out / "metrics.json", metrics, seconds=time.perf_counter() - started, seeds=[seed], sizes=sizes, **(dict(date=date) if date else {}))
