@@ -224,7 +224,7 @@ figure:target .frames{outline:3px solid #ffd600}.frames{display:grid;grid-templa
 figcaption{font-size:.9rem;padding:.3rem 0}figcaption b{display:inline-block;min-width:1.6em}figcaption span,footer{color:var(--soft)}footer{margin-top:3rem;font-size:.85rem}
 """
 
-# %% ../nbs/60_film.ipynb #56a6dde6
+# %% ../nbs/60_film.ipynb #f21c0b52
 def _facts(info):
     "The film's data sheet, label and value."
     sound = ", ".join(f"{a.codec}, {a.channels} channels" for a in info.audio) or "none"
@@ -236,11 +236,12 @@ def _page(report, parts):
     facts = "".join(f"<span>{k} <b>{html.escape(v)}</b></span>" for k, v in _facts(report.info).items())
     damage = f"<p>Damaged: {html.escape(report.info.damage)}. What is shown is what could be read.</p>" if report.info.damage else ""
     sections = "".join(f"<section>{p.show(report)}</section>" for p in parts if p.name in report.done)
-    title = html.escape(report.path.name)
+    title, kept = html.escape(report.path.name), [name for p in parts if p.name in report.done for name in p.files if name.endswith(".csv")]
+    tables = f"Tables: {', '.join(f'<a href={name!r}>{name}</a>' for name in kept)}. " if kept else ""
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>{_style}</style></head>
-<body><header><h1>{title}</h1><div class="facts">{facts}</div>{damage}</header>{sections}<footer>primenb {env()['versions'].get('primenb', '')}. Tables: <a href="shots.csv">shots.csv</a>{', <a href="motion.csv">motion.csv</a>' if 'motion' in report.done else ''}; facts: <a href="film.json">film.json</a>.</footer></body></html>"""
+<body><header><h1>{title}</h1><div class="facts">{facts}</div>{damage}</header>{sections}<footer>primenb {env()['versions'].get('primenb', '')}. {tables}Facts: <a href="film.json">film.json</a>.</footer></body></html>"""
 
-# %% ../nbs/60_film.ipynb #d97665be
+# %% ../nbs/60_film.ipynb #ec38a4c4
 def _begin(path, out, settings, known, overwrite):
     "The report as far as it exists, and the film's fingerprint."
     report = FilmReport(Path(path), Path(out), probe(path), settings)
@@ -250,8 +251,8 @@ def _begin(path, out, settings, known, overwrite):
     if state.exists() and not overwrite:
         report.done = _resume(state, key, settings)
         return report, key
-    _remove(out, [name for part in known for name in part.files] + ["report.html"])
     _save_state(report, key)
+    _remove(out, [name for part in known for name in part.files] + ["report.html"])
     return report, key
 
 def _resume(state, key, settings):

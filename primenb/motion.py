@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cell', 'Motion', 'iter_motion', 'read_motion', 'window_motion', 'to_tokens', 'cached_motion']
 
-# %% ../nbs/11_motion.ipynb #65eea501
+# %% ../nbs/11_motion.ipynb #40b36360
 import tempfile
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
@@ -15,7 +15,7 @@ from typing import Iterator
 import numpy as np
 
 from .core import atomic, fingerprint
-from .video import NoMotionVectors, Vectors, VideoError, canonicalise, frame_times, iter_vectors, probe
+from .video import NoMotionVectors, Vectors, VideoError, canonicalise, frame_numbers, iter_vectors, probe
 
 # %% ../nbs/11_motion.ipynb #72c7bc1a
 cell = 8  # pixels; the finest block that FFmpeg reports
@@ -160,13 +160,7 @@ def iter_motion(
     for _, stretch in groupby(vectors, key=lambda v: np.searchsorted(bounds, v.number, "right")):
         yield _gather(path, stretch, remove_camera, int(np.diff(bounds).max()), after_cut=True)
 
-# %% ../nbs/11_motion.ipynb #0a94fa8a
-def _count(path, frames, seconds, stream):
-    "How many frames a range holds."
-    times = frame_times(path, stream)
-    if seconds is not None: frames = [None if s is None else int(np.searchsorted(times, s - 1e-6)) for s in seconds]
-    return len(times[slice(*(frames or (None, None)))])
-
+# %% ../nbs/11_motion.ipynb #f7808700
 def read_motion(
     path: str | Path,  # the film
     *,
@@ -178,7 +172,7 @@ def read_motion(
 ) -> Motion:
     "The motion of one stretch; raises `NoMotionVectors` if there are none in it to read."
     vectors = iter_vectors(path, frames=frames, seconds=seconds, stream=stream, damaged=damaged)
-    motion = _gather(path, vectors, remove_camera, _count(path, frames, seconds, stream))
+    motion = _gather(path, vectors, remove_camera, len(frame_numbers(path, frames=frames, seconds=seconds, stream=stream)))
     if len(motion) > 1 and not motion.measured.any():
         raise NoMotionVectors(path, "every frame asked for is coded on its own", "make a copy that has motion vectors with primenb.video.canonicalise(path, out)")
     return motion

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['vector_codecs', 'VideoError', 'NoMotionVectors', 'AudioInfo', 'VideoInfo', 'probe', 'frame_times', 'hdr_to_srgb',
-           'Frame', 'iter_frames', 'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio', 'encode',
-           'canonicalise']
+           'Frame', 'frame_numbers', 'iter_frames', 'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio',
+           'encode', 'canonicalise']
 
 # %% ../nbs/10_video.ipynb #4c912d31
 import warnings
@@ -188,7 +188,7 @@ class VideoInfo:
         rate, sound = f"{'about ' if self.variable else ''}{float(self.rate):.6g} frames/s", ", ".join(f"{a.codec} {a.rate} Hz x{a.channels}" for a in self.audio)
         return f"{self.path.name}: {self.codec} {self.width}x{self.height} {self.bits} bit{' ' + self.hdr if self.hdr else ''}, {self.duration:.2f} s, {self.frames} frames, {rate}, {sound or 'no sound'}"
 
-# %% ../nbs/10_video.ipynb #621da75f
+# %% ../nbs/10_video.ipynb #f75fbfd6
 _transfers = {16: "pq", 18: "hlg"}
 
 def probe(
@@ -203,9 +203,8 @@ def probe(
         gaps = np.diff(index.times)
         middle = float(np.median(gaps)) if len(gaps) else index.last
         rate = s.average_rate or s.guessed_rate or Fraction(1 / middle).limit_denominator(1001)
-        turned = _turns(frame) % 2
         return VideoInfo(Path(path), container.format.name, s.codec_context.codec.canonical_name,
-            *((frame.width, frame.height)[::-1 if turned else 1]), _turns(frame) * 90,
+            *_shown(frame), _turns(frame) * 90,
             frame.format.name, max(c.bits for c in frame.format.components), _transfers.get(int(frame.color_trc)),
             s.time_base, Fraction(rate), bool(len(gaps) and np.ptp(gaps) > max(0.002, 0.05 * middle)),
             float(index.pts[0] * s.time_base) if index.stamped else 0.0, float(index.times[-1] + index.last), len(index),
@@ -220,7 +219,7 @@ def frame_times(
     "When each frame is shown, without decoding."
     return _scan(path, stream).times.copy()
 
-# %% ../nbs/10_video.ipynb #f901e92f
+# %% ../nbs/10_video.ipynb #dcb55a58
 def _numbered(container, stream, index):
     "Every frame from where the container stands, with its number in the index."
     n = 0
@@ -237,6 +236,8 @@ def _numbered(container, stream, index):
     except av.error.FFmpegError: return
 
 def _turns(frame): return round(frame.rotation / 90) % 4
+
+def _shown(frame): return (frame.width, frame.height)[:: -1 if _turns(frame) % 2 else 1]  # upright (width, height)
 
 # %% ../nbs/10_video.ipynb #fba2856f
 def _decode(container, stream, index, numbers):
@@ -319,7 +320,7 @@ def _rgb(frame, size=None):
     else: image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=scaler)
     return np.ascontiguousarray(np.rot90(image, turns))
 
-# %% ../nbs/10_video.ipynb #a7ed30cd
+# %% ../nbs/10_video.ipynb #3e44a6f9
 class Frame(NamedTuple):
     "One picture of a film."
     image: np.ndarray  # (H,W,3) uint8, sRGB
@@ -327,8 +328,17 @@ class Frame(NamedTuple):
     number: int  # its place among the shown frames
     pts: int  # its presentation time stamp in the file, in units of the stream's time base
 
-def _numbers(path, index, frames, seconds, step):
-    "The frame numbers of a half-open range of frames or seconds, taking every `step`-th."
+# %% ../nbs/10_video.ipynb #9a160919
+def frame_numbers(
+    path: str | Path,  # the film
+    *,
+    frames: tuple | None = None,  # (first, stop) frame numbers, stop excluded; None for an open end
+    seconds: tuple | None = None,  # (from, to) in seconds, to excluded; instead of `frames`
+    step: int = 1,  # take every step-th frame
+    stream: int | None = None,  # which video stream
+) -> range:
+    "The numbers of the frames in a range, without decoding; raises `VideoError` for a range that the film does not have."
+    index = _scan(path, stream)
     if frames is not None and seconds is not None: raise ValueError("give `frames` or `seconds`, not both")
     if step < 1: raise ValueError(f"step is {step}; it counts frames from one picture to the next, so at least 1")
     first, stop = frames or (0, None)
@@ -342,11 +352,11 @@ def _numbers(path, index, frames, seconds, step):
         raise VideoError(path, f"frames {first} to {stop} were asked for and {held}", "ask for a range within the film")
     return range(first, stop, step)
 
-# %% ../nbs/10_video.ipynb #bdde8e00
+# %% ../nbs/10_video.ipynb #e7701c97
 def _fit(frame, size):
     "The (width, height) to show a frame at; one number asks for the short side, rounded to even sizes."
-    if not isinstance(size, (int, np.integer)): return size or ((frame.width, frame.height)[::-1 if _turns(frame) % 2 else 1])
-    width, height = (frame.width, frame.height)[::-1 if _turns(frame) % 2 else 1]
+    width, height = _shown(frame)
+    if not isinstance(size, (int, np.integer)): return size or (width, height)
     return tuple(max(2, 2 * round(size * side / min(width, height) / 2)) for side in (width, height))
 
 def _whole(path, index, numbers, decoded, damaged):
@@ -367,7 +377,7 @@ def _broken(path, index, lost):
     cause = ", and ".join(filter(None, (index.damage, missing)))
     return VideoError(path, cause, 'copy it again, or read what is whole: damaged="skip", on the command line --skip-damaged')
 
-# %% ../nbs/10_video.ipynb #26eab772
+# %% ../nbs/10_video.ipynb #2bb63617
 def _pictures(path, index, numbers, size, stream, threads, damaged):
     with _open(path, stream, threads) as (container, s):
         for n, frame in _whole(path, index, numbers, _decode(container, s, index, numbers), damaged):
@@ -386,8 +396,8 @@ def iter_frames(
     damaged: str = "raise",  # "raise" at a frame that cannot be decoded, or "skip" it with a warning at the end
 ) -> Iterator[Frame]:
     "The film's pictures one by one, as 8-bit sRGB; raises `VideoError` if any is missing."
-    index = _scan(path, stream)
-    return _pictures(path, index, _numbers(path, index, frames, seconds, step), size, stream, threads, damaged)
+    numbers = frame_numbers(path, frames=frames, seconds=seconds, step=step, stream=stream)
+    return _pictures(path, _scan(path, stream), numbers, size, stream, threads, damaged)
 
 # %% ../nbs/10_video.ipynb #7e70dcc0
 def read_frames(
@@ -454,7 +464,7 @@ def _references(
         since[k:][usable] = k
     return since, until
 
-# %% ../nbs/10_video.ipynb #02c22924
+# %% ../nbs/10_video.ipynb #9583bf95
 def iter_vectors(
     path: str | Path,  # the film
     *,
@@ -464,8 +474,7 @@ def iter_vectors(
     damaged: str = "raise",  # as in `iter_frames`
 ) -> Iterator[Vectors]:
     "The motion vectors of each frame; raises `NoMotionVectors` for codecs that have none to give (HEVC, VP8, VP9, AV1 …)."
-    index = _scan(path, stream)
-    numbers = _numbers(path, index, frames, seconds, 1)
+    index, numbers = _scan(path, stream), frame_numbers(path, frames=frames, seconds=seconds, stream=stream)
     with _open(path, stream, threads=1, vectors=True) as (container, s):
         if s.codec_context.codec.canonical_name not in vector_codecs:
             raise NoMotionVectors(path, f"FFmpeg gives no motion vectors for {s.codec_context.codec.canonical_name}", "make a copy that has them with primenb.video.canonicalise(path, out)")
@@ -479,7 +488,7 @@ def iter_vectors(
             table = None if kind == "B" and not b_vectors else _table(frame)
             yield Vectors(table, kind, float(index.times[n]), n, (frame.width, frame.height), turns, int(since[n]), int(until[n]))
 
-# %% ../nbs/10_video.ipynb #4e017af9
+# %% ../nbs/10_video.ipynb #cded3bda
 def read_audio(
     path: str | Path,  # the film
     *,
@@ -492,7 +501,7 @@ def read_audio(
     if not 0 <= track < len(info.audio): raise VideoError(path, f"it holds {len(info.audio)} sound tracks, so none numbered {track}", "choose another track or film")
     start, stop = seconds or (0, None)
     stop = info.duration if stop is None else stop
-    if not 0 <= start < stop <= info.duration + 1: raise VideoError(path, f"{start} to {stop} s was asked for and it lasts {info.duration:.2f} s", "ask for times within the film")
+    if not 0 <= start < stop <= info.duration + 1e-3: raise VideoError(path, f"{start} to {stop} s was asked for and it lasts {info.duration:.2f} s", "ask for times within the film")
     samples = np.zeros(round((stop - start) * rate), np.float32)
     for at, chunk in _sound(path, track, rate, start + info.start):
         i = round((at - info.start - start) * rate)

@@ -1,9 +1,8 @@
 "`primenb analyse` as a person meets it: whole, interrupted, misused, on odd films, and the page in a browser."
-import html.parser, json, os, shutil, signal, subprocess, sys, time
+import html.parser, json, shutil, signal, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote
 
-import numpy as np
 import pandas as pd
 import pytest
 

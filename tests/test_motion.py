@@ -1,7 +1,6 @@
 "Motion vectors and the field made of them: against reference vectors, slow painters and known pans; caching."
 import multiprocessing, time
 from fractions import Fraction
-from pathlib import Path
 from zlib import crc32
 
 import av
@@ -170,7 +169,7 @@ def test_a_pan_is_measured_in_pixels_per_frame(tmp_path_factory, how, dx, dy, se
 def write(path, pictures, codec, **options):
     "A film made with PyAV alone, in a codec and with settings of our choice."
     with av.open(str(path), "w") as out:
-        stream, first = out.add_stream(codec, rate=25, options={k: str(v) for k, v in options.items()}), True
+        stream = out.add_stream(codec, rate=25, options={k: str(v) for k, v in options.items()})
         for i, picture in enumerate(pictures):
             if not i: stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *picture.shape[:2], "yuv420p", 3_000_000
             frame = av.VideoFrame.from_ndarray(picture, "rgb24")
