@@ -43,8 +43,9 @@ real: $(ready)  ## run the experiments on the real footage in the folder PRIMENB
 	set -e; for params in params/real/*.yaml; do stage=$$(basename $$params .yaml); \
 	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/$$stage -p date="'$$(date +%F)'"; done
 
-data: $(ready)  ## make the starter film again and store it
-	python scripts/starter_film.py data
+data: $(ready)  ## make the starter corpus again, or what is missing of it, and store it
+	python scripts/starter_film.py data/starter
+	python -m primenb.studio.make data
 	dvc add data && dvc push
 
 # The stamp is written last: an installation that was interrupted is taken up again and never taken for finished.

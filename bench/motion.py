@@ -157,7 +157,7 @@ def main():
     from primenb.video import encode, iter_frames, probe
 
     started, real = time.perf_counter(), Path(os.environ.get("PRIMENB_REAL", root() / "../shared/real"))
-    starter = root() / "data/films/starter.mp4"
+    starter = root() / "data/starter/starter.mp4"
     clips, large = ([real / f for f in names] for names in (CLIPS, LARGE)) if real.is_dir() else ([starter], [starter])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

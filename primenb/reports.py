@@ -174,7 +174,7 @@ def site_page(
     notebook["cells"] = [new for cell in notebook["cells"] for new in (site_cells(cell, module) if cell["cell_type"] == "code" else [cell])]
     write(notebook, to)
 
-# %% ../nbs/01_reports.ipynb #e959e489
+# %% ../nbs/01_reports.ipynb #a3083f94
 contents = """~~~{toctree}
 :hidden:
 :glob:
@@ -184,15 +184,17 @@ contents = """~~~{toctree}
 ~~~"""
 
 def docs():
-    "Builds the site in _docs/html: all notebooks and the reports of all experiments that were run."
+    "Builds the site in _docs/html: all notebooks, the data card, and the reports of all experiments that were run."
     from sphinx.cmd.build import build_main
     pages, site, runs = root() / "_proc", root() / "_docs", root() / "runs"
     for old in (pages, site): shutil.rmtree(old, ignore_errors=True)
     for nb in sorted((root() / "nbs").glob("*.ipynb")): site_page(nb, pages / nb.name)
     for report in runs.rglob("report.ipynb"):
         write(read(report), pages / "exp" / f"{report.parent.relative_to(runs)}.ipynb")
+    card = root() / "data/README.md"
+    if card.exists(): shutil.copy(card, pages / "data.md")
     index = read(pages / "index.ipynb")
-    for part, pattern in [("Notebooks", "[0-9]*")] + [("Experiments", "exp/**")] * (pages / "exp").exists():
+    for part, pattern in [("Notebooks", "[0-9]*")] + [("Data", "data")] * card.exists() + [("Experiments", "exp/**")] * (pages / "exp").exists():
         index["cells"].append(dict(cell_type="markdown", id=part.lower(), metadata={}, source=contents % (part, pattern)))
     write(index, pages / "index.ipynb")
     if build_main(["-q", "-c", str(root() / "docs"), str(pages), str(site / "html")]):

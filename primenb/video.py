@@ -7,8 +7,8 @@ __all__ = ['vector_codecs', 'VideoError', 'NoMotionVectors', 'AudioInfo', 'Video
            'Frame', 'frame_numbers', 'iter_frames', 'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio',
            'encode', 'canonicalise']
 
-# %% ../nbs/10_video.ipynb #4c912d31
-import warnings
+# %% ../nbs/10_video.ipynb #92b2082e
+import threading, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,6 +19,7 @@ from typing import Iterable, Iterator, NamedTuple
 import av
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer
+from av.video.reformatter import VideoReformatter
 
 from .core import PrimenbError, atomic, progress
 
@@ -310,14 +311,21 @@ def hdr_to_srgb(
     shown = np.clip(light @ _bt2020_to_bt709.T.astype(np.float32), 0, 1)
     return srgb[(shown * 65535).astype(np.uint16)]
 
-# %% ../nbs/10_video.ipynb #9cbfcb3d
+# %% ../nbs/10_video.ipynb #85d64e2a
+_kept = threading.local()
+
+def _scaled(frame, **how):
+    "A frame in another format and size, as an array."
+    if not hasattr(_kept, "scaler"): _kept.scaler = VideoReformatter()
+    return _kept.scaler.reformat(frame, **how).to_ndarray()
+
 def _rgb(frame, size=None):
     "A decoded frame as (H,W,3) uint8 sRGB, upright, at `size` (width, height)."
     turns, transfer = _turns(frame), _transfers.get(int(frame.color_trc))
     width, height = (size[::-1] if turns % 2 else size) if size else (frame.width, frame.height)
     scaler = "AREA" if width < frame.width else "BICUBIC"
-    if transfer: image = hdr_to_srgb(frame.to_ndarray(format="rgb48le", width=width, height=height, interpolation=scaler), transfer)
-    else: image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=scaler)
+    if transfer: image = hdr_to_srgb(_scaled(frame, format="rgb48le", width=width, height=height, interpolation=scaler), transfer)
+    else: image = _scaled(frame, format="rgb24", width=width, height=height, interpolation=scaler)
     return np.ascontiguousarray(np.rot90(image, turns))
 
 # %% ../nbs/10_video.ipynb #3e44a6f9

@@ -1,9 +1,9 @@
 """Makes the first starter film: two photographs that scikit-learn ships, panned, zoomed and cut, with its true cuts and true motion.
 
-    python scripts/starter_film.py data
+    python scripts/starter_film.py data/starter
 
-writes films/starter.mp4 (H.264 as the web has it), films/starter.csv (for each frame its shot, and where the picture's middle
-and scale lie on the photograph, from which the true displacement of every pixel follows), films/truth.json and README.md.
+writes starter.mp4 (H.264 as the web has it), starter.csv (for each frame its shot, and where the picture's middle
+and scale lie on the photograph, from which the true displacement of every pixel follows), truth.json and README.md.
 """
 
 import json
@@ -63,11 +63,11 @@ def render(photo, x, y, scale):
     return cv2.warpAffine(smooth, to_photo, (WIDTH, HEIGHT), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
 
 
-README = """# Data
+README = """# The first film
 
-`films/starter.mp4` shows two photographs that scikit-learn ships through a moving window: panned, tilted, pushed in, pulled out,
-held still, and cut. `films/starter.csv` has for each frame its shot, photograph and window (x, y: the window's middle on the
-photograph in pixels; scale: photograph pixels per film pixel). `films/truth.json` lists the true cuts. Made by
+`starter.mp4` shows two photographs that scikit-learn ships through a moving window: panned, tilted, pushed in, pulled out,
+held still, and cut. `starter.csv` has for each frame its shot, photograph and window (x, y: the window's middle on the
+photograph in pixels; scale: photograph pixels per film pixel). `truth.json` lists the true cuts. Made by
 `scripts/starter_film.py`; the same versions on the same machine make the same bytes.
 
 The photographs come from scikit-learn's `datasets/images` and are shared under CC BY 2.0 (creativecommons.org/licenses/by/2.0):
@@ -80,7 +80,7 @@ def main(out):
     photos = {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
     table = frame_table()
     pictures = (render(photos[row.photo], row.x, row.y, row.scale) for row in table.itertuples())
-    film = encode(Path(out) / "films/starter.mp4", pictures, RATE, crf=21, options={"threads": "1"})
+    film = encode(Path(out) / "starter.mp4", pictures, RATE, crf=21, options={"threads": "1"})
     table.to_csv(film.with_suffix(".csv"), index=False)
     cuts = np.flatnonzero(np.diff(table["shot"])) + 1
     (film.parent / "truth.json").write_text(json.dumps({film.name: {"cuts": cuts.tolist(), "views": "starter.csv"}}) + "\n")
@@ -89,4 +89,4 @@ def main(out):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "data")
+    main(sys.argv[1] if len(sys.argv) > 1 else "data/starter")

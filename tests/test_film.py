@@ -11,7 +11,7 @@ from primenb.core import PrimenbError
 from primenb.film import PARTS, Part, analyse
 from primenb.video import encode, iter_frames
 
-starter = project / "data/films/starter.mp4"
+starter = project / "data/starter/starter.mp4"
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -49,7 +49,7 @@ def test_the_folder_holds_what_the_page_shows(report):
 
 
 def test_tables_and_facts_agree_with_the_film(report):
-    truth = pd.read_csv(project / "data/films/starter.csv")
+    truth = pd.read_csv(project / "data/starter/starter.csv")
     state = json.loads((report.out / "film.json").read_text())
     assert state["parts"]["shots"]["shots"] == len(report.shots) == truth.shot.nunique()
     motion = report.motion

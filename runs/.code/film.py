@@ -1,6 +1,6 @@
 # %% parameters
-films = "data/films"  # folder with the films; paths are relative to the project, and may name variables such as $PRIMENB_REAL
-truth = "data/films/truth.json"  # film -> true cuts (frames, or seconds), and the views of the camera if they are known
+films = "data/starter"  # folder with the films; paths are relative to the project, and may name variables such as $PRIMENB_REAL
+truth = "data/starter/truth.json"  # film -> true cuts (frames, or seconds), and the views of the camera if they are known
 detector = "adaptive"  # how shots are found
 tolerance = 0  # frames by which a found cut may be off
 token = 16  # pixels; motion is compared on squares of this size
