@@ -7,8 +7,8 @@ __all__ = ['SPLITS', 'STYLED', 'LABELS', 'CLIP_FRAMES', 'CLIP_RATE', 'CLIP_CELL'
            'TrackingShot', 'tracking_shots', 'pairs', 'caption_truth', 'CorpusClip', 'clips', 'PairDataset',
            'ClipDataset', 'ShotDataset', 'pair_stream']
 
-# %% ../nbs/14b_corpus.ipynb #e26cb49b
-import io, json, re, warnings, zlib
+# %% ../nbs/14b_corpus.ipynb #5583f7f4
+import io, json, warnings, zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -305,7 +305,7 @@ def tracking_shots(
                 yield shot
     return Reader(records, part, damaged)
 
-# %% ../nbs/14b_corpus.ipynb #3cec3441
+# %% ../nbs/14b_corpus.ipynb #75fa196e
 def _still(where, key, files, split, check):
     "The pair in the files of one record."
     def make(f):
@@ -318,9 +318,9 @@ def _still(where, key, files, split, check):
     return pair
 
 def _shards(folder, split):
-    "The shards of a split, in order; a number that is missing is among them, and will be missed when it is opened."
-    found = {int(re.search(r"-(\d+)\.", p.name)[1]): p for p in shard_list(folder / f"{split}-*.tar.gz")}
-    return [found.get(n, folder / f"{split}-{n:05d}.tar.gz") for n in range(max(found) + 1)]
+    "The shards of a split, in order, as many as `shards.json` says; one that is missing will be missed when it is opened."
+    shard_list(folder / f"{split}-*.tar.gz")  # raises if there are none at all
+    return [folder / f"{split}-{n:05d}.tar.gz" for n in range(json_file(folder / "shards.json").get(split, 0))]
 
 # %% ../nbs/14b_corpus.ipynb #f586e7b5
 STYLED = (*SPLITS, "renditions")  # the splits of the stills

@@ -1,5 +1,5 @@
-"What the tests share: the project's folder, its tools, and the folder with real footage."
-import os, subprocess, sys
+"What the tests share: the project's folder, its tools, a browser, and the folder with real footage."
+import os, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,18 @@ def tool(*command, cwd=project) -> str:
     done = subprocess.run(command, cwd=cwd, env={**os.environ, "PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}"
     return done.stdout
+
+
+@pytest.fixture(scope="session")
+def browser():
+    "Debian's Chromium without a window."
+    from playwright.sync_api import sync_playwright
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium: pytest.skip("no Chromium on this machine")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

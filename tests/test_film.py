@@ -12,7 +12,6 @@ from primenb.film import PARTS, Part, analyse
 from primenb.video import encode, iter_frames
 
 starter = project / "data/starter/starter.mp4"
-chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def command(*words): return [Path(sys.executable).parent / "primenb", *map(str, words)]
@@ -208,22 +207,17 @@ def test_ten_minutes_stay_within_600_megabytes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not chromium, reason="no Chromium on this machine")
-def test_the_page_in_a_browser(report):
-    from playwright.sync_api import sync_playwright
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for width, scheme in ((1280, "light"), (360, "dark")):
-            page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-            complaints = []
-            page.on("console", lambda message: complaints.append(message.text))
-            page.on("requestfailed", lambda request: complaints.append(request.url))
-            page.goto((report.out / "report.html").as_uri())
-            page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
-            page.wait_for_function("[...document.images].every(i => i.complete)")
-            assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            page.locator(".strip a").nth(7).click()
-            page.wait_for_function("(f => { const r = f.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight })(document.getElementById('shot7'))")
-            assert page.url.endswith("#shot7") and complaints == []
-        browser.close()
+def test_the_page_in_a_browser(report, browser):
+    for width, scheme in ((1280, "light"), (360, "dark")):
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        complaints = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("requestfailed", lambda request: complaints.append(request.url))
+        page.goto((report.out / "report.html").as_uri())
+        page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
+        page.wait_for_function("[...document.images].every(i => i.complete)")
+        assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.locator(".strip a").nth(7).click()
+        page.wait_for_function("(f => { const r = f.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight })(document.getElementById('shot7'))")
+        assert page.url.endswith("#shot7") and complaints == []

@@ -110,7 +110,7 @@ def _sway(s, seconds, rng, slowest=0.25, fastest=2.0, waves=6):
     wave = (strength * np.sin(2 * np.pi * f * (s * seconds)[:, None, None] + phase)).sum(1)
     return (wave - wave[0]) / np.sqrt((strength**2).sum(0))
 
-# %% ../../nbs/13c_camera.ipynb #3f4121d7
+# %% ../../nbs/13c_camera.ipynb #b57cc4b4
 ARM = 0.12  # metres from a tripod's axis to the lens
 
 def _pan(s, amount, tilt=False):
@@ -126,6 +126,7 @@ def _orbit(s, path, reach):
     return Move(shift, np.stack([-angle, 0 * s, 0 * s], -1), np.ones(len(s)))
 
 def _hand_held(s, path, seconds, rng):
+    if rng is None: raise PrimenbError("hand_held", "its sway is random and no generator was given", "set `Amount.rng`")
     shift = _sway(s, seconds, rng)
     return Move(shift * path / max(path_length(shift), 1e-9), 0.006 * _sway(s, seconds, rng), np.ones(len(s)))
 

@@ -4,28 +4,27 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'SPEEDS', 'DEEDS', 'SIDE', 'FRAMES', 'RATE', 'CELL', 'SHAPES', 'CANONICAL', 'BATCH', 'Drifter', 'drift',
-           'sweep', 'object_clip', 'people_clip', 'make_clip', 'make_batch']
+           'sweep', 'object_clip', 'Excerpt', 'people_clip', 'make_clip', 'make_batch']
 
-# %% ../../nbs/13j_clips.ipynb #95da4837
+# %% ../../nbs/13j_clips.ipynb #47b61d1f
 import json
 from pathlib import Path
 
 import numpy as np
-import pyvista as pv
 
 from ..core import atomic
 from .camera import Camera, intrinsics, look_at, rotation
-from .people import Identity, Performance
-from .stage import Stage, lift, motion_cells, shoot, truth
+from .people import SPEED, Identity, Performance
+from .stage import Stage, motion_cells, shoot, truth
 from .world import PLACES, Item, Surface, blob, box, build_place, lathe, loft, thing
 from ..video import encode
 
-# %% ../../nbs/13j_clips.ipynb #7d626faf
+# %% ../../nbs/13j_clips.ipynb #a6a58bd0
 DIRECTIONS = ["right", "down right", "down", "down left", "left", "up left", "up", "up right"]  # every eighth of a turn, as seen in the picture
 SPEEDS = dict(slow=1.2, medium=2.4, fast=4.2)  # pixels a frame, for pictures of 64 pixels
 DEEDS = {  # label -> (action, how)
     "walk forwards": ("walk", {}), "walk backwards": ("walk", dict(backwards=True)), "run forwards": ("run", {}), "run backwards": ("run", dict(backwards=True)),
-    "carry forwards": ("carry", {}), "carry backwards": ("carry", dict(backwards=True)), "turn left": ("turn", {}), "turn right": ("turn", dict(mirror=True)),
+    "carry forwards": ("carry", {}), "carry backwards": ("carry", dict(backwards=True)), "turn left": ("turn", {}), "turn right": ("turn", dict(backwards=True)),
     "wave slowly": ("wave", dict(tempo=0.7)), "wave fast": ("wave", dict(tempo=1.6)), "dance slowly": ("dance", dict(tempo=0.65)), "dance fast": ("dance", dict(tempo=1.5))}
 SIDE, FRAMES, RATE, CELL = 64, 16, 12, 8  # pixels, frames, frames per second, pixels of a cell of the truth
 
@@ -52,9 +51,9 @@ def _object(rng):
     item.mesh.points -= np.array(item.mesh.center, np.float32)
     return name, item
 
-# %% ../../nbs/13j_clips.ipynb #98310c3d
+# %% ../../nbs/13j_clips.ipynb #0263bc1f
 class Drifter:
-    "An object, four times, so that one of them is always in the picture: what leaves comes in on the other side."
+    "An object, four times, so that one of them is always in the picture: what leaves comes in on the other side. A copy changes places only while it is out of sight."
     def __init__(self,
         item: Item, poses: np.ndarray,  # (frames,4,4,4): where each of the four is in each frame
     ):
@@ -64,7 +63,7 @@ class Drifter:
         "Where the four are."
         return self._poses[min(round(t * RATE), len(self._poses) - 1)]
 
-# %% ../../nbs/13j_clips.ipynb #413b7d8c
+# %% ../../nbs/13j_clips.ipynb #6d24c954
 def drift(
     cameras: list[Camera],  # of every frame
     start: np.ndarray,      # (2,) pixels: the place in the first frame
@@ -75,12 +74,12 @@ def drift(
 ) -> np.ndarray:  # (frames,4,4,4)
     "Poses of an object and its three doubles on the torus."
     side = np.array(cameras[0].size)
-    places, axis, rate = np.vstack([start, start + np.cumsum(steps, 0)]) % side, rng.normal(size=3), rng.normal(0, 1.5)
+    paths, axis, rate = np.vstack([start, start + np.cumsum(steps, 0)]), rng.normal(size=3), rng.normal(0, 1.5)
     poses = np.tile(np.eye(4), (len(cameras), 4, 1, 1))
-    for t, (camera, p) in enumerate(zip(cameras, places)):
-        spin = _about(axis / np.linalg.norm(axis), rate * t / RATE)
-        for k, p_k in enumerate(p + np.where(p < side / 2, 1, -1) * side * np.array([(0, 0), (1, 0), (0, 1), (1, 1)])):
-            ray = np.linalg.solve(camera.K, [*p_k, 1.0]) * depth
+    for t, (camera, p) in enumerate(zip(cameras, paths)):
+        spin, first = _about(axis / np.linalg.norm(axis), rate * t / RATE), np.floor(-p / side + 0.5).astype(int)
+        for tile in first + np.array([(0, 0), (1, 0), (0, 1), (1, 1)]):
+            k, ray = 2 * (tile[0] % 2) + tile[1] % 2, np.linalg.solve(camera.K, [*(p + tile * side), 1.0]) * depth
             poses[t, k, :3, :3] = camera.world_from_cam[:3, :3] @ spin * across
             poses[t, k, :3, 3] = camera.world_from_cam[:3] @ [*ray, 1]
     return poses
@@ -90,19 +89,18 @@ def _about(axis, angle):
     x = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
     return np.eye(3) + np.sin(angle) * x + (1 - np.cos(angle)) * x @ x
 
-# %% ../../nbs/13j_clips.ipynb #c679f3d9
+# %% ../../nbs/13j_clips.ipynb #e8d5c94b
 def sweep(
     first: Camera, n: int,
     pace: np.ndarray,  # (2,) pixels a frame by which the background moves, x then y
 ) -> list[Camera]:  # n cameras
     "A camera that turns about its lens so that the middle of the background moves steadily."
     f, R = first.K[0, 0], first.cam_from_world[:3, :3]
-    def camera(t):
-        A = np.eye(4)
-        A[:3, :3] = rotation(-pace[0] * t / f, pace[1] * t / f, 0) @ R
-        A[:3, 3] = -A[:3, :3] @ first.centre
-        return Camera(first.K, A, first.size)
-    return [camera(t) for t in range(n)]
+    step, cameras = rotation(-pace[0] / f, pace[1] / f, 0), []
+    for _ in range(n):
+        cameras.append(Camera(first.K, np.block([[R, -(R @ first.centre)[:, None]], [np.zeros(3), 1.0]]), first.size))
+        R = step @ R
+    return cameras
 
 def _pace(rng, moving):
     angle = rng.uniform(0, 2 * np.pi)
@@ -134,22 +132,43 @@ def object_clip(rng: np.random.Generator, place) -> tuple:  # Stage, cameras, la
     labels = dict(kind="objects", direction=DIRECTIONS[direction], speed=speed, shape=shape, camera="moving" if moving else "static")
     return Stage(place, [Drifter(item, poses)], (SIDE, SIDE), finer=2), cameras, labels
 
-# %% ../../nbs/13j_clips.ipynb #f19ceb3f
+# %% ../../nbs/13j_clips.ipynb #6cfeaa32
+class Excerpt:
+    "The middle of a performance; whoever moves over the floor is on the mark at half time."
+    def __init__(self,
+        who: Identity, action: str,
+        mark: np.ndarray,  # (2,) metres
+        facing: float, phase: float,  # radians; share of a cycle
+        seconds: float,    # how long
+        how: dict,         # further arguments of `Performance`
+    ):
+        take = 20.0 if action in ("wave", "dance") else seconds  # of what begins and ends with a gesture, only the middle is shown
+        self.since = (take - seconds) / 2
+        begun = Performance(who, action, (0, 0), facing, phase, duration=take, **how)
+        self.play = Performance(who, action, tuple(mark - begun.centre(self.since + seconds / 2)[:2]), facing, phase, duration=take, **how)
+        self.who, self.parts = who, self.play.parts
+
+    def poses(self, t: float) -> np.ndarray:
+        "Where the parts are."
+        return self.play.poses(self.since + t)
+    def centre(self, t: float) -> np.ndarray:
+        "The middle of the hips."
+        return self.play.centre(self.since + t)
+
+# %% ../../nbs/13j_clips.ipynb #35e14922
 def people_clip(rng: np.random.Generator, place) -> tuple:  # Stage, cameras, labels
-    "Somebody does something at a place, seen from any side; who walks or runs is followed in half of the clips."
-    moving, label = bool(rng.random() < 0.4), str(rng.choice(list(DEEDS)))
+    "Somebody does something at a place, seen from any side; who walks, runs or carries is followed."
+    sways, label = bool(rng.random() < 0.4), str(rng.choice(list(DEEDS)))
     (action, how), seconds, facing = DEEDS[label], FRAMES / RATE, rng.uniform(-np.pi, np.pi)
-    who, phase = Identity.draw(rng, "someone"), float(rng.random())
+    who, moving = Identity.draw(rng, "someone"), sways or action in SPEED
     mark = place.marks[rng.integers(len(place.marks))][:2]
-    begun = Performance(who, action, (0, 0), facing, phase, duration=seconds, **how)
-    middle = begun.centre(seconds / 2)[:2]
-    play = Performance(who, action, tuple(mark - middle), facing, phase, duration=seconds, **how)
+    play = Excerpt(who, action, mark, facing, float(rng.random()), seconds, how)
     hips, around = play.centre(seconds / 2), rng.uniform(-np.pi, np.pi)
     K = intrinsics((SIDE, SIDE), rng.uniform(30, 45))
     eye = hips + [*(K[1, 1] * who.height * rng.uniform(1.35, 1.9) / SIDE * np.array([np.cos(around), np.sin(around)])), rng.uniform(0.0, 0.7)]
     pose = look_at(eye, hips * [1, 1, 0.95])
     pose[:3] = rotation(rng.uniform(-0.08, 0.08), rng.uniform(-0.05, 0.05), 0) @ pose[:3]
-    centre, pace = Camera(K, pose, (SIDE, SIDE)), _pace(rng, moving)
+    centre, pace = Camera(K, pose, (SIDE, SIDE)), _pace(rng, sways)
     cameras = sweep(centre, FRAMES, np.zeros(2)) if not moving else _followed(centre, play, pace, rng)
     return Stage(place, [play], (SIDE, SIDE), finer=2), cameras, dict(kind="people", action=label, family=action, camera="moving" if moving else "static")
 

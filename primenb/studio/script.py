@@ -7,16 +7,15 @@ __all__ = ['FIRST', 'LAST', 'MOVES_LIKED', 'GENRES', 'SHOT_SECONDS', 'SCENE_SHOT
            'Writer', 'draw_director', 'draw_writer', 'Genre', 'lognormal', 'Act', 'Setup', 'ShotPlan', 'ScenePlan',
            'FilmPlan', 'plan_scenes', 'plan_films', 'watch_together']
 
-# %% ../../nbs/13f_script.ipynb #dac8ab70
+# %% ../../nbs/13f_script.ipynb #34b5d908
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..core import PrimenbError
-from .camera import SIZES
 from .people import Identity
-from .words import GENRE_WORDS, synopsis
+from .words import synopsis
 
 # %% ../../nbs/13f_script.ipynb #b2caa2ed
 @dataclass
@@ -73,13 +72,14 @@ GENRES = dict(
     musical=Genre(["stage", "street", "cafe", "park", "stage"], ["dance", "jump", "wave", "turn", "sit"], (.45, .25, .3), (1.03, .97, 1.05), 1.35, 1.),
     drama=Genre(["living room", "kitchen", "office", "corridor", "street"], ["sit", "walk", "turn", "carry", "point"], (.4, .3, .3), (.99, 1.0, .99), .8, 1.35))
 
-# %% ../../nbs/13f_script.ipynb #ee54375c
+# %% ../../nbs/13f_script.ipynb #ac863105
 def lognormal(
     median: float, mean: float,  # of the law
     rng: np.random.Generator,
     low: float, high: float,     # values outside are drawn again
 ) -> float:
-    "A draw from the log-normal law with this median and mean, between two bounds."
+    "A draw from the log-normal law with this median and mean, between two bounds; raises `PrimenbError` for a mean below the median."
+    if mean <= median: raise PrimenbError("lognormal", f"mean {mean} is not above median {median}", "such a law is skewed the other way")
     while True:
         value = float(np.exp(np.log(median) + np.sqrt(2 * np.log(mean / median)) * rng.normal()))
         if low <= value <= high: return value
@@ -242,7 +242,7 @@ def _shorten(scenes, surplus):
         if surplus < 0: scenes[-1].shots[-1].frames -= surplus; break
     return scenes
 
-# %% ../../nbs/13f_script.ipynb #bd245d81
+# %% ../../nbs/13f_script.ipynb #23cf4584
 def plan_films(
     n: int,                  # how many
     kinds: list[str],        # kinds of place
@@ -251,8 +251,9 @@ def plan_films(
     seed: int = 0,
     test: float = 0.3, validation: float = 0.1,  # shares of the films
 ) -> list[FilmPlan]:
-    "Films of one company; the split is by film and keeps genres in balance. Raises `PrimenbError` for a company without films."
+    "Films of one company; the split is by film and, with 18 films or more, the same for every genre. Raises `PrimenbError` for a company without films."
     if n < 1: raise PrimenbError("films", f"{n} films were asked for", "ask for at least one")
+    if seconds * rate < 3 * SHORTEST: raise PrimenbError("films", f"{seconds} s at {rate} frames a second leave no room for three shots", "make them longer")
     rng = np.random.default_rng([seed, 1])
     players = [Identity.draw(rng, f"{FIRST[i]}") for i in range(len(FIRST))]
     directors, writers = [draw_director(rng, i) for i in range(8)], [draw_writer(rng, i) for i in range(9)]

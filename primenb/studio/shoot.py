@@ -6,17 +6,16 @@
 __all__ = ['SWINGS', 'SOFT', 'Player', 'cast_player', 'frame_people', 'frame_thing', 'sees', 'find_view', 'run_camera', 'grade',
            'traits', 'shown_in', 'Take', 'Set', 'shoot_film', 'save_cells', 'make_film']
 
-# %% ../../nbs/13g_shoot.ipynb #a028a720
-import itertools, json
+# %% ../../nbs/13g_shoot.ipynb #8e6debf8
+import json
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..core import atomic
-from .camera import SIZES, Amount, Camera, distance, film, intrinsics, look_at, path_length
+from .camera import SIZES, TRAVELLING, Amount, Camera, distance, film, intrinsics, look_at, path_length
 from .people import COLOURS, SPEED, Performance
 from .script import GENRES, Act, FilmPlan, ScenePlan, Setup, ShotPlan
 from .stage import Stage, motion_cells, shoot, truth
@@ -58,14 +57,19 @@ def _heading(mark, length, floor, facing):
         ends = [mark + k * length / 2 * np.array([np.cos(way), np.sin(way)]) for k in (-1, 1)]
         if all(_on_floor(e, floor) for e in ends): return way
 
-# %% ../../nbs/13g_shoot.ipynb #f7b909bc
-def _spot(act, acts, place, near=1.5):
-    "A person's mark; whoever faces somebody comes within a step or two of the first person's mark."
+# %% ../../nbs/13g_shoot.ipynb #30e6a684
+def _spots(acts, place, near=1.5, room=0.8):
+    "Where everyone stands: on a mark, or, facing somebody, within two steps of the first person's mark; never in one another's way."
     mark = lambda a: place.marks[a.mark % len(place.marks)][:2]
-    way = mark(act) - mark(acts[0])
-    apart = np.linalg.norm(way)
-    return mark(act) if act.toward is None or apart <= near else mark(acts[0]) + near * way / apart
+    spots = [mark(acts[0])]
+    for act in acts[1:]:
+        way = mark(act) - spots[0]
+        turned = [spots[0] + min(near, np.hypot(*way)) * np.array([np.cos(a), np.sin(a)]) for a in np.arctan2(way[1], way[0]) + np.array([0, 0.9, -0.9, 1.8, -1.8])]
+        free = [p for p in (turned if act.toward is not None else []) + [mark(act)] if _on_floor(p, place.floor) and min(np.hypot(*(p - s)) for s in spots) > room]
+        spots.append((free or [mark(act)])[0])
+    return {act.who: spot for act, spot in zip(acts, spots)}
 
+# %% ../../nbs/13g_shoot.ipynb #0e56cd9c
 def cast_player(
     act: Act,          # as planned
     acts: list[Act],   # everyone's, to know whom to face
@@ -74,8 +78,9 @@ def cast_player(
     clock: float, seconds: float,  # when the shot begins on the scene's clock, and how long it lasts
 ) -> Player:
     "Somebody on a mark, doing what the act says, or standing there where that needs more room than there is."
-    at, facing = _spot(act, acts, place), float(place.marks[act.mark % len(place.marks)][2])
-    if act.toward is not None: facing = float(np.arctan2(*(_spot(next(a for a in acts if a.who == act.toward), acts, place) - at)[::-1]))
+    spots, facing = _spots(acts, place), float(place.marks[act.mark % len(place.marks)][2])
+    at = spots[act.who]
+    if act.toward is not None: facing = float(np.arctan2(*(spots[act.toward] - at)[::-1]))
     speed = SPEED.get(act.action, 0) * act.tempo
     if speed:
         way = _heading(at, speed * (seconds + 0.4), place.floor, facing)
@@ -125,17 +130,17 @@ def frame_people(
     eye, K = _in_room(eye, aim, K, place)
     return Camera(K, look_at(eye, aim), size)
 
-# %% ../../nbs/13g_shoot.ipynb #945c0f83
+# %% ../../nbs/13g_shoot.ipynb #044d4c0f
 def frame_thing(
-    place: Place, size: tuple,
-    swing: float = 0.0,  # radians around the thing
+    place: Place,
+    size: tuple,  # (width, height), pixels
 ) -> Camera:
     "A close camera on one of the smaller things of a place."
     def extent(item): b = np.array(item.mesh.transform(item.pose, inplace=False).bounds).reshape(3, 2); return b.mean(1), np.linalg.norm(np.ptp(b, axis=1))
     things = [extent(item) for item in place.items if not item.one_sided and item.name not in ("floor", "ground")]
     middle, wide = min([thing for thing in things if 0.1 < thing[0][2] < 1.7] or things, key=lambda e: abs(np.log(max(e[1], 1e-3) / 0.6)) + 0.15 * np.linalg.norm(e[0][:2]))
     towards = np.arctan2(-middle[1], -middle[0])
-    eye = middle + (0.5 + 1.3 * wide) * _flat(towards + swing) + [0, 0, 0.2 + 0.2 * wide]
+    eye = middle + (0.5 + 1.3 * wide) * _flat(towards) + [0, 0, 0.2 + 0.2 * wide]
     return Camera(intrinsics(size, 35), look_at(eye, middle), size)
 
 # %% ../../nbs/13g_shoot.ipynb #39fc4fd0
@@ -208,17 +213,20 @@ def traits(who) -> dict:  # an Identity; name, shirt, hat, accessory, build
     shirt = min(COLOURS, key=lambda name: np.square(np.subtract(COLOURS[name], who.shirt)).sum())
     return dict(name=who.name, shirt=shirt, hat=who.hat, accessory=who.accessory, build="tall" if who.height >= 1.8 else "short" if who.height <= 1.62 else None)
 
-# %% ../../nbs/13g_shoot.ipynb #5e4a63d9
+# %% ../../nbs/13g_shoot.ipynb #a61d0bf4
 def shown_in(
-    stage: Stage, camera: Camera, t: float, time: str, size: str,
+    stage: Stage, camera: Camera, t: float, time: str,
+    size: str | None,  # of the shot, None for an insert
+    subject: Player | None = None,  # whom the shot size is about; None: whoever is seen
     least: float = 0.002,  # share of the picture that a person must fill to count
 ) -> Claims:
     "What a frame shows."
     share = np.bincount(truth(stage, camera, t).instance.ravel(), minlength=stage.first_actor + len(stage.actors))[stage.first_actor :] / np.prod(camera.size)
     people = [traits(p.who) | dict(action=p.act.action) for p, s in zip(stage.actors, share) if s >= least]
-    return Claims(stage.place.kind, time, size if people else None, len(people), people)
+    about = bool(people) if subject is None else share[stage.actors.index(subject)] >= least
+    return Claims(stage.place.kind, time, size if about else None, len(people), people)
 
-# %% ../../nbs/13g_shoot.ipynb #4041c431
+# %% ../../nbs/13g_shoot.ipynb #3c483351
 @dataclass
 class Take:
     "One shot as it was made."
@@ -228,9 +236,9 @@ class Take:
     shown: Claims          # at the middle frame
     subject: str | None    # name of whom it is about
     setup: Setup           # as it was really used
-    clear: float           # share of three moments at which the view was free
+    clear: float           # share of three moments at which the view was free when the set-up was first used
 
-# %% ../../nbs/13g_shoot.ipynb #220cb926
+# %% ../../nbs/13g_shoot.ipynb #841e83dd
 class Set:
     "A scene's place, with its stages and cameras as they are needed."
     def __init__(self, scene: ScenePlan, cast: list, size: tuple, rate: int, seed: list):
@@ -242,11 +250,15 @@ class Set:
         players = [cast_player(a, plan.acts, self.cast, self.place, plan.clock, plan.frames / self.rate) for a in plan.acts]
         key = repr([(p.act, p.at) for p in players])
         if key not in self.stages:
-            for stage in self.stages.values(): stage.close()  # one at a time: windows cost memory
+            self.close()  # one at a time: windows cost memory
             self.stages = {key: Stage(self.place, players, self.size)}
         return self.stages[key]
 
-# %% ../../nbs/13g_shoot.ipynb #a6170822
+    def close(self):
+        "Gives the memory of the windows back."
+        for stage in self.stages.values(): stage.close()
+
+# %% ../../nbs/13g_shoot.ipynb #3a796998
 @patch
 def take(self: Set, plan: ShotPlan, number: int, before: int = 0, after: int = 0) -> Take:
     "Sets everything up for a shot, with some frames more at either end for dissolves."
@@ -263,8 +275,8 @@ def take(self: Set, plan: ShotPlan, number: int, before: int = 0, after: int = 0
     if key not in self.views: self.views[key] = (frame_thing(self.place, self.size), setup, 1.0) if setup.insert else find_view(stage, setup, seen, by_cast.get(setup.over), roll, inside)
     first, used, clear = self.views[key]
     cameras = roll(first, used.move, clocks)
-    middle = len(clocks) // 2
-    shown = shown_in(stage, cameras[middle], clocks[middle], self.scene.time, used.size)
+    middle = before + plan.frames // 2
+    shown = shown_in(stage, cameras[middle], clocks[middle], self.scene.time, None if setup.insert else used.size, None if setup.subject is None else seen[0])
     return Take(cameras, stage, clocks, shown, None if setup.insert or setup.subject is None else seen[0].who.name, used, clear)
 
 # %% ../../nbs/13g_shoot.ipynb #e2f4baf9
@@ -278,7 +290,7 @@ def _mixed(old, new, kind):
 
 def _soft(plan): return SOFT // 2 if plan.opening != "cut" else 0
 
-# %% ../../nbs/13g_shoot.ipynb #fea3f893
+# %% ../../nbs/13g_shoot.ipynb #1508d63a
 def shoot_film(
     plan: FilmPlan,
     size=(256, 144),  # (width, height), pixels
@@ -288,11 +300,11 @@ def shoot_film(
     todo = [(i, k, scene, p) for i, (k, scene, p) in enumerate((k, scene, p) for k, scene in enumerate(plan.scenes) for p in scene.shots)]
     shared, held, takes = None, None, []
     for (i, k, scene, p), following in zip(todo, [*todo[1:], None]):
-        if shared is None or shared.scene is not scene: shared = Set(scene, plan.cast, size, rate, [plan.seed, 5, k])
+        if shared is not None and shared.scene is not scene: shared.close(); shared = None
+        if shared is None: shared = Set(scene, plan.cast, size, rate, [plan.seed, 5, k])
         before, after = _soft(p), _soft(following[3]) if following else 0
         take = shared.take(p, i, before, after)
-        look = plan.director
-        gain = np.multiply(look.gain, _genre(plan).gain)
+        look, gain = plan.director, np.multiply(plan.director.gain, _genre(plan).gain)
         frames = np.stack([grade(shoot(take.stage, c, t), gain, look.contrast, look.saturation * _genre(plan).saturation) for c, t in zip(take.cameras, take.clocks)])
         take.cameras, take.clocks = take.cameras[before : before + p.frames], take.clocks[before : before + p.frames]
         if held is not None:
@@ -302,18 +314,17 @@ def shoot_film(
                 old, frames = np.concatenate([old[: -2 * before], mix[:before]]), np.concatenate([mix[before:], frames[2 * before :]])
             yield number, scene_number, old_take, old
         held = i, k, take, frames
-    yield held
+    shared.close(); yield held
 
 def _genre(plan): return GENRES[plan.genre]
 
-# %% ../../nbs/13g_shoot.ipynb #afdf8172
+# %% ../../nbs/13g_shoot.ipynb #78aafb29
 def _record(plan, planned, number, scene_number, take, start, rate, rng):
     "A shot as the timeline tells it."
-    scene = plan.scenes[scene_number]
     setup, n = take.setup, len(take.cameras)
     said = [caption(take.shown, rng, f) for f in ("sparse", "sparse", "partial", "partial", "full")]
     centres = np.array([c.centre for c in take.cameras])
-    follows = path_length(centres) > 0 and setup.move not in ("hand_held", "dolly", "push_in", "truck", "pedestal", "orbit", "pan", "tilt")
+    follows = path_length(centres) > 1e-6 and setup.move not in (*TRAVELLING, "pan", "tilt")
     return dict(shot=number, scene=scene_number, start_frame=start, end_frame=start + n, start=start / rate, end=(start + n) / rate, opening=planned.opening,
                 setup=planned.setup, size=setup.size, move="follow" if follows else setup.move, insert=setup.insert, subject=take.subject, clear=round(take.clear, 2), path=round(path_length(centres), 4),
                 light=take.stage.place.light, shown=take.shown.as_dict(), captions=[dict(text=text, claims=claims.as_dict()) for text, claims in said])

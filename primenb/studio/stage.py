@@ -98,7 +98,7 @@ def _paint(actor, item, ambient):
     if item.glow: look.SetLighting(False); look.SetColor(*item.colour)
     look.SetBackfaceCulling(item.one_sided)
 
-# %% ../../nbs/13d_stage.ipynb #d1b97446
+# %% ../../nbs/13d_stage.ipynb #cc188f31
 def _sky(place, rng):
     "A dome with the place's two colours and some cloud, (128,256,3)."
     up = np.linspace(1, 0, 128)[:, None, None] ** 0.8
@@ -108,9 +108,11 @@ def _sky(place, rng):
     return np.uint8(255 * np.clip(up * place.sky[0] + (1 - up) * np.array(place.sky[1]) + cloud * np.mean(place.sky), 0, 1))
 
 def _dome(): 
-    dome = pv.Sphere(radius=FAR * 0.8, theta_resolution=24, phi_resolution=16)
-    x, y, z = dome.points.T
-    dome.active_texture_coordinates = np.stack([np.arctan2(y, x) / (2 * np.pi) % 1, np.clip(z / (FAR * 0.8), 0, 1)], -1)
+    across, up = np.meshgrid(np.linspace(0, 1, 25), np.linspace(-0.5, 0.5, 17))  # the seam is there twice, once for either end of the texture
+    a, b = 2 * np.pi * across, np.pi * up
+    dome = pv.StructuredGrid(*(FAR * 0.8 * x[..., None] for x in (np.cos(b) * np.cos(a), np.cos(b) * np.sin(a), np.sin(b)))).extract_surface(algorithm="dataset_surface")
+    z = dome.points[:, 2] / (FAR * 0.8)
+    dome.active_texture_coordinates = np.stack([across.ravel(order="F"), np.clip(z, 0, 1)], -1)
     return dome
 
 # %% ../../nbs/13d_stage.ipynb #25c19ead
@@ -203,7 +205,10 @@ def _dress_truth(stage: Stage):
     window.moving = [add(_number(part.mesh, n), part.one_sided) for n, part in enumerate((p for a in stage.actors for p in a.parts), len(still) + 1)]
     return window
 
-# %% ../../nbs/13d_stage.ipynb #80a6a276
+# %% ../../nbs/13d_stage.ipynb #4829b283
+def _fits(stage, camera):
+    if tuple(camera.size) != stage.size: raise PrimenbError("camera", f"it takes pictures of {camera.size} and the stage of {stage.size}", "make both of one size")
+
 def _place_moving(stage, window, t):
     poses = stage.poses(t)[len(stage.place.items) + 1 :]
     for actor, pose in zip(window.moving, poses): actor.SetUserMatrix(_matrix(pose))
@@ -213,13 +218,14 @@ def _place_moving(stage, window, t):
         width = 0.9 + 0.4 * max(0, z - 0.9)
         actor.SetUserMatrix(_matrix(np.array([[width, 0, 0, x], [0, width, 0, y], [0, 0, 1, 0.02], [0, 0, 0, 1]])))
 
-# %% ../../nbs/13d_stage.ipynb #6e098a51
+# %% ../../nbs/13d_stage.ipynb #12824728
 def shoot(
     stage: Stage,
     camera: Camera,   # of the stage's size
     t: float = 0.0,   # seconds
 ) -> np.ndarray:  # (H,W,3) uint8
     "The picture."
+    _fits(stage, camera)
     if stage._colour is None: stage._colour = _dress(stage)
     window = stage._colour
     _place_moving(stage, window, t)
@@ -227,12 +233,14 @@ def shoot(
     window.render(Camera(camera.K * [[w / stage.size[0]], [h / stage.size[1]], [1]], camera.cam_from_world, (w, h)))
     return cv2.resize(_read(window), stage.size, interpolation=cv2.INTER_AREA)
 
+# %% ../../nbs/13d_stage.ipynb #63b4b4ee
 def truth(
     stage: Stage,
     camera: Camera,   # of the stage's size
     t: float = 0.0,   # seconds
 ) -> Truth:
     "Depth, part and instance of each pixel's middle."
+    _fits(stage, camera)
     if stage._ids is None: stage._ids = _dress_truth(stage)
     window = stage._ids
     _place_moving(stage, window, t)

@@ -38,27 +38,27 @@ def gather(
     acts = [Act(i, str(rng.choice(list(ACTIONS))), i, 0 if i and rng.random() < 0.6 else None, phase=float(rng.random()), mirror=bool(rng.random() < 0.5)) for i in range(len(cast))]
     return Stage(place, [cast_player(a, acts, cast, place, 0.0, 2.5) for a in acts], size, finer=1), time
 
-# %% ../../nbs/13i_stills.ipynb #e681b5d7
+# %% ../../nbs/13i_stills.ipynb #d6824811
 def look(
     stage: Stage,
     rng: np.random.Generator,
     tries: int = 5,  # angles to look from until the person can be seen
-) -> tuple[Camera, float, str]:  # camera, moment in seconds, shot size
+) -> tuple:  # Camera, moment in seconds, shot size, Player or None: whom the shot size is about
     "A camera on one of the people, from any side; or into the empty place."
     t, place = float(rng.uniform(0, 2.5)), stage.place
     if not stage.actors:
         eye = np.array([*place.marks[rng.integers(len(place.marks))][:2], rng.uniform(1.2, 1.8)])
         away = rng.uniform(-np.pi, np.pi)
-        return Camera(intrinsics(stage.size, rng.uniform(24, 40)), look_at(eye, eye + [np.cos(away), np.sin(away), rng.uniform(-0.15, 0.1)]), stage.size), t, "wide"
+        return Camera(intrinsics(stage.size, rng.uniform(24, 40)), look_at(eye, eye + [np.cos(away), np.sin(away), rng.uniform(-0.15, 0.1)]), stage.size), t, "wide", None
     for _ in range(tries):
         size, who = str(rng.choice(["wide", "full", "medium", "close"])), int(rng.integers(len(stage.actors)))
         setup = Setup(size, who, azimuth=float(rng.normal(0, 1.1)), height=float(rng.normal(0.05, 0.2)), lens=float(rng.uniform(28, 60)))
         camera = frame_people(setup, [stage.actors[who]], None, place, t, stage.size)
         known = truth(stage, camera, t)
         if (known.instance == stage.first_actor + who).mean() > 0.02 and (known.depth < 0.4).mean() < 0.1: break
-    return camera, t, size
+    return camera, t, size, stage.actors[who]
 
-# %% ../../nbs/13i_stills.ipynb #f9d51268
+# %% ../../nbs/13i_stills.ipynb #9e9183d4
 SIDE = 96  # pixels
 
 def _halved(image): return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
@@ -75,8 +75,8 @@ def make_group(
     stage, time = gather(rng, (2 * SIDE, 2 * SIDE))
     stills = []
     for _ in range(LOOKS):
-        camera, t, size = look(stage, rng)
-        stills.append((shoot(stage, camera, t), shown_in(stage, camera, t, time, size, least=0.005)))
+        camera, t, size, subject = look(stage, rng)
+        stills.append((shoot(stage, camera, t), shown_in(stage, camera, t, time, size, subject, least=0.005)))
     stage.close()
     return stills
 

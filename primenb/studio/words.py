@@ -61,7 +61,7 @@ def truth_matrix(
         matrix[:, j] = columns[key]
     return matrix
 
-# %% ../../nbs/13e_words.ipynb #1e5bb9df
+# %% ../../nbs/13e_words.ipynb #b2d6294f
 PLACE_WORDS = {  # kind of place -> preposition and noun phrases
     "living room": ("in", "a living room", "a sitting room"), "kitchen": ("in", "a kitchen"), "office": ("in", "an office"), "corridor": ("in", "a corridor", "a hallway"),
     "stage": ("on", "a stage", "a theatre stage"), "street": ("on", "a street", "a city street"), "forest": ("in", "a forest", "the woods"), "harbour": ("at", "a harbour", "a port"),
@@ -70,17 +70,19 @@ TIME_WORDS = dict(day=["by day", "in daylight"], dusk=["at dusk", "at sunset"], 
 SIZE_WORDS = dict(wide=["wide shot", "long shot"], full=["full shot"], medium=["medium shot", "waist shot"], close=["close-up", "close shot"])
 ACTION_WORDS = {"walk": "walking", "run": "running", "wave": "waving", "jump": "jumping", "sit": "sitting down", "turn": "turning around", "fall": "falling",
                 "dance": "dancing", "carry": "carrying a box", "point": "pointing", "stand": "standing", "talk": "talking"}
-COUNT_WORDS = ["nobody", "one person", "two people", "three people", "four people"]
+COUNT_WORDS = ["nobody", "one person", "two people", "three people"]
 
-# %% ../../nbs/13e_words.ipynb #325fd0a7
+def _count(n): return COUNT_WORDS[n] if n < len(COUNT_WORDS) else f"{n} people"
+
+# %% ../../nbs/13e_words.ipynb #fd191296
 def _place(kind, rng):
     preposition, *nouns = PLACE_WORDS.get(kind, ("in", f"a {kind}"))
     return f"{preposition} {rng.choice(nouns)}"
 
 def _person(person, rng, traits):
-    "A noun phrase that mentions the traits named; 'somebody' if it mentions none."
+    "A noun phrase that mentions the traits; 'somebody' or 'a person' if there are none."
     worn = [f"{person['shirt']} shirt"] * ("shirt" in traits) + [person["hat"]] * ("hat" in traits)
-    noun = person["name"] if "name" in traits else f"a {person['build']} person" if "build" in traits else str(rng.choice(["somebody", "a person"])) if not worn else "a person"
+    noun = f"a {person['build']} person" if "build" in traits else str(rng.choice(["somebody", "a person"])) if not worn else "a person"
     return noun + (" in " if worn else "") + " and ".join(("an " if w[0] in "aeiou" else "a ") + w for w in worn)
 
 # %% ../../nbs/13e_words.ipynb #95b25fbb
@@ -94,7 +96,7 @@ def _claim(person, rng, most):
     phrase = _person(person, rng, traits) + (f" {ACTION_WORDS[person['action']]}" if acts else "")
     return {t: person[t] for t in traits} | ({"action": person["action"]} if acts else {}), phrase
 
-# %% ../../nbs/13e_words.ipynb #0b4bfaa8
+# %% ../../nbs/13e_words.ipynb #239cb0e1
 def caption(
     shown: Claims,             # the picture
     rng: np.random.Generator,  # draws what is said and how
@@ -102,16 +104,16 @@ def caption(
 ) -> tuple[str, Claims]:  # the sentence, and what it claims
     "One true sentence about a picture; raises `PrimenbError` for an unknown fullness."
     if fullness not in ("sparse", "partial", "full"): raise PrimenbError(fullness, "no such fullness of a caption", "use sparse, partial or full")
-    kinds = ["people", "place", "time", "size", "count"] if shown.people else ["place", "time", "count"]
-    wanted = set(kinds) if fullness == "full" else set(rng.choice(kinds, 1 if fullness == "sparse" else 2, replace=False, p=_liking(kinds)))
+    kinds = [k for k in ("people", "place", "time", "size", "count") if getattr(shown, k) not in (None, [])]
+    wanted = set(kinds) if fullness == "full" else set(rng.choice(kinds, min(len(kinds), 1 if fullness == "sparse" else 2), replace=False, p=_liking(kinds)))
     claims, phrases = Claims(), []
     if "people" in wanted:
         chosen = rng.permutation(len(shown.people))[: 2 if fullness == "full" else 1]
         said = [_claim(shown.people[i], rng, dict(sparse=0, partial=2, full=3)[fullness]) for i in chosen]
         claims.people = [c for c, _ in said]; phrases.append(" and ".join(p for _, p in said))
-    elif "count" in wanted: phrases.append(COUNT_WORDS[shown.count])
+    elif "count" in wanted: phrases.append(_count(shown.count))
     if "count" in wanted: claims.count = shown.count
-    if "count" in wanted and "people" in wanted: phrases[-1] += f", {COUNT_WORDS[shown.count]} in view"
+    if "count" in wanted and "people" in wanted: phrases[-1] += f", {_count(shown.count)} in view"
     for name, words in dict(place=_place, time=lambda t, r: r.choice(TIME_WORDS[t])).items():
         if name in wanted: setattr(claims, name, getattr(shown, name)); phrases.append(words(getattr(shown, name), rng))
     if "size" in wanted: claims.size = shown.size; phrases.insert(0, str(rng.choice(SIZE_WORDS[shown.size])) + (" of" if claims.people or claims.count is not None else ""))

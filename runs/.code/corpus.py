@@ -1,7 +1,7 @@
 # %% parameters
 data = "data"  # folder of the corpus; relative to the project
 films_checked = 12  # how many films are searched for cuts; test films first
-clips_checked = 264  # how many clips their motion vectors are compared for; all that have a stored truth at most
+clips_checked = 264  # how many clips have their motion vectors compared, test clips first
 frames_checked = 8  # frames of a tracking shot that optical flow is computed for
 seed = 0
 date = ""  # the day, for results that are kept outside the pipeline; in the pipeline it would make every run differ
