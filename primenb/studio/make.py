@@ -130,7 +130,7 @@ def run_jobs(
                 if isinstance(e, Exception): e.add_note(f"in a job of {label}; what is finished is kept, and the same command goes on from here")
                 raise
 
-# %% ../../nbs/13k_make.ipynb #942f33a8
+# %% ../../nbs/13k_make.ipynb #4a67b01b
 @dataclass
 class Sizes:
     "How much of everything."
@@ -143,7 +143,7 @@ class Sizes:
     seed: int = 0
 
     def __post_init__(self):
-        least = dict(films=1, seconds=2, tracks=1, still_groups=1, rendition_groups=0, clip_batches=1, seed=0)
+        least = dict(films=1, seconds=2, tracks=0, still_groups=1, rendition_groups=0, clip_batches=1, seed=0)
         for name, low in least.items():
             if getattr(self, name) < low: raise PrimenbError(name, f"it is {getattr(self, name)}", f"give at least {low}")
         if self.tracks > len(track_list()): raise PrimenbError("tracks", f"it is {self.tracks}", f"give at most {len(track_list())}")
