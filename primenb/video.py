@@ -7,8 +7,8 @@ __all__ = ['vector_codecs', 'VideoError', 'NoMotionVectors', 'AudioInfo', 'Video
            'Frame', 'frame_numbers', 'iter_frames', 'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio',
            'encode', 'canonicalise']
 
-# %% ../nbs/10_video.ipynb #92b2082e
-import threading, warnings
+# %% ../nbs/10_video.ipynb #6648412f
+import os, threading, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -311,12 +311,13 @@ def hdr_to_srgb(
     shown = np.clip(light @ _bt2020_to_bt709.T.astype(np.float32), 0, 1)
     return srgb[(shown * 65535).astype(np.uint16)]
 
-# %% ../nbs/10_video.ipynb #85d64e2a
+# %% ../nbs/10_video.ipynb #3601cfb6
 _kept = threading.local()
 
 def _scaled(frame, **how):
     "A frame in another format and size, as an array."
-    if not hasattr(_kept, "scaler"): _kept.scaler = VideoReformatter()
+    if getattr(_kept, "process", None) != os.getpid():  # a forked process needs its own; the parent's is kept, for freeing it there would wait for threads that are not there
+        _kept.parents, _kept.process, _kept.scaler = getattr(_kept, "scaler", None), os.getpid(), VideoReformatter()
     return _kept.scaler.reformat(frame, **how).to_ndarray()
 
 def _rgb(frame, size=None):
