@@ -701,7 +701,7 @@ def attitudes(label, phases=48):
 
 
 pairs = list(clips.DEEDS)
-@pytest.mark.parametrize("a, b", zip(pairs[::2], pairs[1::2]))
+@pytest.mark.parametrize("a, b", list(zip(pairs[::2], pairs[1::2])))
 def test_pairs_show_the_same_attitudes(a, b):
     A, B = attitudes(a), attitudes(b)
     apart = cdist(A, B, "chebyshev")
