@@ -7,11 +7,11 @@ __all__ = ['to_rigid', 'posed_frames', 'table_pairs', 'shard_pairs', 'ucf101_cli
            'folder_clips', 'movienet_films', 'lvu_clips', 'feature_films', 'wikipedia_films', 'co_watch',
            'movielens_films']
 
-# %% ../nbs/14c_public.ipynb #a7cd1db8
+# %% ../nbs/14c_public.ipynb #f9fbe609
 import itertools, json, os, re
 from array import array
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import numpy as np
 from PIL import Image

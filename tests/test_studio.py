@@ -22,10 +22,10 @@ from primenb.motion import read_motion, to_tokens
 from primenb.shots import detect_shots
 from primenb.studio.camera import MOVES, SIZES, TRAVELLING, Amount, Camera, film, intrinsics, look_at, path_length, rotation
 from primenb.studio.depth import ESTIMATORS, estimate, pack, unpack
-from primenb.studio.people import ACTIONS, Identity, Performance
+from primenb.studio.people import ACTIONS, Identity
 from primenb.studio.script import GENRES, SHORTEST, Act, plan_films
 from primenb.studio.shoot import SOFT, cast_player, grade, make_film, traits
-from primenb.studio.stage import Stage, flow, lift, motion_cells, shoot, truth
+from primenb.studio.stage import Stage, flow, lift, motion_cells, reprojection, shoot, truth
 from primenb.studio.words import ACTION_WORDS, COUNT_WORDS, PLACE_WORDS, SIZE_WORDS, TIME_WORDS, Claims, caption, holds, synopsis, truth_matrix
 from primenb.studio.world import PLACES, Item, Place, build_place
 from primenb.video import read_frames
@@ -192,6 +192,21 @@ def test_flow_is_what_each_pixel_does():
     only = flow(stage, first, 0.2, first, 0.2)
     assert np.abs(only).max() < 1e-3
     stage.close()
+
+
+def test_reprojection_of_a_wall_is_known_beforehand():
+    now, later, wall = level((40, 30), 36), level((40, 30), 36, (1, -1, 1)), np.full((30, 40), 4.0)  # a step to the right and one back
+    depth, found = wall.copy(), wall + 1
+    depth[0], found[20:] = np.inf, np.inf
+    there, apart = reprojection(depth, now, found, later)
+    v, u = np.mgrid[:30, :40] + 0.5
+    landed = np.stack([20 + ((u - 20) / 40 * 4 - 1) / 5 * 40, 15 + (v - 15) / 40 * 4 / 5 * 40], -1)
+    seen = (landed >= 0).all(-1) & (landed[..., 1] < 20) & np.isfinite(depth)
+    assert np.allclose(there[1:], landed[1:]) and np.array_equal(np.isfinite(apart), seen) and np.allclose(apart[seen], 0, atol=1e-9)
+    assert np.allclose(reprojection(depth, now, 2 * found, later)[1][seen], -0.5)
+    assert np.isnan(reprojection(wall, now, wall, level((40, 30), 36, (0, 5, 1)))[1]).all()  # behind the camera
+    gone = np.broadcast_to(pose(y=5), (30, 40, 4, 4))  # unless the wall has gone as far
+    assert np.allclose(reprojection(wall, now, wall, level((40, 30), 36, (0, 5, 1)), gone)[1], 0)
 
 
 def test_flow_of_a_sliding_thing_is_known_beforehand():
@@ -845,7 +860,7 @@ def broken_off(tmp_path_factory):
 @pytest.mark.slow
 def test_making_goes_on_where_it_was_killed(broken_off):
     whole, broken = map(contents, broken_off)
-    readme = [c.pop("README.md").decode() for c in (whole, broken)]
+    for files in (whole, broken): del files["README.md"]
     assert whole == broken and len(whole) == 1 + 5 + 1 + 4 + 4 + 2
     assert not any((f / ".parts").exists() for f in broken_off)
 

@@ -6,15 +6,15 @@
 __all__ = ['DIRECTIONS', 'SPEEDS', 'DEEDS', 'SIDE', 'FRAMES', 'RATE', 'CELL', 'SHAPES', 'CANONICAL', 'BATCH', 'Drifter', 'drift',
            'sweep', 'object_clip', 'Excerpt', 'people_clip', 'make_clip', 'make_batch']
 
-# %% ../../nbs/13j_clips.ipynb #47b61d1f
+# %% ../../nbs/13j_clips.ipynb #d910ec4d
 import json
 from pathlib import Path
 
 import numpy as np
 
-from ..core import atomic
 from .camera import Camera, intrinsics, look_at, rotation
 from .people import SPEED, Identity, Performance
+from .shoot import save_cells
 from .stage import Stage, motion_cells, shoot, truth
 from .world import PLACES, Item, Surface, blob, box, build_place, lathe, loft, thing
 from ..video import encode
@@ -204,7 +204,7 @@ def make_clip(
     stage.close()
     return labels | dict(place=place.kind, time=place.time), cells
 
-# %% ../../nbs/13j_clips.ipynb #b6cc241b
+# %% ../../nbs/13j_clips.ipynb #967c5f43
 BATCH = 24  # clips that share a place
 
 def make_batch(
@@ -223,4 +223,4 @@ def make_batch(
         rows.append(dict(key=key, split=split) | labels)
         if known: cells.append(known)
     field, mover = (np.stack(c) for c in zip(*cells)) if cells else (np.zeros((0, FRAMES, SIDE // CELL, SIDE // CELL, 2)), np.zeros((0, FRAMES, SIDE // CELL, SIDE // CELL)))
-    with atomic(notes) as f: np.savez_compressed(f, rows=np.array(json.dumps(rows)), field=np.int16(np.clip(np.rint(field * 8), -32767, 32767)), mover=np.uint8(np.rint(mover * 255)))
+    save_cells(notes, field, mover, rows=np.array(json.dumps(rows)))

@@ -7,7 +7,7 @@ __all__ = ['RATIOS', 'TRACK_SIZE', 'TRACK_RATE', 'TRACK_FRAMES', 'TINY', 'SHARD'
            'run_jobs', 'Sizes', 'make_films', 'make_tracks', 'make_shards', 'make_clips', 'make_corpus', 'data_card',
            'main']
 
-# %% ../../nbs/13k_make.ipynb #10fd2da2
+# %% ../../nbs/13k_make.ipynb #b3a34379
 import json, os, shutil, sys, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -23,7 +23,7 @@ from .clips import BATCH, make_batch
 from .depth import ESTIMATORS, guess, pack
 from .people import Identity
 from .script import Act, plan_films
-from .shoot import cast_player, make_film
+from .shoot import cast_player, make_film, save_cameras
 from .stage import Stage, shoot, truth
 from .stills import LOOKS, make_stills, read_tar, write_tar
 from .world import PLACES, build_place
@@ -38,13 +38,13 @@ def track_list() -> list[tuple[str, float]]:
     moves = [(TRAVELLING[(i + j) % len(TRAVELLING)], ratio) for i, ratio in enumerate(RATIOS) for j in (0, 1, 3, 4)]
     return moves + [("nodal_pan", 0.0), ("nodal_pan", 0.0), ("zoom", 0.0), ("zoom", 0.0), ("pan", 0.0), ("tilt", 0.0)]
 
-# %% ../../nbs/13k_make.ipynb #6b283916
+# %% ../../nbs/13k_make.ipynb #6964cfd4
 def _worth_tracking(stage, camera, corners=250):
-    t, known = 0.0, truth(stage, camera, 0.0)
     for moment in (0.0, TRACK_FRAMES / TRACK_RATE) if stage.actors else ():
         if not 0.015 < (truth(stage, camera, moment).instance >= stage.first_actor).mean() < 0.35: return False
-    near, sky = np.quantile(known.depth, 0.01), np.isinf(known.depth).mean()
-    grey = shoot(stage, camera, t).astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    depth = truth(stage, camera).depth
+    near, sky = np.quantile(depth, 0.01), np.isinf(depth).mean()
+    grey = shoot(stage, camera).astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
     found = cv2.goodFeaturesToTrack(grey.astype(np.uint8), 600, 0.01, 6)
     return near > 1.0 and sky < 0.35 and found is not None and len(found) >= corners
 
@@ -89,7 +89,7 @@ def make_track(
     stage.close()
     return facts
 
-# %% ../../nbs/13k_make.ipynb #2ccd7d4d
+# %% ../../nbs/13k_make.ipynb #aa6f05e6
 def _half(stage, cameras, times):
     "True depth (n,H/2,W/2), and where people are."
     size = (TRACK_SIZE[0] // 2, TRACK_SIZE[1] // 2)
@@ -101,8 +101,7 @@ def _half(stage, cameras, times):
 def _save_track(path, cameras, depth, mask, seed):
     arrays = {f"truth_{k}": v for k, v in pack(depth, 0.005).items()}
     for name in ESTIMATORS: arrays |= {f"{name}_10_{k}": v for k, v in pack(guess(depth, name, 0.1, seed), 0.025).items()}
-    with atomic(path) as f:
-        np.savez_compressed(f, K=np.array([c.K for c in cameras]), cam_from_world=np.array([c.cam_from_world for c in cameras]), mask=np.packbits(mask), mask_shape=np.array(mask.shape), **arrays)
+    save_cameras(path, cameras, mask=np.packbits(mask), mask_shape=np.array(mask.shape), **arrays)
 
 # %% ../../nbs/13k_make.ipynb #94221503
 def _alone():

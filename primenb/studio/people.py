@@ -246,11 +246,11 @@ def _stride(t, body, phase, speed, length, stance, ahead):
         m.feet[side, 0] = speed * t + 2 * reach * (ease(swing) - leg + ahead)
     return m, x, legs, period
 
-# %% ../../nbs/13b_people.ipynb #e38c7fd1
+# %% ../../nbs/13b_people.ipynb #787b3292
 def _walk(t, body, phase=0., span=4., gravity=9.81, speed=SPEED["walk"]):
     "Walks: heel first, then the sole, then the toe; the standing foot does not move."
     stance = .6
-    m, x, legs, period = _stride(t, body, phase, speed, .36, stance, .22)
+    m, x, legs, _ = _stride(t, body, phase, speed, .36, stance, .22)
     for side, leg in enumerate(legs):
         m.feet[side, 4] = _keys(leg, (0, .3), (.12, 0), (.36, 0), (.63, -.85), (.84, 0), (1, .3))
         m.feet[side, 1] *= .75
@@ -497,7 +497,7 @@ def _ball(x, y, z, field="skin", sides=8):
     a = np.linspace(-np.pi / 2, np.pi / 2, max(sides * 5 // 8, 4))
     return _loft([(z * math.sin(w), x * max(math.cos(w), 0) if abs(w) < 1.57 else 0, y * math.cos(w) if abs(w) < 1.57 else 0) for w in a], field, sides)
 
-# %% ../../nbs/13b_people.ipynb #04f64a81
+# %% ../../nbs/13b_people.ipynb #318560df
 def _arms(who, b, side, pointing):
     "Upper arm, forearm and hand, each from its joint."
     h, f = b.height, b.height * (.6 + .4 * b.thick)
@@ -510,7 +510,7 @@ def _arms(who, b, side, pointing):
     if pointing: hand = [_put(_ball(.026 * h, .02 * h, .033 * h, sides=8), z=-.035 * h), thumb, _put(_ball(.0095 * h, .0095 * h, .04 * h, sides=6), .012 * h, 0, -.085 * h)]
     return [[_put(s, flip=side > 0) for s in part] for part in (upper, fore, hand)]
 
-def _feet(who, b, side):
+def _feet(who, b):
     "Thigh, shin and foot, each from its joint."
     h, f = b.height, b.height * (.55 + .45 * b.thick)
     if who.bottom == "skirt": thigh = [_loft([(-b.thigh * 1.03, .0, .0), (-b.thigh * 1.03, .075 * f, .07 * f), (-b.thigh, .075 * f, .07 * f), (0, .058 * f, .054 * f), (.04 * f, 0, 0)], "trousers")]
@@ -683,14 +683,14 @@ class Performance:
         self._place = np.array([[c, -s, 0, at[0]], [s, c, 0, at[1]], [0, 0, 1, 0], [0, 0, 0, 1]])
         self.parts = _parts(who, self.body, action)
 
-# %% ../../nbs/13b_people.ipynb #54c38176
+# %% ../../nbs/13b_people.ipynb #c6bf18f7
 def _parts(who, b, action):
     "The items of a person, one for each bone, and the thing that the action needs."
     picture = _paint(who)
     hips, torso = _trunk(who, b, action == "sit")
     shapes = [hips, torso, _head(who, b)]
     for side in (1, -1): shapes += _arms(who, b, side, action == "point")
-    for side in (1, -1): shapes += _feet(who, b, side)
+    for _ in range(2): shapes += _feet(who, b)
     parts = [Item(name, _mesh(*shape), (1., 1., 1.), picture, shine=.1) for name, shape in zip(BONES, shapes)]
     if action in ("sit", "carry"):
         name, shape = _things(action, b)

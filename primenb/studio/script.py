@@ -181,8 +181,8 @@ def _pattern(kind, names, n, rng):
     weight = [name for name in names if name not in ("wide", "insert")]
     return _around(weight * 3 + ["wide", "insert"], "wide", n, rng)
 
-# %% ../../nbs/13f_script.ipynb #d72e25c2
-def _acts(kind, plan, setup, people, clock, genre, rng, steady):
+# %% ../../nbs/13f_script.ipynb #9e38056b
+def _acts(kind, setup, people, clock, genre, rng, steady):
     "What everyone in the scene does during a shot."
     acts = []
     for k, who in enumerate(people):
@@ -196,7 +196,7 @@ def _acts(kind, plan, setup, people, clock, genre, rng, steady):
         acts.append(act)
     return acts
 
-# %% ../../nbs/13f_script.ipynb #ce7e473f
+# %% ../../nbs/13f_script.ipynb #5b9ec067
 def _scene(kind, place, place_seed, time, people, director, genre, rate, rng):
     setups = _setups(kind, people, director, rng)
     n = round(lognormal(*SCENE_SHOTS, rng, 2.5, 20.5))
@@ -204,7 +204,7 @@ def _scene(kind, place, place_seed, time, people, director, genre, rate, rng):
     for name in _pattern(kind, list(setups), n, rng):
         seconds = lognormal(*SHOT_SECONDS, rng, 0.6 / PACE, 9 / PACE) * PACE * director.tempo * genre.tempo
         plan = ShotPlan(name, max(8, round(seconds * rate)), round(clock, 4), [], sign=int(rng.choice([-1, 1])))
-        plan.acts = _acts(kind, plan, setups[name], people, clock, genre, rng, steady)
+        plan.acts = _acts(kind, setups[name], people, clock, genre, rng, steady)
         shots.append(plan); clock += plan.frames / rate
     return ScenePlan(kind, place, place_seed, time, {k: s for k, s in setups.items() if k in {p.setup for p in shots}}, shots)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWINGS', 'SOFT', 'Player', 'cast_player', 'frame_people', 'frame_thing', 'sees', 'find_view', 'run_camera', 'grade',
-           'traits', 'shown_in', 'Take', 'Set', 'shoot_film', 'save_cells', 'make_film']
+           'traits', 'shown_in', 'Take', 'Set', 'shoot_film', 'save_cameras', 'save_cells', 'make_film']
 
 # %% ../../nbs/13g_shoot.ipynb #8e6debf8
 import json
@@ -290,7 +290,7 @@ def _mixed(old, new, kind):
 
 def _soft(plan): return SOFT // 2 if plan.opening != "cut" else 0
 
-# %% ../../nbs/13g_shoot.ipynb #1508d63a
+# %% ../../nbs/13g_shoot.ipynb #1e26469a
 def shoot_film(
     plan: FilmPlan,
     size=(256, 144),  # (width, height), pixels
@@ -298,7 +298,7 @@ def shoot_film(
 ):  # yields (shot number, scene number, Take, (n,H,W,3) uint8 frames that are shown during the shot)
     "The shots of a film in order."
     todo = [(i, k, scene, p) for i, (k, scene, p) in enumerate((k, scene, p) for k, scene in enumerate(plan.scenes) for p in scene.shots)]
-    shared, held, takes = None, None, []
+    shared = held = None
     for (i, k, scene, p), following in zip(todo, [*todo[1:], None]):
         if shared is not None and shared.scene is not scene: shared.close(); shared = None
         if shared is None: shared = Set(scene, plan.cast, size, rate, [plan.seed, 5, k])
@@ -318,8 +318,8 @@ def shoot_film(
 
 def _genre(plan): return GENRES[plan.genre]
 
-# %% ../../nbs/13g_shoot.ipynb #78aafb29
-def _record(plan, planned, number, scene_number, take, start, rate, rng):
+# %% ../../nbs/13g_shoot.ipynb #6a4e6c43
+def _record(planned, number, scene_number, take, start, rate, rng):
     "A shot as the timeline tells it."
     setup, n = take.setup, len(take.cameras)
     said = [caption(take.shown, rng, f) for f in ("sparse", "sparse", "partial", "partial", "full")]
@@ -329,7 +329,15 @@ def _record(plan, planned, number, scene_number, take, start, rate, rng):
                 setup=planned.setup, size=setup.size, move="follow" if follows else setup.move, insert=setup.insert, subject=take.subject, clear=round(take.clear, 2), path=round(path_length(centres), 4),
                 light=take.stage.place.light, shown=take.shown.as_dict(), captions=[dict(text=text, claims=claims.as_dict()) for text, claims in said])
 
-# %% ../../nbs/13g_shoot.ipynb #a0e02534
+# %% ../../nbs/13g_shoot.ipynb #4d9e7294
+def save_cameras(
+    path: str | Path,  # an .npz
+    cameras: list[Camera],  # of every frame
+    **more,  # further arrays
+):
+    "Writes `K` and `cam_from_world` of every frame."
+    with atomic(path) as f: np.savez_compressed(f, K=np.array([c.K for c in cameras]), cam_from_world=np.array([c.cam_from_world for c in cameras]), **more)
+
 def save_cells(
     path: str | Path,  # an .npz
     field: np.ndarray, mover: np.ndarray,  # as `motion_cells` gives them
@@ -339,7 +347,7 @@ def save_cells(
     whole = np.clip(np.rint(field * 8), -32767, 32767).astype(np.int16)
     with atomic(path) as f: np.savez_compressed(f, field=whole, mover=np.uint8(np.rint(mover * 255)), **more)
 
-# %% ../../nbs/13g_shoot.ipynb #e0e96b2f
+# %% ../../nbs/13g_shoot.ipynb #8b01460a
 def make_film(
     plan: FilmPlan,
     folder: str | Path,  # gets `<key>.mp4`, `<key>.npz` with the cameras and `<key>.json` with the timeline
@@ -352,12 +360,12 @@ def make_film(
     def frames():
         start = 0
         for number, scene_number, take, images in shoot_film(plan, size, rate):
-            records.append(_record(plan, planned[number], number, scene_number, take, start, rate, rng))
+            records.append(_record(planned[number], number, scene_number, take, start, rate, rng))
             cameras.extend(take.cameras); start += len(images)
             if motion: cells.append(motion_cells(take.stage, take.cameras, take.clocks, motion)); take.stage.close()
             yield from images
     encode(folder / f"{plan.key}.mp4", frames(), rate, crf=crf, preset="slow", options={"threads": "1"})
-    with atomic(folder / f"{plan.key}.npz") as f: np.savez_compressed(f, K=np.array([c.K for c in cameras]), cam_from_world=np.array([c.cam_from_world for c in cameras]))
+    save_cameras(folder / f"{plan.key}.npz", cameras)
     if motion: save_cells(folder / f"{plan.key}.motion.npz", *map(np.concatenate, zip(*cells)))
     timeline = _about(plan) | dict(rate=rate, width=size[0], height=size[1], frames=len(cameras), scenes=_scene_records(plan, records), shots=records)
     with atomic(folder / f"{plan.key}.json") as f: f.write_text(json.dumps(timeline, indent=None) + "\n")

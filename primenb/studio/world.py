@@ -310,11 +310,11 @@ def _cabinets(rng, colour, rows=1, columns=3):
     knob = (np.abs(u - 0.86) < 0.02 * columns / rows) & (np.abs(v - 0.42) < 0.08)
     return _mix(_tone(colour, value), np.array((0.25, 0.24, 0.23)), knob * 1.0)
 
-# %% ../../nbs/13a_world.ipynb #f4e7fca4
+# %% ../../nbs/13a_world.ipynb #02cc413e
 @_draws((1.2, 2.0), (0.4, 0.27, 0.17))
 def _books(rng, colour, rows=6):
     image = np.broadcast_to(colour * 0.35, (SIZE, SIZE, 3)).copy()
-    height, ramp = SIZE // rows, np.linspace(0.8, 1.1, 5)[None, :, None]
+    height = SIZE // rows
     for bottom in range(height - 3, SIZE, height):
         x = 2
         while x < SIZE - 8:
@@ -729,7 +729,7 @@ def _tuft(rng, r, blades=6):
 
 def _rocks(rng, look, r=0.6): return [thing("rock", blob(rng, r, r * rng.uniform(0.8, 1.4), 0.25, 9).at(0, 0, -0.35 * r), look)]
 
-# %% ../../nbs/13a_world.ipynb #53f2d3d7
+# %% ../../nbs/13a_world.ipynb #af55d358
 def _outdoor(rng, time, lamp=None):
     "Lamps, ambient, sky and word under the open sky; `lamp` is where an electric lamp hangs."
     a, j = rng.uniform(0, 2 * np.pi), rng.uniform(0.94, 1.06, 3)
@@ -743,7 +743,7 @@ def _outdoor(rng, time, lamp=None):
 
 def _indoor(rng, time, room, tint=(1.0, 0.84, 0.62), word="warm lamp light"):
     "Lamps, ambient, sky and word in a room whose windows are in the north."
-    x0, x1, y0, y1, h = room
+    x0, x1, _, y1, h = room
     inside = Lamp((rng.uniform(-1, 1.0), rng.uniform(-1, 1.0), h - 0.5), tint, dict(day=0.35, dusk=0.55, night=0.7)[time])
     colour, power = dict(day=((0.95, 0.97, 1.0), 0.5), dusk=((1.0, 0.6, 0.4), 0.4), night=((0.4, 0.5, 0.9), 0.15))[time]
     window = Lamp((rng.uniform(x0, x1) / 2, y1 - 0.5, h * 0.7), colour, power)
@@ -872,14 +872,14 @@ def _kitchen(rng, time):
     items += put(_plant(rng, surface("brick", rng), surface("foliage", rng)), *_by(room, "EW"[f > 0], 0.7, 0.2)) + put(_shelf(wood, surface("books", rng), 0.9, 1.0), *_by(room, "S", 0.7))
     return items, room, floor, _indoor(rng, time, room)
 
-# %% ../../nbs/13a_world.ipynb #81936097
+# %% ../../nbs/13a_world.ipynb #b5a40621
 @_kind("office")
 def _office(rng, time):
     desk, grey = surface("wood", rng, tuple(rng.choice(_WOODS))), surface("metal", rng, (0.4, 0.42, 0.45))
     room, floor, items = _room(rng, 12, 9, 3.0, surface("wall", rng, span=(3.0, 3.0), colour=tuple(rng.choice(_WALLS))), surface("carpet", rng, _colour(rng)), 1.7, surface("tiles", rng, (0.84, 0.84, 0.82), second=(0.8, 0.8, 0.78)))
     seat = surface("fabric", rng, _colour(rng))
-    for k, (side, along) in enumerate((("N", -0.65), ("N", 0.05), ("N", 0.65), ("W", 0.1), ("E", 0.2), ("S", -0.45))):
-        x, y, z, turn = _by(room, side, along, 0.25)
+    for side, along in (("N", -0.65), ("N", 0.05), ("N", 0.65), ("W", 0.1), ("E", 0.2), ("S", -0.45)):
+        x, y, _, turn = _by(room, side, along, 0.25)
         items += put(_table(desk, 1.5, 0.75, 0.73), x, y, 0, turn)
         items += put(_block("screen", surface("writing", rng, tuple(rng.choice([(0.12, 0.18, 0.3), (0.85, 0.87, 0.88), (0.15, 0.15, 0.17)])), ink=tuple(rng.choice(_PAINTS))).image, grey, 0.62, 0.38, 0.04), *(np.array([x, y, 0.82]) + _pose(0, 0, 0, turn)[:3, :3] @ (rng.uniform(-0.3, 0.3), -0.3, 0)), turn)
         if side in "EW": items += put(_chair(seat), *(np.array([x, y]) + _pose(0, 0, 0, turn)[:2, :2] @ (0.9, -0.1)), 0, turn)

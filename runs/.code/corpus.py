@@ -27,7 +27,7 @@ from primenb.corpus import caption_truth, clips, films, pairs, shots, tracking_s
 from primenb.motion import read_motion, to_tokens
 from primenb.shots import detect_shots, match_cuts, score_cuts
 from primenb.studio.camera import Camera
-from primenb.studio.stage import lift
+from primenb.studio.stage import reprojection
 from primenb.video import frames_at
 from primenb.viz import sheet, show, style
 
@@ -77,16 +77,13 @@ cut_scores
 
 # %%
 def carried(track, a, b):
-    "Pixels of frame b for the pixels of frame a at the size of the depth maps, with expected and found depth."
+    "Where the pixels of frame a lie in frame b, at the size of the depth maps, and how far expected and found depth are apart there."
     depth, people, cameras = track.depth(), track.masks, track.cameras
     h, w = depth.shape[1:]
-    small = [Camera(cameras.K[i] * [[w / track.facts["width"]], [h / track.facts["height"]], [1]], cameras.cam_from_world[i], (w, h)) for i in (a, b)]
-    there, z = small[1].project(lift(np.where(np.isfinite(depth[a]), depth[a], 1), small[0]))
-    flat = [np.isfinite(d) & (cv2.dilate(d, np.ones((5, 5))) / cv2.erode(d, np.ones((5, 5))) < 1.05) for d in (depth[a], depth[b])]
-    u, v = np.floor(there).astype(int).transpose(2, 0, 1)
-    ok = flat[0] & ~people[a] & (u >= 0) & (v >= 0) & (u < w) & (v < h)
-    ok[ok] &= flat[1][v[ok], u[ok]] & ~people[b][v[ok], u[ok]]
-    return ok, there, z[ok] / depth[b][v[ok], u[ok]] - 1
+    def part(i):
+        flat = cv2.dilate(depth[i], np.ones((5, 5))) / cv2.erode(depth[i], np.ones((5, 5))) < 1.05
+        return np.where(flat & ~people[i], depth[i], np.inf), Camera(cameras.K[i] * [[w / track.facts["width"]], [h / track.facts["height"]], [1]], cameras.cam_from_world[i], (w, h))
+    return reprojection(*part(a), *part(b))
 
 # %%
 def agreement(track):
@@ -94,8 +91,9 @@ def agreement(track):
     grey = [cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in track.frames()]
     errors, apart = [], []
     for a in np.linspace(0, n - 5, frames_checked).astype(int):
-        ok, there, difference = carried(track, a, a + 4)
-        errors.append(np.abs(difference))
+        there, difference = carried(track, a, a + 4)
+        ok = np.isfinite(difference)
+        errors.append(np.abs(difference[ok]))
         h, w = ok.shape
         seen = cv2.resize(dis.calc(grey[a], grey[a + 4], None), (w, h), interpolation=cv2.INTER_AREA)
         yx = np.stack(np.mgrid[:h, :w][::-1], -1) + 0.5
