@@ -3,12 +3,15 @@ import html.parser, json, shutil, signal, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from conftest import project
 from primenb.core import PrimenbError
+from primenb.corpus import tracking_shots
 from primenb.film import PARTS, Part, analyse
+from primenb.sfm.evaluate import evaluate
 from primenb.video import encode, iter_frames
 
 starter = project / "data/starter/starter.mp4"
@@ -107,7 +110,7 @@ def wrong(tmp_path):
         "text": ([tmp_path / "text.mp4", "-o", out], 1, "text.mp4: "),
         "empty": ([tmp_path / "empty.mp4", "-o", out], 1, "it is empty"),
         "folder": ([tmp_path, "-o", out], 1, "it is a folder"),
-        "part": ([starter, "-o", out, "--parts", "shots,smell"], 1, "choose from shots, motion, keyframes"),
+        "part": ([starter, "-o", out, "--parts", "shots,smell"], 1, "choose from shots, motion, keyframes, cameras"),
         "detector": ([starter, "-o", out, "--detector", "neural"], 1, "choose one of adaptive"),
         "others": ([starter, "-o", tmp_path / "full"], 1, "holds other files"),
         "damaged": ([starter, "-o", tmp_path / "damaged"], 1, "film.json: it is damaged"),
@@ -222,3 +225,28 @@ def test_the_page_in_a_browser(report, browser):
         page.locator(".strip a").nth(7).click()
         page.wait_for_function("(f => { const r = f.getBoundingClientRect(); return r.top >= 0 && r.bottom <= innerHeight })(document.getElementById('shot7'))")
         assert page.url.endswith("#shot7") and complaints == []
+
+
+@pytest.mark.slow
+def test_cameras_of_a_film_come_with_their_files(tmp_path):
+    shot = next(s for s in tracking_shots() if s.key == "track_12")
+    film = encode(tmp_path / "film.mp4", [*shot.frames(), *[np.full((270, 480, 3), 90, np.uint8)] * 24], 24)
+    depth = tmp_path / "depth"
+    depth.mkdir()
+    for n, z in enumerate(shot.depth("scaled")): np.save(depth / f"{n:04d}.npy", z)
+    for n in range(32, 56): np.save(depth / f"{n:04d}.npy", np.ones((54, 96), np.float32))
+    report = analyse(film, tmp_path / "r", parts=["cameras"], depth=depth)
+    table = pd.read_csv(report.out / "cameras.csv")
+    assert list(table.status) == ["solved", "refused"] and "texture" in table.reason[1] and report.done["cameras"]["refused"] == 1
+    track = report.camera_track(0)
+    assert len(track.K) == 32 and track.size == (480, 270)
+    assert evaluate(track, shot.cameras.K, shot.cameras.cam_from_world, shot.facts["median_depth"])["ate_over_path"] < 0.02
+    links = [link for link in Links(report.out / "report.html").links if not link.startswith("#")]
+    assert any("scene.usda" in link for link in links) and all((report.out / unquote(link)).exists() for link in links)
+    assert "no camera" in (report.out / "report.html").read_text()
+    assert analyse(film, tmp_path / "r", parts=["cameras"], depth=depth).done["cameras"] == report.done["cameras"]
+
+
+def test_cameras_are_made_only_when_named(tmp_path):
+    film = encode(tmp_path / "short.mp4", [f.image for f in iter_frames(starter, frames=(0, 12), size=96)], 24)
+    assert "cameras" not in analyse(film, tmp_path / "r").done

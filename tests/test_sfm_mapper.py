@@ -1,0 +1,301 @@
+"Cameras for every frame: what cannot be tracked is refused, pans only turn, made-up and real shots come out near the truth, whatever the order or the unit."
+from dataclasses import replace
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from primenb.core import PrimenbError
+from primenb.corpus import tracking_shots
+from primenb.public import posed_frames
+from primenb.sfm.evaluate import evaluate
+from primenb.sfm.geometry import Tracks, inverse, pose, project, umeyama
+from primenb.sfm.mapper import KEYS, guessed_intrinsics, noise_of, solve_tracks, track_camera
+from primenb.sfm.priors import DepthMaps, depth_of, depth_of_frames
+from primenb.sfm.tracks import klt_tracks
+
+SIZE = (480, 270)
+LENS = np.array([[500., 0, 240], [0, 500, 135], [0, 0, 1]])
+
+
+@cache
+def shot(key): return next(s for s in tracking_shots() if s.key == key)
+
+
+@cache
+def footage(key="track_20"):
+    "Frames, intrinsics and depth prior of a starter shot."
+    return shot(key).frames(), shot(key).cameras.K, depth_of(shot(key))
+
+
+def made(T=20, n=160, path=0.6, turn=0.15, noise=0.1, seed=0, zoom=1.0):
+    "Tracks of points before a curved, turning path, with its intrinsics, cameras, centres and points."
+    rng, s = np.random.default_rng(seed), np.linspace(0, 1, T)
+    centres = path * np.stack([s, 0.2 * np.sin(3 * s), 0.3 * s**2], 1)
+    cameras = pose(np.stack([0.2 * turn * np.sin(5 * s), turn * s, 0 * s], 1), np.zeros((T, 3)))
+    cameras[:, :3, 3] = -np.einsum("tij,tj->ti", cameras[:, :3, :3], centres)
+    K = np.tile(LENS, (T, 1, 1))
+    K[:, [0, 1], [0, 1]] *= zoom ** s[:, None]
+    X = np.c_[rng.uniform(-3, 3, n), rng.uniform(-1.5, 1.5, n), rng.uniform(3, 8, n)]
+    xy, z = project(X[:, None], cameras, K)
+    seen = (z > 0) & (xy > 0).all(2) & (xy < SIZE).all(2)
+    track, frame = np.nonzero(seen)
+    tracks, _ = Tracks(frame, track, xy[seen] + rng.normal(0, noise, (seen.sum(), 2)), T, SIZE).keep(np.ones(len(frame), bool), 1)
+    return tracks, K, cameras, centres, X
+
+
+def flat(T, value=5.0): return DepthMaps(np.full((T, 27, 48), value, np.float32))
+
+
+def off(found, centres):
+    "Root mean squared distance from the true centres as a share of the path."
+    s, R, t = umeyama(found, centres)
+    return np.sqrt(((s * found @ R.T + t - centres) ** 2).sum(1).mean()) / np.linalg.norm(np.diff(centres, axis=0), axis=1).sum()
+
+
+def refused(make, *words):
+    with pytest.raises(PrimenbError) as caught: make()
+    for word in words: assert word in str(caught.value), str(caught.value)
+
+
+def sound(track, frames):
+    "What every answer must have."
+    assert track.cam_from_world.shape == (frames, 4, 4) and track.posed.all() and len(track.status) == frames == len(track.sigma) == len(track.K)
+    R = track.cam_from_world[:, :3, :3]
+    assert np.allclose(R @ R.swapaxes(1, 2), np.eye(3), atol=1e-8) and (np.linalg.det(R) > 0).all()
+    assert set(track.status) <= {"solved", "filled", "rotation_only"} and (track.sigma >= 0).all() and np.isfinite(track.sigma).all()
+    assert len(track.points) == len(track.tracks) == len(track.colours) and np.isfinite(track.points).all()
+    return track
+
+
+# ---- what cannot be tracked
+
+def test_one_frame_is_refused(): refused(lambda: track_camera(footage()[0][:1]), "1 frame", "longer shot")
+
+
+@pytest.mark.parametrize("times", [2, 3, 8])
+def test_frames_that_are_the_same_only_turn(times):
+    frames, K, depth = footage()
+    for prior in (None, DepthMaps(depth.maps[[0] * times])):
+        track = sound(track_camera(frames[[0] * times], K=K[0], depth=prior), times)
+        assert set(track.status) == {"rotation_only"} and np.ptp(track.centres, axis=0).max() == 0
+        assert np.abs(track.cam_from_world[:, :3, :3] - track.cam_from_world[0, :3, :3]).max() < 1e-6
+
+
+def test_black_frames_are_refused(): refused(lambda: track_camera(np.zeros((8, 90, 160, 3), np.uint8)), "no texture", "dark")
+def test_a_single_colour_is_refused(): refused(lambda: track_camera(np.full((8, 90, 160, 3), 120, np.uint8)), "no texture")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_white_noise_is_refused(seed):
+    frames = np.random.default_rng(seed).integers(0, 256, (16, 135, 240, 3), dtype=np.uint8)
+    refused(lambda: track_camera(frames, depth=np.ones((16, 27, 48), np.float32)), "tracks")
+
+
+@cache
+def patches(n, T, seed, speed=2.0):
+    "A film of textured patches, each on its own straight way."
+    rng, side = np.random.default_rng(seed), 24
+    at, step, out = rng.random((n, 2)) * SIZE, rng.normal(size=(n, 2)) * speed, np.zeros((T, SIZE[1] + 2 * side, SIZE[0] + 2 * side, 3), np.uint8)
+    looks = [cv2.GaussianBlur(rng.integers(1, 256, (side, side, 3)).astype(np.uint8), (5, 5), 1.0) for _ in range(n)]
+    for t in range(T):
+        for place, move, look in zip(at, step, looks):
+            (x, y), (dx, dy) = divmod((place + move * t) % (np.array(SIZE) + side), 1)[0].astype(int), ((place + move * t) % (np.array(SIZE) + side)) % 1
+            cell = cv2.warpAffine(look, np.float32([[1, 0, dx], [0, 1, dy]]), (side + 1, side + 1))
+            there = out[t, y : y + side + 1, x : x + side + 1]
+            there[cell.sum(2) > 0] = cell[cell.sum(2) > 0]
+    return out[:, side:-side, side:-side].copy()
+
+
+@pytest.mark.parametrize("n, T, seed", [(30, 24, 0), (80, 20, 1), (150, 12, 2)])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_film_of_which_all_moves_is_refused(n, T, seed, known):
+    frames = patches(n, T, seed)
+    refused(lambda: track_camera(frames, K=LENS if known else None, depth=np.ones((T, 27, 48), np.float32)), "tracks", "still background")
+
+
+def test_tracks_that_wander_at_random_are_refused():
+    rng = np.random.default_rng(0)
+    ways = rng.uniform(50, 220, (100, 1, 2)) + np.cumsum(rng.normal(0, 4, (100, 15, 2)), 1)
+    tracks = Tracks(np.tile(np.arange(15), 100), np.repeat(np.arange(100), 15), ways.reshape(-1, 2), 15, SIZE)
+    refused(lambda: solve_tracks(tracks, LENS, flat(15)), "tracks")
+
+
+def test_depth_that_does_not_fit_is_refused():
+    frames, K, depth = footage()
+    refused(lambda: track_camera(frames, K=K, depth=depth[:10]), "10 maps for 32 frames")
+    refused(lambda: track_camera(frames, K=K, depth=np.ones((32, 90, 90))), "another shape")
+    refused(lambda: track_camera(frames, K=K, depth=np.full((32, 54, 96), np.nan)), "not one value")
+
+
+def test_holes_in_the_depth_are_no_harm():
+    frames, K, depth = footage()
+    maps = depth.maps.copy()
+    maps[:, :20], maps[5], maps[7] = np.nan, np.nan, 0
+    track = sound(track_camera(frames, K=K, depth=DepthMaps(maps, depth.kind)), 32)
+    assert set(track.status) == {"solved"} and off(track.centres, inverse(shot("track_20").cameras.cam_from_world)[:, :3, 3]) < 0.01
+
+
+def test_masks_that_hide_too_much_are_refused():
+    frames, K, depth = footage()
+    hidden = np.ones(frames.shape[:3], bool)
+    refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden), "hides everything")
+    hidden[:, :10, :10] = False
+    refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden), "less of the mask")
+    refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden[:5]), "mask")
+    hidden[0] = False
+    refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden), "tracks")
+
+
+@pytest.mark.parametrize("name, K", [
+    ("shape", np.eye(4)), ("focal", np.eye(3)), ("frames", np.stack([LENS] * 5)), ("outside", LENS * [[4, 1, 4], [1, 4, 4], [1, 1, 1]]), ("form", 4 * LENS), ("form", LENS * np.nan),
+    ("skew", LENS + [[0, 9, 0], [0, 0, 0], [0, 0, 0]]), ("form", LENS.T), ("focal", LENS * [[-1, 1, 1], [1, -1, 1], [1, 1, 1]])])
+def test_intrinsics_that_do_not_fit_are_refused(name, K):
+    refused(lambda: solve_tracks(made()[0], K), "K", name)
+
+
+def test_unknown_trackers_and_wrong_pictures_are_refused(tmp_path):
+    frames, K, depth = footage()
+    refused(lambda: track_camera(frames, tracker="magic"), "magic", "klt or sift")
+    refused(lambda: track_camera(frames / 255.0), "uint8")
+    refused(lambda: track_camera(frames[0]), "no shot")
+    refused(lambda: track_camera(tmp_path / "none.mp4"), "no such file")
+
+
+# ---- what can
+
+@pytest.mark.parametrize("key", ["track_25"])
+def test_a_pan_about_the_lens_only_turns(key):
+    frames, K, depth = footage(key)
+    track, true = sound(track_camera(frames, K=K, depth=depth), len(frames)), shot(key).cameras.cam_from_world
+    assert set(track.status) == {"rotation_only"} and np.ptp(track.centres, axis=0).max() < 1e-9
+    assert evaluate(track, K, true, shot(key).facts["median_depth"])["rpe_rotation"] < 0.02
+
+
+def test_frames_without_tracks_are_filled():
+    frames, K, depth = footage()
+    frames = frames.copy()
+    frames[-3:] = 0
+    track = sound(track_camera(frames, K=K, depth=depth), 32)
+    assert track.status.tolist() == ["solved"] * 29 + ["filled"] * 3
+    assert track.sigma[-1, 0] > 3 * track.sigma[:28, 0].max()
+    assert off(track.centres[:29], inverse(shot("track_20").cameras.cam_from_world[:29])[:, :3, 3]) < 0.01
+
+
+def test_black_frames_in_the_middle_are_filled_between_their_neighbours():
+    tracks, K, cameras, centres, X = made(T=24)
+    tracks, _ = tracks.keep((tracks.frame < 9) | (tracks.frame > 12), 2)
+    track = sound(solve_tracks(tracks, K, None), 24)
+    assert (track.status == "filled").nonzero()[0].tolist() == [9, 10, 11, 12] and set(np.delete(track.status, range(9, 13))) == {"solved"}
+    assert off(track.centres, centres) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_made_up_shot_with_a_known_lens_is_found(seed):
+    tracks, K, cameras, centres, X = made(seed=seed)
+    track = sound(solve_tracks(tracks, K, flat(20)), 20)
+    assert set(track.status) == {"solved"} and off(track.centres, centres) < 0.01
+    turned = track.cam_from_world[:, :3, :3] @ track.cam_from_world[0, :3, :3].T
+    assert np.abs(turned - cameras[:, :3, :3] @ cameras[0, :3, :3].T).max() < 2e-3
+
+
+@pytest.mark.parametrize("lens", [0.75, 1.0, 1.4])
+def test_the_lens_is_found_where_the_camera_turns(lens):
+    tracks = made(path=0.8, turn=0.4, noise=0.1)[0]
+    if lens != 1: tracks = replace(tracks, size=tuple(int(n / lens) for n in SIZE), xy=tracks.xy + (np.array([int(n / lens) for n in SIZE]) - SIZE) / 2)
+    track = solve_tracks(tracks, None, flat(20))
+    assert abs(track.K[0, 0, 0] / 500 - 1) < 0.03 and np.ptp(track.K[:, 0, 0]) == 0 and track.facts["focal_sigma"] < 0.1
+
+
+def test_a_path_without_a_turn_keeps_the_usual_lens_and_says_so():
+    tracks, K, cameras, centres, X = made(turn=0)
+    track = solve_tracks(tracks, None, flat(20))
+    assert track.facts["focal_sigma"] > 0.1 and np.array_equal(track.K, guessed_intrinsics(SIZE, 20)) and off(track.centres, centres) < 0.1
+
+
+def test_a_zoom_is_found_frame_by_frame():
+    tracks, K, cameras, centres, X = made(path=0.8, turn=0.4, zoom=1.3)
+    track = sound(solve_tracks(tracks, None, flat(20), zoom=True), 20)
+    assert abs(np.log(track.K[-1, 0, 0] / track.K[0, 0, 0]) - np.log(1.3)) < 0.05 and np.abs(track.K[:, 0, 0] / K[:, 0, 0] - 1).max() < 0.08
+
+
+def test_depth_in_metres_keeps_metres():
+    frames, K, _ = footage()
+    track, true = track_camera(frames, K=K, depth=depth_of(shot("track_20"), "truth")), inverse(shot("track_20").cameras.cam_from_world)[:, :3, 3]
+    assert abs(umeyama(track.centres, true)[0] - 1) < 0.02 and np.allclose(track.depth_scale, 1)
+    assert abs(umeyama(solve_tracks(made()[0], LENS, replace(flat(20), metric=True)).centres, made()[3])[0] - 1) < 0.3
+
+
+@pytest.mark.parametrize("T", [KEYS + 1, 120])
+def test_long_shots_have_all_their_frames(T):
+    tracks, K, cameras, centres, X = made(T=T, n=120)
+    track = sound(solve_tracks(tracks, K, flat(T)), T)
+    assert set(track.status) == {"solved"} and off(track.centres, centres) < 0.01
+
+
+def test_sift_does_as_well():
+    frames, K, depth = footage()
+    track = sound(track_camera(frames[:12], K=K[:12], depth=depth[:12], tracker="sift"), 12)
+    assert set(track.status) == {"solved"} and off(track.centres, inverse(shot("track_20").cameras.cam_from_world[:12])[:, :3, 3]) < 0.02
+
+
+def test_the_same_twice_and_points_have_the_pictures_colours():
+    frames, K, depth = footage()
+    a, b = (track_camera(frames[:10], K=K[:10], depth=depth[:10]) for _ in range(2))
+    for name in ("cam_from_world", "K", "points", "sigma", "colours", "depth_scale"): assert np.array_equal(getattr(a, name), getattr(b, name)), name
+    assert a.colours.std() > 5 and "10 solved" in repr(a)
+    first = np.flatnonzero(a.tracks.track == 7)[0]
+    x, y = a.tracks.xy[first].astype(int)
+    assert np.array_equal(a.colours[7], frames[a.tracks.frame[first], y, x])
+
+
+def test_a_video_and_a_row_of_the_shot_table_give_the_same():
+    frames, K, depth = footage()
+    here, path = track_camera(frames[8:20], K=K[8:20], depth=depth[8:20]), shot("track_20").path
+    class Row: start, end = 8 / 24, 20 / 24
+    for part in ((8, 20), Row):
+        there = track_camera(path, part, K=K[8:20], depth=depth[8:20])
+        assert np.array_equal(here.cam_from_world, there.cam_from_world) and there.rate == 24
+    assert np.array_equal(track_camera(frames, (8, 20), K=K[8:20], depth=depth[8:20]).points, here.points)
+
+
+def test_two_frames_of_a_moving_camera_are_enough():
+    frames, K, depth = footage()
+    track = sound(track_camera(frames[[10, 14]], K=K[10], depth=DepthMaps(depth.maps[[10, 14]])), 2)
+    true = inverse(shot("track_20").cameras.cam_from_world[[10, 14]])
+    step, right = (inverse(T)[1, :3, 3] @ T[0, :3, :3].T + T[0, :3, 3] for T in (track.cam_from_world, inverse(true)))  # in the axes of the first
+    assert set(track.status) == {"solved"} and step @ right / np.linalg.norm(step) / np.linalg.norm(right) > 0.95
+
+
+# ---- order and units
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 1000), unit=st.floats(1e-3, 1e3))
+def test_neither_order_of_tracks_nor_unit_of_depth_matters(seed, unit):
+    tracks, K, *_ = made(T=10, n=80)
+    number = np.random.default_rng(seed).permutation(len(tracks))
+    order = np.lexsort((tracks.frame, number[tracks.track]))
+    mixed = replace(tracks, frame=tracks.frame[order], track=number[tracks.track][order], xy=tracks.xy[order])
+    a, b = solve_tracks(tracks, K, flat(10)), solve_tracks(mixed, K, flat(10, 5.0 * unit))
+    s, R, t = umeyama(b.centres, a.centres)
+    spread = np.linalg.norm(np.ptp(a.centres, axis=0))
+    assert np.abs(s * b.centres @ R.T + t - a.centres).max() < 0.01 * spread and abs(np.log(s * unit)) < 0.05
+
+
+def test_the_noise_of_tracks_is_measured_whatever_the_camera_does():
+    for noise in (0.05, 0.3): assert 0.8 < noise_of(made(T=40, noise=noise)[0]) / noise < 1.2
+    assert noise_of(made(T=3)[0]) == 0
+
+
+# ---- real footage
+
+@pytest.mark.parametrize("name, begin, limit", [("hololens", 24, 0.05), ("sevenscenes", 0, 0.15)])
+def test_real_windows_are_solved_near_their_published_poses(real, name, begin, limit):
+    posed = [f for n, f in zip(range(begin + 12), posed_frames(real / name)) if n >= begin]
+    frames, K = np.stack([f.image for f in posed]), np.stack([f.K for f in posed])
+    centres = inverse(np.stack([f.cam_from_world for f in posed]))[:, :3, 3]
+    track = sound(track_camera(frames, K=K, depth=depth_of_frames(posed)), 12)
+    assert set(track.status) == {"solved"} and off(track.centres, centres) < limit
+    assert 0.8 < umeyama(track.centres, centres)[0] < 1.25  # sensor depth is in metres
