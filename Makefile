@@ -4,7 +4,7 @@ export PRIMENB_REAL
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 ready := .venv/.ready
 
-# Depth networks have a process of their own: late in a run that has loaded everything else, loading transformers crashes.
+# Depth networks have a process of their own: what loads LLVM with torch clashes with the LLVM of Mesa, once something has been drawn.
 networks := tests/test_sfm_priors.py
 
 .PHONY: help repro test check lab docs readme bench real data
