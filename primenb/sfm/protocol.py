@@ -127,7 +127,7 @@ def run_starter(
     entries: list[Entry],
     out: str,            # the JSON file to write
 ):
-    "All methods on one tracking shot, into a file: a job of `primenb.studio.make.run_jobs`."
+    "All methods on one tracking shot, into a file: a job of `primenb.cluster.run_jobs`."
     case = starter_case(key, folder, corners, noises)
     found = rows(case, [e for e in entries if not (case.zoom and e.method in METHODS)], Path(out).parent)
     with atomic(out) as f: f.write_text(json.dumps(rounded(found)))
@@ -191,7 +191,7 @@ def run_window(
     entries: list[Entry],
     out: str,  # the JSON file to write
 ):
-    "All methods on one window, into a file: a job of `primenb.studio.make.run_jobs`."
+    "All methods on one window, into a file: a job of `primenb.cluster.run_jobs`."
     found = rows(window(whole, first, frames, features), entries, Path(out).parent)
     with atomic(out) as f: f.write_text(json.dumps(rounded(found)))
 

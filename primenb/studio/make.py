@@ -4,20 +4,18 @@
 
 # %% auto #0
 __all__ = ['RATIOS', 'TRACK_SIZE', 'TRACK_RATE', 'TRACK_FRAMES', 'TINY', 'SHARD', 'PARTS', 'CARD', 'track_list', 'make_track',
-           'run_jobs', 'Sizes', 'make_films', 'make_tracks', 'make_shards', 'make_clips', 'make_corpus', 'data_card',
-           'main']
+           'Sizes', 'make_films', 'make_tracks', 'make_shards', 'make_clips', 'make_corpus', 'data_card', 'main']
 
-# %% ../../nbs/13k_make.ipynb #b3a34379
+# %% ../../nbs/13k_make.ipynb #e2b4b074
 import json, os, shutil, sys, time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..core import PrimenbError, atomic, progress
+from ..cluster import run_jobs
+from ..core import PrimenbError, atomic
 from .camera import TRAVELLING, Amount, Camera, film, intrinsics, look_at, path_length
 from .clips import BATCH, make_batch
 from .depth import ESTIMATORS, guess, pack
@@ -102,32 +100,6 @@ def _save_track(path, cameras, depth, mask, seed):
     arrays = {f"truth_{k}": v for k, v in pack(depth, 0.005).items()}
     for name in ESTIMATORS: arrays |= {f"{name}_10_{k}": v for k, v in pack(guess(depth, name, 0.1, seed), 0.025).items()}
     save_cameras(path, cameras, mask=np.packbits(mask), mask_shape=np.array(mask.shape), **arrays)
-
-# %% ../../nbs/13k_make.ipynb #94221503
-def _alone():
-    "One drawing thread for each process, for there is a process on every core."
-    os.environ["LP_NUM_THREADS"] = "1"
-
-def run_jobs(
-    jobs: list[tuple],  # (last file, function, arguments)
-    workers: int,       # processes; 0 to work in this one
-    label: str,         # a word for the progress bar
-):
-    "Does all jobs whose last file is missing; an error or an interruption stops the rest and keeps what is finished."
-    todo = [(function, arguments) for last, function, arguments in jobs if not Path(last).exists()]
-    with progress(label=label, total=len(jobs), unit="job") as bar:
-        bar.update(len(jobs) - len(todo))
-        if not workers:
-            for function, arguments in todo: function(*arguments); bar.update()
-            return
-        with ProcessPoolExecutor(workers, get_context("spawn"), _alone) as pool:
-            running = [pool.submit(function, *arguments) for function, arguments in todo]
-            try:
-                for job in as_completed(running): job.result(); bar.update()
-            except BaseException as e:
-                pool.shutdown(wait=True, cancel_futures=True)
-                if isinstance(e, Exception): e.add_note(f"in a job of {label}; what is finished is kept, and the same command goes on from here")
-                raise
 
 # %% ../../nbs/13k_make.ipynb #4a67b01b
 @dataclass

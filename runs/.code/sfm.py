@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from primenb.cluster import run_jobs
 from primenb.core import root, save_metrics, seed_all
 from primenb.corpus import tracking_shots
 from primenb.sfm.baselines import METHODS
@@ -34,7 +35,6 @@ from primenb.sfm.mapper import solve_tracks
 from primenb.sfm.priors import depth_of
 from primenb.sfm.protocol import Entry, answer, read_rows, read_sequence, run_starter, run_window, starter_case, window
 from primenb.sfm.tracks import klt_tracks
-from primenb.studio.make import run_jobs
 from primenb.viz import label, sheet, show, style
 
 # %%
