@@ -42,6 +42,7 @@ readme: $(ready)  ## run nbs/index.ipynb and make README.md of it
 bench: $(ready)  ## measure speed beside other libraries, into runs/bench
 	pip install -q --no-deps -c constraints.txt motion-vector-extractor
 	python bench/motion.py
+	python bench/clip.py
 
 real: $(ready)  ## run the experiments on the real footage in the folder PRIMENB_REAL, into results
 	@test -d "$(PRIMENB_REAL)" || { echo "There is no folder $(PRIMENB_REAL). Name the one with the footage: make real PRIMENB_REAL=/path/to/films"; exit 1; }
