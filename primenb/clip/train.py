@@ -366,7 +366,7 @@ def plan(
     for run in runs: Objective(run["method"])
     return [Run(**run) for run in runs]
 
-# %% ../../nbs/33_train.ipynb #9e7206ee
+# %% ../../nbs/33_train.ipynb #7ca11345
 def main(argv: list[str] | None = None):  # None for those the program was called with
     "Trains what a parameter file lists."
     parser = argparse.ArgumentParser(prog="python -m primenb.clip.train", description="Trains CLIP on noisy captions, one model for each combination a parameter file lists.")
@@ -377,5 +377,6 @@ def main(argv: list[str] | None = None):  # None for those the program was calle
         result = train(run, Path(args.out) / run.name)
         print(f"{run.name}: test accuracy {result['best']['test_accuracy']:.3f} at the best epoch, {result['last']['test_accuracy']:.3f} at the last", flush=True)
 
+# %% ../../nbs/33_train.ipynb #48a86eac
 #| eval: false
 if __name__ == "__main__": main()
