@@ -35,3 +35,13 @@ def real() -> Path:
     folder = (project / os.environ.get("PRIMENB_REAL", "../shared/real")).resolve()
     if not folder.is_dir(): pytest.skip(f"no real footage in {folder}: set PRIMENB_REAL")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "PyTorch with one thread, so that sums are added up in one order."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

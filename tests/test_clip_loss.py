@@ -21,15 +21,8 @@ from primenb.core import PrimenbError
 
 PARTITIONS = ("random", "low_similarity", "low_likelihood")  # "outdone" has ties in small batches and a test of its own
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 quick = settings(max_examples=30, deadline=None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def units(n=7, d=5, seed=0, scale=6.0):

@@ -16,15 +16,8 @@ from primenb.corpus import PairDataset
 from primenb.records import Pair
 
 CAPTIONS = ["A person in a red coat, by day", "two people at night", "a close-up of a dog", "in the snow"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 quick = settings(max_examples=40, deadline=None)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

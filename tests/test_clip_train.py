@@ -16,6 +16,7 @@ from primenb.clip.train import METHODS, Objective, PairTensors, Run, load_traine
 from primenb.core import PrimenbError
 from primenb.studio.stills import write_tar
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 small = dict(pictures=96, noise="0.4", epochs=2, batch=32, image_size=16, precision="no", device="cpu")
 
 
@@ -57,7 +58,8 @@ def test_an_interrupted_run_goes_on(tmp_path):
     run = Run(method="psd_ema", **{**small, "epochs": 3})
     train(run, tmp_path / "whole")
     program = f"""
-import os, signal
+import os, signal, torch
+torch.set_num_threads(1)
 from primenb.clip.train import *
 from primenb.engine import Trainer
 count = 0

@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from primenb.core import PrimenbError
 from primenb.engine import Trainer, set_chance, warmup_cosine
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Noisy(Dataset):
@@ -553,7 +553,7 @@ PAIR = """
         if rank == 1 and trainer.step == 3 and trainer.batch % 2: signal.raise_signal(signal.SIGTERM)
     pair({folder!r} + "/whole", 4)
     try: pair({folder!r} + "/broken", 4, ring)
-    except KeyboardInterrupt as e: print("STOPPED", str(e).split(";")[0], flush=True)
+    except KeyboardInterrupt as e: print("STOPPED " + str(e).split(";")[0] + "\\n", end="", flush=True)
     pair({folder!r} + "/broken", 4)
 """
 

@@ -162,7 +162,7 @@ def _rows(self: PSDClipLoss, image_logits, text_logits, labels):
     if len(labels) == n: return chosen
     return chosen[(chosen >= labels[0]) & (chosen <= labels[-1])] - labels[0]
 
-# %% ../../nbs/31_loss.ipynb #629a928d
+# %% ../../nbs/31_loss.ipynb #3b049cda
 @patch
 def forward(self: PSDClipLoss,
     image_features, text_features,  # (n,d) unit vectors of this process
@@ -180,10 +180,10 @@ def forward(self: PSDClipLoss,
     taught = [soft_targets(own[rows], other[rows], self.target, self.ratio) for own, other in (Z, Z[::-1])]
     halves = [cross_entropies(s, labels, rows, q, g) for s, q, g in zip(S, taught, given)]
     contrastive, psd = (sum(terms) / (2 * len(labels)) for terms in zip(*halves))
-    self._note(taught, labels, rows)
+    self._note(image_features, text_features, taught, labels, rows)
     return dict(contrastive_loss=contrastive, psd_loss=psd) if output_dict else contrastive + psd
 
-# %% ../../nbs/31_loss.ipynb #50318ad0
+# %% ../../nbs/31_loss.ipynb #c92ab656
 @patch
 def _float_logits(self: PSDClipLoss, image_features, text_features, scale, bias):
     "open_clip's logits in float32, also under autocast: in bfloat16 many similarities would be ties."
@@ -192,12 +192,9 @@ def _float_logits(self: PSDClipLoss, image_features, text_features, scale, bias)
 
 @patch
 def _logits(self: PSDClipLoss, image_features, text_features, scale, bias):
-    "The model's logits from both sides, and what the diagnostics need of the vectors."
+    "The model's logits from both sides."
     S = self._float_logits(image_features, text_features, scale, bias)
     if S[0].shape[1] < 2: raise PrimenbError("batch", "a batch of one pair has nothing to contrast", "use larger batches, and drop_last=True so that none is left over")
-    with torch.no_grad():
-        v, t, n = image_features.float(), text_features.float(), len(image_features)
-        self._stranger = (v.sum(0) @ t.sum(0) - (v * t).sum()) / max(n * (n - 1), 1)
     return S
 
 # %% ../../nbs/31_loss.ipynb #65722ea6
@@ -220,12 +217,12 @@ def _given(self: PSDClipLoss, targets, n, part):
     if any((x < 0).any() or not (x.sum(1) > 0).all() or not x.isfinite().all() for x in sides): raise PrimenbError("targets", "a picture or a caption has no true partner, or one of a weight that is negative or not finite", "give it at least its own")
     return [x / x.sum(1, keepdim=True) for x in sides]
 
-# %% ../../nbs/31_loss.ipynb #63489d7a
+# %% ../../nbs/31_loss.ipynb #2e1116a1
 @patch
-def _note(self: PSDClipLoss, taught, labels, rows):
+def _note(self: PSDClipLoss, v, t, taught, labels, rows):
     "Keeps the diagnostics, and warns of a loss that is never told the step."
-    q, k = taught[0], max(len(rows), 1)
-    self.last_stats = dict(alpha=torch.tensor(self.alpha), taught=torch.tensor(len(rows) / len(labels)), stranger=self._stranger,
+    q, k, n, v, t = taught[0], max(len(rows), 1), len(labels), v.detach().float(), t.detach().float()
+    self.last_stats = dict(alpha=torch.tensor(self.alpha), taught=torch.tensor(len(rows) / n), stranger=(v.sum(0) @ t.sum(0) - (v * t).sum()) / max(n * (n - 1), 1),
                            entropy=-(q * q.clamp_min(1e-12).log()).sum() / k / math.log(q.shape[1]), label_weight=q.gather(1, labels[rows][:, None]).sum() / k)
     self._calls += 1
     if self._calls == 500 and self.schedule != "constant" and self.training:
@@ -251,14 +248,16 @@ class SmoothedClipLoss(ClipLoss):
         loss = sum(F.cross_entropy(x.float(), labels, label_smoothing=self.smoothing) for x in logits) / 2
         return dict(contrastive_loss=loss) if output_dict else loss
 
-# %% ../../nbs/31_loss.ipynb #612332a8
+# %% ../../nbs/31_loss.ipynb #b5b5b697
 class MomentumClipLoss(PSDClipLoss):
     "CLIP's loss with every label mixed with what a running mean of the model thinks, after ALBEF."
-    def __init__(self, *args,
-        share: float = 0.4,     # of the teacher in each target, once it has risen
-        **kwargs,               # as in `PSDClipLoss`
+    def __init__(self, *,
+        total_steps: int,            # as in `PSDClipLoss`
+        share: float = 0.4,          # of the teacher in each target, once it has risen
+        rise: tuple = (0.0, 0.1),    # progress between which it rises
+        local_loss=False, gather_with_grad=False, cache_labels=False, rank=0, world_size=1, use_horovod=False,  # as in open_clip's `ClipLoss`
     ):
-        super().__init__(*args, alpha_end=share, teacher="given", target="direct", schedule="linear", **{"rise": (0.0, 0.1), **kwargs})
+        super().__init__(local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod, total_steps=total_steps, alpha_end=share, teacher="given", target="direct", schedule="linear", rise=rise)
 
     def forward(self, image_features, text_features, logit_scale, logit_bias=None, dist_image_features=None, dist_text_features=None, dist_logit_scale=None, dist_logit_bias=None, output_dict=False):
         "The loss of a batch."
@@ -268,5 +267,5 @@ class MomentumClipLoss(PSDClipLoss):
         taught = [soft_targets(z, z, "direct") for z in Z]
         terms = [cross_entropies(s, labels, everything[:0], s[:0])[0] * (1 - self.alpha) + cross_entropies(s, labels, everything, q)[1] * self.alpha for s, q in zip(S, taught)]
         loss = sum(terms) / (2 * len(labels))
-        self._note(taught, labels, everything)
+        self._note(image_features, text_features, taught, labels, everything)
         return dict(contrastive_loss=loss) if output_dict else loss

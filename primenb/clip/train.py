@@ -72,7 +72,7 @@ class Run:
         "A name for files."
         return f"{Path(self.data).name}-{self.noise}-{self.pictures or 'all'}-{self.method}-{self.seed}"
 
-# %% ../../nbs/33_train.ipynb #dd141332
+# %% ../../nbs/33_train.ipynb #c3387899
 @dataclass(eq=False)
 class Task:
     "Pairs to train with, labelled pictures to be judged by, and the sentences for each class."
@@ -85,7 +85,7 @@ def place_prompts() -> dict:  # place -> sentences
     said = lambda at, noun: [f"{at} {noun}", f"a person {at} {noun}", f"one person {at} {noun}"] + [f"{at} {noun} {w}" for words in TIME_WORDS.values() for w in words]
     return {place: [text for noun in nouns for text in said(at, noun)] for place, (at, *nouns) in PLACE_WORDS.items()}
 
-WORDS = 20  # longer captions of the stills are left out: a third of the time would go into reading them
+WORDS = 20  # longer captions of the stills are left out, for every text of a batch takes as long as the longest may be
 
 def _shortened(pair):
     "The pair with the captions that are not too long; at least the shortest."
