@@ -7,7 +7,7 @@ ready := .venv/.ready
 # Depth networks have a process of their own: what loads LLVM with torch clashes with the LLVM of Mesa, once something has been drawn.
 networks := tests/test_sfm_priors.py
 
-.PHONY: help repro test check lab docs readme bench real data
+.PHONY: help repro test check lab docs readme bench real full data
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "  make %-8s %s\n", $$1, $$2}'
 
@@ -43,11 +43,16 @@ bench: $(ready)  ## measure speed beside other libraries, into runs/bench
 	pip install -q --no-deps -c constraints.txt motion-vector-extractor
 	python bench/motion.py
 	python bench/clip.py
+	python bench/masks.py
 
 real: $(ready)  ## run the experiments on the real footage in the folder PRIMENB_REAL, into results
 	@test -d "$(PRIMENB_REAL)" || { echo "There is no folder $(PRIMENB_REAL). Name the one with the footage: make real PRIMENB_REAL=/path/to/films"; exit 1; }
 	set -e; for params in params/real/*.yaml; do stage=$$(basename $$params .yaml); \
 	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/$$stage -p date="'$$(date +%F)'"; done
+
+full: $(ready)  ## run the experiments with all the data and for longer, into results/full
+	set -e; for params in params/full/*.yaml; do stage=$$(basename $$params .yaml); \
+	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/full/$$stage -p date="'$$(date +%F)'"; done
 
 data: $(ready)  ## make the starter corpus again, or what is missing of it, and store it
 	python scripts/starter_film.py data/starter

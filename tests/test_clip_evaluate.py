@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, top_k_accuracy_score
 
 from primenb.clip.evaluate import (Line, accuracy_interval, class_probabilities, class_vectors, compare_families, draw_prediction, draw_robustness,
-                                   effective_robustness, fit_line, linear_probe, paired_gain, retrieval, target_agreement, wrong_pair_auroc, zero_shot)
+                                   effective_robustness, fit_line, linear_probe, mean_average_precision, paired_gain, retrieval, target_agreement, wrong_pair_auroc, zero_shot)
 from primenb.core import PrimenbError, rounded
 from primenb.corpus import caption_truth, pairs
 
@@ -281,6 +281,31 @@ def test_what_only_rounding_tells_apart_is_a_tie():
 def test_perfect_vectors_find_all():
     v, owner = np.eye(12, dtype=np.float32), np.repeat(np.arange(12), 3)
     assert {value for key, value in retrieval(v, v[owner], owner).items() if "_r" in key} == {1.}
+
+
+@quick
+@given(seeds, st.integers(2, 9), st.integers(2, 9))
+def test_average_precision_is_that_of_a_walk_down_the_list(seed, n, m):
+    rng = np.random.default_rng(seed)
+    v, t, truth = vectors(rng, n), vectors(rng, m), rng.random((n, m)) < 0.4
+    truth[0, 0] = True
+    def walk(scores, true):
+        found, total, R = 0, 0.0, int(true.sum())
+        for k, j in enumerate(sorted(range(len(scores)), key=lambda j: -scores[j])[:R], 1):
+            found += bool(true[j])
+            total += found / k if true[j] else 0
+        return total / R
+    for got, S, T in zip(mean_average_precision(v, t, truth).values(), (v @ t.T, t @ v.T), (truth, truth.T)):
+        assert math.isclose(got, np.mean([walk(s, r) for s, r in zip(S, T) if r.any()]), abs_tol=1e-9)
+
+
+def test_average_precision_of_models_that_are_known():
+    v, owner = np.eye(12, dtype=np.float32), np.repeat(np.arange(12), 3)
+    assert set(mean_average_precision(v, v[owner], owner).values()) == {1.0}
+    one = np.tile(v[:1], (400, 1))  # collapsed: half of the answers are true wherever one looks
+    truth = np.arange(400)[:, None] % 2 == np.arange(400) % 2
+    for value in mean_average_precision(one, one, truth).values(): assert abs(value - 0.25) < 0.05
+    refused(lambda: mean_average_precision(v, v, np.zeros((12, 12), bool)), "no text is true")
 
 
 @pytest.mark.parametrize("change, words", [

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIE', 'TRANSFORMS', 'class_vectors', 'zero_shot', 'accuracy_interval', 'class_probabilities', 'draw_prediction',
-           'retrieval', 'linear_probe', 'Line', 'fit_line', 'effective_robustness', 'draw_robustness',
-           'compare_families', 'paired_gain', 'target_agreement', 'wrong_pair_auroc']
+           'retrieval', 'mean_average_precision', 'linear_probe', 'Line', 'fit_line', 'effective_robustness',
+           'draw_robustness', 'compare_families', 'paired_gain', 'target_agreement', 'wrong_pair_auroc']
 
 # %% ../../nbs/32a_evaluate.ipynb #d58d80df
 from dataclasses import dataclass
@@ -183,6 +183,32 @@ def retrieval(
         counts = np.isfinite(hits[:, 0])
         if not counts.any(): raise PrimenbError("truth", "no text is true of any image", "check the order of rows and columns")
         out |= {f"{side}_r{k}": float(h) for k, h in zip(ks, hits[counts].mean(0))} | {queries: int(counts.sum()), f"{queries}_left_out": int((~counts).sum())}
+    return out
+
+# %% ../../nbs/32a_evaluate.ipynb #dcf03790
+def _precisions(scores, true, rng):
+    "(b,) average precision at R of queries with scores (b,m); NaN without a true answer."
+    lot = rng.permutation(scores.shape[1])
+    hits = np.take_along_axis(true[:, lot], np.argsort(-scores[:, lot], axis=1, kind="stable"), 1)
+    R, k = hits.sum(1), np.arange(1, hits.shape[1] + 1)
+    precision = np.where(hits & (k <= R[:, None]), hits.cumsum(1) / k, 0).sum(1)
+    return np.divide(precision, R, out=np.full(len(R), np.nan), where=R > 0)
+
+def mean_average_precision(
+    image_vectors,  # (n,d) unit vectors
+    text_vectors,   # (m,d) unit vectors
+    truth,          # as in `retrieval`
+) -> dict:  # image_to_text, text_to_image: mAP@R, 0..1
+    "How well all true answers are found, in both directions, ties by lot; raises `PrimenbError` as `retrieval` does."
+    v = _vectors(image_vectors, "image vectors")
+    t = _vectors(text_vectors, "text vectors", v)
+    out, rng = {}, np.random.default_rng(0)
+    for side, queries, candidates, true_of in zip(("image_to_text", "text_to_image"), (v, t), (t, v), _truth(truth, len(v), len(t))):
+        step = max(1, 4_000_000 // len(candidates))
+        blocks = [np.arange(i, min(i + step, len(queries))) for i in range(0, len(queries), step)]
+        precisions = np.concatenate([_precisions(queries[rows] @ candidates.T, true_of(rows), rng) for rows in blocks])
+        if np.isnan(precisions).all(): raise PrimenbError("truth", "no text is true of any image", "check the order of rows and columns")
+        out[side] = float(np.nanmean(precisions))
     return out
 
 # %% ../../nbs/32a_evaluate.ipynb #6b149f4a
