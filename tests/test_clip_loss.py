@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from scipy.stats import kstest
 from torch.utils.data import DataLoader, TensorDataset
 
-from primenb.clip.loss import SCHEDULES, TARGETS, MomentumClipLoss, PSDClipLoss, SmoothedClipLoss, doubtful, follow, outdone, soft_targets, taught_share
+from primenb.clip.loss import OUTDONE, SCHEDULES, TARGETS, MomentumClipLoss, PSDClipLoss, SmoothedClipLoss, doubtful, follow, log_odds, others, outdone, soft_targets, taught_share
 from primenb.core import PrimenbError
 
 PARTITIONS = ("random", "low_similarity", "low_likelihood")  # "outdone" has a reference and tests of its own
@@ -635,7 +635,7 @@ def test_an_average_of_the_weights_teaches_in_open_clips_loop(tiny, make):
 
 
 def test_open_clips_loop_in_half_precision(tiny):
-    _, log = train(tiny, PSDClipLoss(total_steps=8, partition="low_likelihood", target="direct", ratio=0.5, rise=(0.0, 0.2)), precision="amp_bf16")
+    _, log = train(tiny, PSDClipLoss(total_steps=8, **{**OUTDONE, "rise": (0.0, 0.2)}), precision="amp_bf16")
     assert len(log) == 8 and all(math.isfinite(row["train/loss"]) for row in log.values())
 
 
@@ -645,8 +645,8 @@ def test_open_clip_forgets_the_teacher_when_it_accumulates(tiny): refused(lambda
 def outdone_by_hand(Z, doubt):
     "Rows that strangers outdo, one comparison at a time; None where two shares are too near to call."
     n = len(Z)
-    across, down = ([math.log(sum(map(math.exp, row))) for row in side] for side in (Z, zip(*Z)))
-    fits = lambda i, j: 2 * Z[i][j] - across[i] - down[j]
+    against = lambda i, j: math.log(sum(math.exp(Z[i][k]) for k in range(n) if k not in (i, j))) + math.log(sum(math.exp(Z[k][j]) for k in range(n) if k not in (i, j)))
+    fits = lambda i, j: 2 * Z[i][j] - against(i, j)
     strange = [fits(i, (i + k) % n) for i in range(n) for k in range(1, min(16, n - 1) + 1)]
     if min(abs(fits(i, i) - s) for i in range(n) for s in strange) < 1e-4: return None
     u = [sum(s > fits(i, i) for s in strange) / len(strange) for i in range(n)]
@@ -658,7 +658,7 @@ def outdone_by_hand(Z, doubt):
 
 
 @quick
-@given(st.integers(0, 10**6), st.integers(4, 40), st.floats(0.0, 0.95), st.integers(0, 20))
+@given(st.integers(0, 10**6), st.integers(4, 40), st.floats(0.05, 0.95), st.integers(0, 20))
 def test_outdone_rows_are_found_one_by_one(seed, n, doubt, right):
     v, t, scale = units(n, seed=seed)
     v = torch.cat([t[:right], v[right:]])  # some pairs fit well
@@ -690,11 +690,37 @@ def test_ties_at_the_top_are_not_doubtful():
     assert not doubtful(torch.zeros(10)).any()
 
 
-def test_a_strange_pair_is_anywhere():
-    g = torch.Generator().manual_seed(0)
-    u = outdone(torch.randn(4000, generator=g), torch.randn(200, 16, generator=g))
-    assert kstest(u.numpy(), "uniform").statistic < 0.03
+@pytest.mark.parametrize("scale", (5, 20, 100))
+@pytest.mark.parametrize("part", (0.0, 0.1, 0.4))
+def test_wrong_pairs_are_anywhere_and_right_ones_near_0(scale, part):
+    "Also where every right pair stands out, so that its row and column look different from those of a wrong one."
+    g = torch.Generator().manual_seed(int(scale + 10 * part))
+    t, wrong = F.normalize(torch.randn(1024, 64, generator=g), dim=1), torch.rand(1024, generator=g) < part
+    v = torch.where(wrong[:, None], F.normalize(torch.randn(1024, 64, generator=g), dim=1), t)
+    Z, labels = scale * v @ t.T, torch.arange(1024)
+    u = outdone(*log_odds(Z, labels, others(Z.T, labels)))
+    assert u[~wrong].max() < 0.05 and u.isfinite().all()
+    named = doubtful(u)
+    assert not named[~wrong].any() if part == 0 else wrong[named].float().mean() > 0.45
+    if part: assert kstest(u[wrong].numpy(), "uniform").statistic < 0.15 and abs((u > 0.7).float().mean() / 0.3 - part) < 0.1
+
+
+def test_outdone_is_a_share_of_strangers():
     assert outdone(torch.tensor([-1.0, 0.0, 1.0, 2.0]), torch.tensor([0.0, 1.0])).tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_of_two_pairs_none_is_outdone():
+    assert constant(0.9, partition="outdone", target="direct", ratio=0.5)(*units(2), output_dict=True)["psd_loss"] == 0
+
+
+def test_no_more_rows_are_taught_than_may_be():
+    loss = PSDClipLoss(total_steps=10, **OUTDONE)
+    for step in range(10):
+        loss.set_step(step)
+        assert torch.isfinite(loss(*units(64, seed=step))) and loss.last_stats["taught"] <= loss.last_stats["alpha"] + 1 / 128
+
+
+def test_doubt_must_be_a_share(): refused(lambda: PSDClipLoss(total_steps=3, partition="outdone", doubt=0.0), "low_likelihood")
 
 
 def test_where_all_captions_fit_nothing_is_outdone():

@@ -185,7 +185,7 @@ def retrieval(
         out |= {f"{side}_r{k}": float(h) for k, h in zip(ks, hits[counts].mean(0))} | {queries: int(counts.sum()), f"{queries}_left_out": int((~counts).sum())}
     return out
 
-# %% ../../nbs/32a_evaluate.ipynb #dcf03790
+# %% ../../nbs/32a_evaluate.ipynb #e2b6e444
 def _precisions(scores, true, rng):
     "(b,) average precision at R of queries with scores (b,m); NaN without a true answer."
     lot = rng.permutation(scores.shape[1])
@@ -199,7 +199,7 @@ def mean_average_precision(
     text_vectors,   # (m,d) unit vectors
     truth,          # as in `retrieval`
 ) -> dict:  # image_to_text, text_to_image: mAP@R, 0..1
-    "How well all true answers are found, in both directions, ties by lot; raises `PrimenbError` as `retrieval` does."
+    "How well all true answers are found, in both directions, equal scores in one random order; raises `PrimenbError` as `retrieval` does."
     v = _vectors(image_vectors, "image vectors")
     t = _vectors(text_vectors, "text vectors", v)
     out, rng = {}, np.random.default_rng(0)

@@ -7,7 +7,7 @@ __all__ = ['TEACHER', 'METHODS', 'WORDS', 'ASKED', 'LISTS', 'COMPARISON', 'Run',
            'training_pairs', 'truth_of', 'PairTensors', 'seen_part', 'Objective', 'judge', 'judge_targets', 'train',
            'load_trained', 'plan', 'main']
 
-# %% ../../nbs/33_train.ipynb #58064a18
+# %% ../../nbs/33_train.ipynb #c2ae0400
 import argparse, json, math, os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from .evaluate import class_vectors, linear_probe, mean_average_precision, retrieval, target_agreement, wrong_pair_auroc, zero_shot
-from .loss import OUTDONE, MomentumClipLoss, PSDClipLoss, SmoothedClipLoss, agreement, soft_targets
+from .loss import OUTDONE, MomentumClipLoss, PSDClipLoss, SmoothedClipLoss, agreement
 from .model import Clip, load_clip, small_clip, to_rgb
 from .noise import CIFAR10, class_captions, labelled_pairs, permute_captions
 from ..core import PrimenbError, atomic, root, rounded, typed_params
@@ -210,7 +210,7 @@ class Objective:
         steps = dict(total_steps=trainer.total) if self.make is not ClipLoss and self.make is not SmoothedClipLoss else {}
         return self.make(**many, **steps, **self.settings)
 
-# %% ../../nbs/33_train.ipynb #436b6dff
+# %% ../../nbs/33_train.ipynb #35349a8f
 def judge(
     clip: Clip,
     task: Task,
@@ -225,7 +225,7 @@ def judge(
     asked, tokens, truth = _questions(task, clip.tokenizer)
     v, t = vectors["test"][asked], clip.encode_texts(tokens)
     recall, precision = retrieval(v, t, truth, ks=(1,)), mean_average_precision(v, t, truth)
-    found |= dict(image_to_text=recall["image_to_text_r1"], text_to_image=recall["text_to_image_r1"])
+    found |= {name: recall[name] for name in ("image_to_text_r1", "text_to_image_r1")}
     found |= {f"{side}_map": value for side, value in precision.items()}
     if not set(task.labels["test"]) <= set(train_labels): return found  # too few pictures to fit a probe for every class
     return found | dict(linear_probe=linear_probe(clip.encode_images(pictures["train"]), train_labels, vectors["test"], task.labels["test"])["accuracy"])
@@ -241,7 +241,7 @@ def _questions(task, tokenizer):
     said = [task.splits["test"][i] for i in asked]
     return asked, tokenizer([c for p in said for c in p.captions]), truth_of(said, said)
 
-# %% ../../nbs/33_train.ipynb #6447fa72
+# %% ../../nbs/33_train.ipynb #fc8600c9
 def judge_targets(
     clip: Clip,
     run: Run,
@@ -251,14 +251,13 @@ def judge_targets(
 ) -> dict:
     "How far the targets that a model makes agree with the truth, and whether its agreement with a label tells the wrong ones."
     rng, found = np.random.default_rng([run.seed, 34]), []
-    ratio, size = METHODS[run.method][1].get("ratio", 1.0), min(run.batch, len(noisy))
+    size = min(run.batch, len(noisy))
     many = min(batches, len(noisy) // size)
     for part in rng.permutation(len(noisy))[: many * size].reshape(many, size):
         some = [_with_one(noisy[i], rng) for i in part]
         S = clip.model.logit_scale.detach().exp().cpu() * clip.encode_images(images[part]) @ clip.encode_texts([p.captions[0] for p in some]).T
         truth = truth_of(some, some)
-        Q = soft_targets(S, S.T, "direct", ratio).numpy()
-        found.append(dict(target_agreement(Q, truth, np.eye(len(Q))), scores=agreement(S, S.T, torch.arange(len(S))).numpy(), wrong=~truth.diagonal()))
+        found.append(dict(target_agreement(S.double().numpy(), truth, np.eye(len(S))), scores=agreement(S, S.T, torch.arange(len(S))).numpy(), wrong=~truth.diagonal()))
     scores, wrong = (np.concatenate([f.pop(name) for f in found]) for name in ("scores", "wrong"))
     means = {name: float(np.mean([f[name] for f in found])) for name in found[0] if "rows_left" not in name and name != "rows"}
     return means | (dict(wrong_pair_auroc=wrong_pair_auroc(scores, wrong)) if 0 < wrong.mean() < 1 else {})
@@ -288,7 +287,7 @@ def _optimizer(model, run):
     groups = [dict(params=part, weight_decay=d) for part, d in zip(parts, (run.decay, 0.0))]
     return torch.optim.AdamW(groups, run.rate, betas=(0.9, 0.98), eps=1e-6)
 
-# %% ../../nbs/33_train.ipynb #b6ad9a39
+# %% ../../nbs/33_train.ipynb #4e245e16
 def train(
     run: Run,
     out: str | Path,  # folder for its checkpoint, curve and result
@@ -304,7 +303,7 @@ def train(
     labels = task.labels["train"][chosen]
     def evaluate(trainer): return judge(replace(clip, model=trainer.accelerator.unwrap_model(trainer.model)), task, few)
     history = trainer.fit(loader, run.epochs, evaluate)
-    result = dict(run=asdict(run), wrong=float(wrong.mean()), seconds=float(history.seconds.sum()), curve=history[[c for c in history if c.endswith("_accuracy")]].to_dict("list"))
+    result = dict(run=asdict(run), wrong=float(wrong.mean()), seconds=float(history.seconds.sum()), curve=history[[c for c in history if c.endswith("_accuracy") or c == "taught"]].to_dict("list"))
     for which in ("last", "best"):
         trainer.load(which)
         with torch.no_grad(): result[which] = judge(clip, task, few | dict(train=images), labels) | judge_targets(clip, run, noisy, images)
@@ -352,9 +351,9 @@ def load_trained(
     load_model(clip.model, str(file))
     return clip
 
-# %% ../../nbs/33_train.ipynb #f902dca6
+# %% ../../nbs/33_train.ipynb #8889bacd
 LISTS = dict(methods="method", noises="noise", seeds="seed")  # a name in a file -> the field it has values for
-COMPARISON = ("worst", "few", "ours", "sizes", "workers", "metrics", "out", "models", "date")  # what only the experiment notebook reads
+COMPARISON = ("worst", "few", "ours", "sizes", "lengths", "workers", "metrics", "out", "models", "date")  # what only the experiment notebook reads
 
 def plan(
     given: dict,  # as read from a file: fields of `Run`, and lists named in `LISTS`

@@ -5,7 +5,7 @@ noises = "0.0 0.4"  # shares of captions that are exchanged; for labelled shards
 worst = "0.4"  # the noise that all methods are compared at
 methods = "clip label_smoothing albef psd_self psd_ema psd_outdone oracle"  # compared at the worst noise
 few = "clip psd_outdone"  # the methods that are compared at every noise and size
-ours = "psd_outdone"  # those that are held against clip, the one that is drawn first
+ours = "psd_outdone"  # methods held against clip; the first is drawn
 sizes = ""  # smaller numbers of training pictures, at the worst noise
 lengths = ""  # other numbers of epochs, at the worst noise
 seeds = "0 1 2"
@@ -72,7 +72,7 @@ results = {run: train(run, folder_of(run)) for run in runs}
 same = [run for run in runs if (run.pictures, run.epochs) == (pictures, epochs)]  # of the full number of pictures and epochs
 
 # %%
-MEASURES = ["test_accuracy", "renditions_accuracy", "image_to_text", "text_to_image", "image_to_text_map", "text_to_image_map", "linear_probe"]
+MEASURES = ["test_accuracy", "renditions_accuracy", "image_to_text_r1", "text_to_image_r1", "image_to_text_map", "text_to_image_map", "linear_probe"]
 rows = pd.DataFrame([dict(noise=run.noise, method=run.method, pictures=run.pictures or total, epochs=run.epochs, seed=run.seed, which=which, epoch=1 + (int(np.argmax(r["curve"]["validation_accuracy"])) if which == "best" else run.epochs - 1),
                           **{m: r[which][m] for m in MEASURES if m in r[which]}) for run, r in results.items() for which in ("best", "last")])
 MEASURES = [m for m in MEASURES if m in rows]
@@ -120,12 +120,13 @@ def gains_over(values, **name):
 
 by_size = gains_over([int(s) for s in sizes.split()] + [pictures or total], of="size")
 by_length = gains_over(sorted([int(s) for s in lengths.split()] + [epochs]), of="length")
-fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
-for ax, by, label in zip(axes, (by_size, by_length), ("training pictures", "epochs")):
-    for w in ("best", "last"): ax.errorbar(list(by), [100 * g[w]["gain"] for g in by.values()], [100 * g[w]["standard_error"] for g in by.values()], label=f"{w} epoch", capsize=3, marker="o")
-    ax.axhline(0, color="grey", lw=0.5)
-    ax.set(xlabel=label, ylabel="gain over clip, points")
-axes[0].set(xscale="log"); axes[0].legend();
+if sizes or lengths:
+    fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
+    for ax, by, label in zip(axes, (by_size, by_length), ("training pictures", "epochs")):
+        for w in ("best", "last"): ax.errorbar(list(by), [100 * g[w]["gain"] for g in by.values()], [100 * g[w]["standard_error"] for g in by.values()], label=f"{w} epoch", capsize=3, marker="o")
+        ax.axhline(0, color="grey", lw=0.5)
+        ax.set(xlabel=label, ylabel="gain over clip, points")
+    axes[0].set(xscale="log"); axes[0].legend();
 
 # %%
 over_lengths = rows[(rows.noise == worst) & (rows.pictures == (pictures or total)) & rows.method.isin(few.split())].groupby(["which", "epochs", "method"]).test_accuracy.mean().unstack()
@@ -151,13 +152,13 @@ draw_prediction(np.asarray(to_rgb(chosen.source)), {m: chances(m) for m in few.s
 
 # %%
 accuracy = {noise: {m: {w: whole[(whole.noise == noise) & (whole.method == m) & (whole.which == w)].test_accuracy.mean() for w in ("best", "last")} for m in dict.fromkeys(whole[whole.noise == noise].method)} for noise in noises.split()}
-short = lambda g: dict(gain=g["gain"], standard_errors=g["standard_errors"])
+short = lambda g: {name: g[name] for name in ("gain", "standard_errors", "low", "high")}
 found = dict(accuracy=accuracy,
              gain={n: {method: {w: {m: short(g) for m, g in of.items()} for w, of in by.items()} for method, by in of_noise.items()} for n, of_noise in gains.items()},
-             robustness={n: {k: r[k] for k in ("effective", "low", "high")} for n, r in robustness.items()},
+             robustness={n: {k: r[k] for k in ("effective", "low", "high", "outside")} for n, r in robustness.items()},
              pictures={n: {w: short(g) for w, g in by.items()} for n, by in by_size.items()},
              epochs={n: {w: {**short(by[w]), **over_lengths.loc[(w, n)].to_dict()} for w in by} for n, by in by_length.items()},
-             targets={w: agreement.loc[(ours, w)].dropna().to_dict() for w in ("best", "last")})
+             targets={m: {w: agreement.loc[(m, w)].dropna().to_dict() for w in ("best", "last")} for m in dict.fromkeys(agreement.index.get_level_values(0))})
 
 # %%
 out.mkdir(parents=True, exist_ok=True)
