@@ -399,7 +399,15 @@ def test_a_signal_during_evaluation_ends_after_it(tmp_path):
     assert len(trainer.fit(data(), 3, ring)) == 3
 
 
-def test_the_second_signal_stops_at_once(tmp_path):
+@pytest.fixture
+def interruptible():
+    "SIGINT as Python has it, also where the tests run in the background of a shell, which ignores it there."
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_signal_stops_at_once(tmp_path, interruptible):
     def twice():
         signal.raise_signal(signal.SIGINT); signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt): make(tmp_path, cut_at(2, how=twice)).fit(data(), 3)
