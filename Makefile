@@ -16,11 +16,11 @@ repro: $(ready)  ## run every experiment whose inputs changed, and print the tab
 	dvc repro
 	python -m primenb.reports table
 
-# Without a GPU and with one thread for each of two notebooks, so that the tests are the same everywhere.
+# Without a GPU and with one thread for each of two notebooks, so that the tests are the same everywhere; each notebook in a process of its own, as a reader runs it.
 test: export CUDA_VISIBLE_DEVICES :=
 test: $(ready)  ## run all notebooks of the library and all tests
 	dvc pull
-	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+	ls nbs/*.ipynb | OMP_NUM_THREADS=1 xargs -P 2 -n 1 nbdev_test --n_workers 0 --do_print --path
 	pytest $(networks)
 	pytest --ignore $(networks)
 

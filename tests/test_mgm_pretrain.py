@@ -238,7 +238,7 @@ def test_tokens_are_those_that_masks_leave(ratio, slots, side):
     except PrimenbError: return
     visible = (~masks(3, np.random.default_rng(0))).sum(1)
     assert (visible == tokens_per_clip(grid, ratio)).all()
-    epochs = epochs_for(1e5, 100, grid, ratio)
+    epochs = epochs_for(1e5, 100, tokens_per_clip(grid, ratio))
     spent = epochs * 100 * tokens_per_clip(grid, ratio)
     assert epochs == 1 or abs(spent - 1e5) <= 50 * tokens_per_clip(grid, ratio)
 

@@ -7,7 +7,7 @@ __all__ = ['TEACHER', 'METHODS', 'WORDS', 'ASKED', 'LISTS', 'COMPARISON', 'Run',
            'training_pairs', 'truth_of', 'PairTensors', 'seen_part', 'Objective', 'judge', 'judge_targets', 'train',
            'load_trained', 'plan', 'main']
 
-# %% ../../nbs/33_train.ipynb #c2ae0400
+# %% ../../nbs/33_train.ipynb #516c8478
 import argparse, json, math, os
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,7 +29,7 @@ from .model import Clip, load_clip, small_clip, to_rgb
 from .noise import CIFAR10, class_captions, labelled_pairs, permute_captions
 from ..core import PrimenbError, atomic, root, rounded, typed_params
 from ..corpus import caption_truth, pairs
-from ..engine import Trainer, warmup_cosine
+from ..engine import Trainer, combinations, decayed, finished, warmup_cosine
 from ..studio.words import PLACE_WORDS, TIME_WORDS
 
 # %% ../../nbs/33_train.ipynb #058023ce
@@ -267,7 +267,7 @@ def _with_one(pair, rng):
     n = int(rng.integers(len(pair.captions)))
     return replace(pair, captions=(pair.captions[n],), attributes={**pair.attributes, **({"claims": (pair.attributes["claims"][n],)} if "claims" in pair.attributes else {})})
 
-# %% ../../nbs/33_train.ipynb #ee06f385
+# %% ../../nbs/33_train.ipynb #66fd130b
 def _model(run):
     "The untrained or given towers."
     if run.model != "small": return load_clip(run.model)
@@ -283,18 +283,16 @@ def _small(data, folder, image_size, seed):
 
 def _optimizer(model, run):
     "AdamW, with weight decay on matrices only."
-    parts = [[p for p in model.parameters() if (p.ndim > 1) == matrices] for matrices in (True, False)]
-    groups = [dict(params=part, weight_decay=d) for part, d in zip(parts, (run.decay, 0.0))]
-    return torch.optim.AdamW(groups, run.rate, betas=(0.9, 0.98), eps=1e-6)
+    return torch.optim.AdamW(decayed(model, run.decay), run.rate, betas=(0.9, 0.98), eps=1e-6)
 
-# %% ../../nbs/33_train.ipynb #4e245e16
+# %% ../../nbs/33_train.ipynb #eb50a4b4
 def train(
     run: Run,
     out: str | Path,  # folder for its checkpoint, curve and result
 ) -> dict:  # the result: `best` and `last`, each as `judge` gives it, and the curve
     "Trains and judges one model; takes up what was interrupted, and returns at once what is finished."
     out = Path(out)
-    if (out / "result.json").exists(): return _finished(run, out / "result.json")
+    if found := finished(out / "result.json", asdict(run)): return found
     noisy, chosen, wrong = training_pairs(run)
     clip, task, pictures = _prepared(run)
     images = pictures["train"][chosen]
@@ -310,14 +308,6 @@ def train(
     result = rounded(result)
     if trainer.accelerator.is_main_process:
         with atomic(out / "result.json") as f: f.write_text(json.dumps(result) + "\n")
-    return result
-
-# %% ../../nbs/33_train.ipynb #815a2a5d
-def _finished(run, file):
-    "The result of a finished run, if it is this one's."
-    result, wanted = json.loads(file.read_text()), rounded(asdict(run))
-    unlike = [f"{name} was {value} and is {wanted.get(name, 'absent')}" for name, value in result["run"].items() if wanted.get(name) != value]
-    if unlike: raise PrimenbError(file, f"it is of a run with other settings: {'; '.join(unlike)}", "use another folder, or delete this one")
     return result
 
 # %% ../../nbs/33_train.ipynb #cbc7cb4c
@@ -351,7 +341,7 @@ def load_trained(
     load_model(clip.model, str(file))
     return clip
 
-# %% ../../nbs/33_train.ipynb #8889bacd
+# %% ../../nbs/33_train.ipynb #9cc4d2e0
 LISTS = dict(methods="method", noises="noise", seeds="seed")  # a name in a file -> the field it has values for
 COMPARISON = ("worst", "few", "ours", "sizes", "lengths", "workers", "metrics", "out", "models", "date")  # what only the experiment notebook reads
 
@@ -361,14 +351,7 @@ def plan(
 ) -> list[Run]:
     "All runs that a parameter file asks for; raises `PrimenbError` for an unknown name or a value of another type."
     single = {f.name: f.default for f in fields(Run)}
-    lists = {name: given[name] for name in LISTS if name in given}
-    settings = typed_params({k: v for k, v in given.items() if k not in (*LISTS, *COMPARISON)}, single, where)
-    runs = [settings]
-    for name, values in lists.items():
-        values = values.split() if isinstance(values, str) else values
-        kind = type(single[LISTS[name]])
-        try: runs = [{**run, LISTS[name]: kind(value)} for run in runs for value in values]
-        except ValueError: raise PrimenbError(where, f"{name} is {values!r}", f"give values of type {kind.__name__}") from None
+    runs = combinations({k: v for k, v in given.items() if k not in COMPARISON}, single, LISTS, where)
     for run in runs: Objective(run["method"])
     return [Run(**run) for run in runs]
 

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HALF', 'FINER', 'MotionPathway', 'Pathways', 'info_nce', 'Queue', 'ClipPairs', 'Objective', 'ContrastRun', 'pathways',
-           'tokens_seen', 'train']
+           'train']
 
-# %% ../../nbs/44_contrast.ipynb #8b1be22c
-import json
+# %% ../../nbs/44_contrast.ipynb #591bdfdf
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -17,15 +17,12 @@ import torch
 from fastcore.basics import store_attr
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from transformers import VideoMAEForPreTraining
 
-from ..core import PrimenbError, atomic, rounded
-from ..engine import Trainer, warmup_cosine
-from .masks import Masks
-from .model import pixel_values, save_videomae
-from .pretrain import Footage, MotionClips, Run, _finished, _footage, _optimizer, _settings, draw_views, epochs_for, through, untrained
-from .probes import model_of
+from ..core import PrimenbError
+from ..engine import model_of
+from .model import pixel_values
+from .pretrain import Footage, Run, Windowed, conduct, footage_of, tokens_per_clip, untrained
 
 # %% ../../nbs/44_contrast.ipynb #de3a7145
 def _last(width, size):
@@ -118,27 +115,24 @@ class Queue:
         "Takes up what a checkpoint holds."
         self.kept = state["kept"]
 
-# %% ../../nbs/44_contrast.ipynb #f85374b0
+# %% ../../nbs/44_contrast.ipynb #23f039fd
 FINER = 2  # cells of the motion pathway along the side of a token
 
-class ClipPairs(MotionClips):
+class ClipPairs(Windowed):
     "Clips through two random windows each, with the motion in the first: dictionaries of pixels, other, motion and key."
     def __init__(self,
         footage: Footage,
         grid: tuple,  # slots, rows, columns of the encoder's tokens
-        image_size: int = 32, step: int = 1, smallest: float = 1.0, flip: float = 0.0,  # as in `MotionClips`
+        image_size: int = 32, step: int = 1, smallest: float = 1.0, flip: float = 0.0,  # as in `Windowed`
     ):
-        cells = grid[0], FINER * grid[1], FINER * grid[2]
-        super().__init__(footage, Masks("random", cells, 0.5), image_size, step, smallest, flip)  # no mask is made; its grid is that of the motion
+        super().__init__(footage, image_size, step, smallest, flip)
+        self.grid = grid[0], FINER * grid[1], FINER * grid[2]
     def __getitems__(self, numbers):
         rng = np.random.default_rng(np.random.randint(2**31, size=4))
-        first, second = (draw_views(self.sizes[numbers], self.spare[numbers], rng, self.smallest, self.flip) for _ in range(2))
-        seen = [self._pixels(numbers, views) for views in (first, second._replace(flip=first.flip))]
-        found = self.guide(numbers, first)
+        first, second = self.draw(numbers, rng), self.draw(numbers, rng)
+        found = self.guide(numbers, first, self.grid)
         motion = torch.from_numpy(np.concatenate([found.flow, found.energy[..., None]], -1)) / torch.tensor([FINER, FINER, 1])
-        return dict(pixels=seen[0], other=seen[1], motion=motion, key=torch.tensor(numbers))
-    def _pixels(self, numbers, views):
-        return torch.stack([through(self.footage.frames(i, slot, self.step), crop, flip, self.image_size) for i, slot, crop, flip in zip(numbers, *views)])
+        return dict(pixels=self.pixels(numbers, first), other=self.pixels(numbers, second._replace(flip=first.flip)), motion=motion, key=torch.tensor(numbers))
 
 # %% ../../nbs/44_contrast.ipynb #6d4df6d7
 class Objective:
@@ -190,47 +184,16 @@ def pathways(
     "The untrained model of a run."
     return Pathways(untrained(run), run.vector, run.motion_width, run.seed)
 
-# %% ../../nbs/44_contrast.ipynb #57a2d482
-def _trainer(run, out):
-    "The engine with model and data in place, and the epochs it shall go."
-    footage = _footage(run.data, run.clips, run.grid[0], run.tubelet * run.step, run.motion, run.keep, run.folder, run.sidecars)
-    data, net = ClipPairs(footage, run.grid, run.image_size, run.step, run.smallest, run.flip), pathways(run)
-    workers = dict(num_workers=run.workers, persistent_workers=run.workers > 0)
-    loader = DataLoader(data, min(run.batch, len(data)), shuffle=True, drop_last=True, collate_fn=_whole, **workers)
-    trainer = Trainer(net, Objective(run.queue, run.temperature, run.share), _optimizer(net, run), out, schedule=lambda step, total: warmup_cosine(step, total, round(run.warmup * total)),
-                      mixed_precision=run.precision, ema=run.momentum, seed=run.seed, settings=_settings(run), device=run.device)
-    return trainer, loader, epochs_for(run.tokens * 1e6 / 2, len(loader) * loader.batch_size, run.grid, 0.0) if run.tokens else run.epochs
-
-def _whole(batch): return batch  # which `ClipPairs` has put together already
-
-def tokens_seen(
-    run: ContrastRun,
-    clips: int,  # pairs of windows
-) -> int:
-    "How many tokens encoder and teacher have seen together."
-    return 2 * clips * int(np.prod(run.grid))
-
-# %% ../../nbs/44_contrast.ipynb #72a2d4a0
+# %% ../../nbs/44_contrast.ipynb #3042eee0
 def train(
     run: ContrastRun,
     out: str | Path,  # folder for its checkpoint, curve, model and result
     evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
-) -> dict:  # as `primenb.mgm.pretrain.train` gives it
+) -> dict:  # as `primenb.mgm.pretrain.conduct` gives it
     "Pre-trains one encoder by contrast; takes up what was interrupted, and returns at once what is finished."
-    out = Path(out)
-    if (out / "result.json").exists(): return _finished(run, out / "result.json")
-    trainer, loader, epochs = _trainer(run, out)
-    def judged(trainer):
-        clips = (trainer.epoch + 1) * trainer.batches * loader.batch_size * trainer.accelerator.num_processes
-        return dict(encoder_tokens=tokens_seen(run, clips), **(evaluate(trainer) if evaluate else {}))
-    history, footage = trainer.fit(loader, epochs, judged), loader.dataset.footage
-    columns = [c for c in history if c not in ("lr", "seconds", "samples_per_second")]
-    result = rounded(dict(run=_settings(run), clips=len(footage), statuses=footage.statuses, damaged=[[d.name, d.cause] for d in footage.damages],
-                          seconds=float(history.seconds.sum()), encoder_tokens=int(history.encoder_tokens.iloc[-1]), curve=history[columns].to_dict("list")))
-    if trainer.accelerator.is_main_process:
-        save_videomae(_as_videomae(run, model_of(trainer)), out / "model")
-        with atomic(out / "result.json") as f: f.write_text(json.dumps(result) + "\n")
-    return result
+    def begin(): return ClipPairs(footage_of(run), run.grid, run.image_size, run.step, run.smallest, run.flip), pathways(run)
+    objective = Objective(run.queue, run.temperature, run.share)
+    return conduct(run, out, begin, objective, 2 * tokens_per_clip(run.grid, 0), partial(_as_videomae, run), run.momentum, evaluate)
 
 def _as_videomae(run, net):
     "The trained encoder in a model of the usual form; its decoder is as it was."

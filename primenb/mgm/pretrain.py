@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELL', 'LISTS', 'Stretch', 'stretches', 'sidecar', 'Footage', 'Views', 'draw_views', 'through', 'cells_through',
-           'MotionClips', 'collate', 'tokens_per_clip', 'epochs_for', 'Sizes', 'Run', 'untrained', 'pixel_loss',
-           'train', 'load_trained', 'plan', 'main']
+           'Windowed', 'MotionClips', 'collate', 'tokens_per_clip', 'epochs_for', 'Sizes', 'Run', 'untrained',
+           'pixel_loss', 'footage_of', 'settings_of', 'conduct', 'train', 'load_trained', 'plan', 'main']
 
-# %% ../../nbs/42_pretrain.ipynb #6cfe9c04
+# %% ../../nbs/42_pretrain.ipynb #e37489f4
 import argparse, json, os
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import VideoMAEForPreTraining
 
-from ..core import PrimenbError, atomic, fingerprint, progress, root, rounded, typed_params
+from ..core import PrimenbError, atomic, fingerprint, progress, root, rounded
 from ..corpus import clips, films
-from ..engine import Trainer, warmup_cosine
+from ..engine import Trainer, combinations, decayed, finished, model_of, warmup_cosine
 from .masks import GUIDED, Guide, Masks, flow_of, guide, no_guide
 from .model import check_masks, grid_of, load_videomae, pixel_values, save_videomae, videomae
 from ..motion import cached_motion
@@ -235,39 +235,42 @@ def cells_through(
     per_token = np.stack([grid[2] / (right - left) * np.where(flip, -1, 1), grid[1] / (bottom - top)], 1)
     return (pooled[..., 1:] * per_token[:, None, None, None]).astype(np.float32), pooled[..., 0]
 
-# %% ../../nbs/42_pretrain.ipynb #28b68093
-class MotionClips(Dataset):
-    "Clips through random windows, with masks laid on their motion: dictionaries of pixels, hidden, fallback and key."
+# %% ../../nbs/42_pretrain.ipynb #d430e306
+class Windowed(Dataset):
+    "Clips through random windows; what is made of them, `__getitems__` of a subclass says."
     def __init__(self,
         footage: Footage,
-        masks: Masks,
         image_size: int = 32,   # side of the pictures, pixels
         step: int = 1,          # from frame to frame
         smallest: float = 1.0,  # as in `draw_views`
         flip: float = 0.0,      # as in `draw_views`
     ):
-        if masks.grid[0] != footage.slots: raise PrimenbError("masks", f"they are for {masks.grid[0]} slots and the footage for {footage.slots}", "make both for one model")
-        store_attr("footage,masks,image_size,step,smallest,flip")
+        store_attr("footage,image_size,step,smallest,flip")
         self.sizes, self.spare = np.array([a["size"] for a in footage.about]), np.array([a["slots"] for a in footage.about]) - footage.slots
     def __len__(self): return len(self.footage)
     def __getitem__(self, i): return {name: v[0] for name, v in self.__getitems__([i]).items()}
-    def __getitems__(self, numbers):
-        framing, masking = (np.random.default_rng(seed) for seed in np.random.randint(2**31, size=(2, 4)))
-        views = draw_views(self.sizes[numbers], self.spare[numbers], framing, self.smallest, self.flip)
-        pixels = torch.stack([through(self.footage.frames(i, slot, self.step), crop, flip, self.image_size) for i, slot, crop, flip in zip(numbers, *views)])
-        found = self.guide(numbers, views) if self.masks.kind in GUIDED else None
-        hidden = self.masks(len(numbers) if found is None else found, masking)
-        fallback = np.zeros(len(numbers), bool) if found is None else found.still
-        return dict(pixels=pixels, hidden=torch.from_numpy(hidden), fallback=torch.from_numpy(fallback), key=torch.tensor(numbers))
+    def draw(self,
+        numbers: list,  # which clips
+        rng: np.random.Generator,
+    ) -> Views:
+        "A random window for each clip."
+        return draw_views(self.sizes[numbers], self.spare[numbers], rng, self.smallest, self.flip)
+    def pixels(self,
+        numbers: list,  # which clips
+        views: Views,   # and what is seen of each
+    ) -> torch.Tensor:  # (n,T,3,side,side) uint8
+        "The pictures of clips, seen through windows."
+        return torch.stack([through(self.footage.frames(i, slot, self.step), crop, flip, self.image_size) for i, slot, crop, flip in zip(numbers, *views)])
 
-# %% ../../nbs/42_pretrain.ipynb #a86c0a17
+# %% ../../nbs/42_pretrain.ipynb #bf1f32c9
 @patch
-def guide(self: MotionClips,
+def guide(self: Windowed,
     numbers: list,  # which clips
     views: Views,   # and what is seen of each
+    grid: tuple,    # slots, rows, columns
 ) -> Guide:
     "What moves by itself in clips, seen through windows."
-    about, grid = [self.footage.about[i] for i in numbers], self.masks.grid
+    about = [self.footage.about[i] for i in numbers]
     cells = [self.footage.cells(i, slot) for i, slot in zip(numbers, views.slot)]
     window = views.crop / self.sizes[numbers][:, [1, 0, 1, 0]]
     flow, energy = np.zeros((len(numbers), *grid, 2), np.float32), np.zeros((len(numbers), *grid), np.float32)
@@ -277,15 +280,32 @@ def guide(self: MotionClips,
         flow[some], energy[some] = cells_through(np.stack([cells[n] for n in some]), kind[1:], window[some], views.flip[some], grid)
     return Guide(flow, energy, tuple(a["status"] for a in about))
 
+# %% ../../nbs/42_pretrain.ipynb #1bacfa57
+class MotionClips(Windowed):
+    "Clips through random windows, with masks laid on their motion: dictionaries of pixels, hidden, fallback and key."
+    def __init__(self, footage: Footage, masks: Masks,
+        image_size: int = 32, step: int = 1, smallest: float = 1.0, flip: float = 0.0,  # as in `Windowed`
+    ):
+        if masks.grid[0] != footage.slots: raise PrimenbError("masks", f"they are for {masks.grid[0]} slots and the footage for {footage.slots}", "make both for one model")
+        super().__init__(footage, image_size, step, smallest, flip)
+        self.masks = masks
+    def __getitems__(self, numbers):
+        framing, masking = (np.random.default_rng(seed) for seed in np.random.randint(2**31, size=(2, 4)))
+        views = self.draw(numbers, framing)
+        found = self.guide(numbers, views, self.masks.grid) if self.masks.kind in GUIDED else None
+        hidden = self.masks(len(numbers) if found is None else found, masking)
+        fallback = np.zeros(len(numbers), bool) if found is None else found.still
+        return dict(pixels=self.pixels(numbers, views), hidden=torch.from_numpy(hidden), fallback=torch.from_numpy(fallback), key=torch.tensor(numbers))
+
 def collate(
-    batch,  # what `MotionClips` made of a list of numbers, or a list of single samples
+    batch,  # what a `Windowed` data set made of a list of numbers, or a list of single samples
 ) -> dict:
     "One batch; raises `PrimenbError` if its clips do not hide equally many tokens, for the model would mix them."
     if not isinstance(batch, dict): batch = {name: torch.stack([one[name] for one in batch]) for name in batch[0]}
-    check_masks(batch["hidden"], batch["hidden"].shape[1])
+    if "hidden" in batch: check_masks(batch["hidden"], batch["hidden"].shape[1])
     return batch
 
-# %% ../../nbs/42_pretrain.ipynb #98aadd3f
+# %% ../../nbs/42_pretrain.ipynb #e1e85e2b
 def tokens_per_clip(
     grid: tuple,   # slots, rows, columns
     ratio: float,  # of tokens that are hidden
@@ -294,12 +314,12 @@ def tokens_per_clip(
     return grid[0] * (grid[1] * grid[2] - round(ratio * grid[1] * grid[2]))
 
 def epochs_for(
-    tokens: float,  # the budget: encoder tokens
+    budget: float,  # encoder tokens
     clips: int,     # of an epoch
-    grid: tuple, ratio: float,  # as in `tokens_per_clip`
+    tokens: int,    # that the encoder sees of a clip
 ) -> int:
     "The number of epochs that comes nearest to a budget, at least one."
-    return max(1, round(tokens / (clips * tokens_per_clip(grid, ratio))))
+    return max(1, round(budget / (clips * tokens)))
 
 # %% ../../nbs/42_pretrain.ipynb #f8a6c195
 @dataclass(frozen=True)
@@ -373,70 +393,82 @@ def untrained(
     if grid_of(model.config) != run.grid: raise PrimenbError(run.start, f"its grid is {grid_of(model.config)} and that of the run {run.grid}", "set image_size, frames, patch and tubelet to those of the model")
     return model
 
-# %% ../../nbs/42_pretrain.ipynb #fc1ae10c
+# %% ../../nbs/42_pretrain.ipynb #3076f121
 def pixel_loss(
     trainer: Trainer,
     batch: dict,  # from `MotionClips`
 ) -> dict:
     "The mean squared error of hidden pixels, for `primenb.engine.Trainer`."
-    pixels = pixel_values(trainer.accelerator.unwrap_model(trainer.model), batch["pixels"])
+    pixels = pixel_values(model_of(trainer), batch["pixels"])
     return dict(pixel_loss=trainer.model(pixels, batch["hidden"]).loss, fallbacks=batch["fallback"].float().mean())
-
-def _optimizer(model, run):
-    "AdamW, with weight decay on matrices only."
-    parts = [[p for p in model.parameters() if (p.squeeze().ndim > 1) == matrices] for matrices in (True, False)]
-    groups = [dict(params=part, weight_decay=d) for part, d in zip(parts, (run.decay, 0.0))]
-    return torch.optim.AdamW(groups, run.rate, betas=(0.9, 0.95), fused=True)
 
 @lru_cache(maxsize=2)
 def _footage(data, count, slots, hold, source, keep, folder, sidecars):
     "Footage, read once for all runs of a process."
     return Footage(stretches(data, length=2 * slots * hold, folder=root() / folder)[: count or None], slots, hold, root() / sidecars, source, keep)
 
-# %% ../../nbs/42_pretrain.ipynb #f56dfc55
-def _trainer(run, out):
-    "The engine with model and data in place, and the epochs it shall go."
-    footage = _footage(run.data, run.clips, run.grid[0], run.tubelet * run.step, run.motion, run.keep, run.folder, run.sidecars)
-    data = MotionClips(footage, run.masks, run.image_size, run.step, run.smallest, run.flip)
-    loader = DataLoader(data, min(run.batch, len(data)), shuffle=True, drop_last=True, collate_fn=collate, num_workers=run.workers, persistent_workers=run.workers > 0)
-    model = untrained(run)
-    trainer = Trainer(model, pixel_loss, _optimizer(model, run), out, schedule=lambda step, total: warmup_cosine(step, total, round(run.warmup * total)),
-                      mixed_precision=run.precision, seed=run.seed, settings=_settings(run), device=run.device)
-    per_epoch = len(loader) * loader.batch_size
-    return trainer, loader, epochs_for(run.tokens * 1e6, per_epoch, run.grid, run.ratio) if run.tokens else run.epochs
-
-# %% ../../nbs/42_pretrain.ipynb #7c4ff439
-def train(
+def footage_of(
     run: Run,
-    out: str | Path,  # folder for its checkpoint, curve, model and result
+) -> Footage:
+    "What a run is trained on."
+    return _footage(run.data, run.clips, run.grid[0], run.tubelet * run.step, run.motion, run.keep, run.folder, run.sidecars)
+
+def settings_of(
+    run: Run,
+) -> dict:
+    "What the result of a run depends on."
+    return {name: value for name, value in asdict(run).items() if name not in ("workers", "device", "sidecars")}
+
+# %% ../../nbs/42_pretrain.ipynb #55216eff
+def _engine(run, out, data, model, objective, ema):
+    "The engine with model and data in place."
+    loader = DataLoader(data, min(run.batch, len(data)), shuffle=True, drop_last=True, collate_fn=collate, num_workers=run.workers, persistent_workers=run.workers > 0)
+    optimizer = torch.optim.AdamW(decayed(model, run.decay), run.rate, betas=(0.9, 0.95), fused=True)
+    schedule = lambda step, total: warmup_cosine(step, total, round(run.warmup * total))
+    return Trainer(model, objective, optimizer, out, schedule=schedule, mixed_precision=run.precision, ema=ema, seed=run.seed, settings=settings_of(run), device=run.device), loader
+
+def _result(run, footage, history):
+    "What is kept of a run beside its weights."
+    columns = [c for c in history if c not in ("lr", "seconds", "samples_per_second")]
+    return rounded(dict(run=settings_of(run), clips=len(footage), statuses=footage.statuses, damaged=[[d.name, d.cause] for d in footage.damages],
+                        seconds=float(history.seconds.sum()), encoder_tokens=int(history.encoder_tokens.iloc[-1]), curve=history[columns].to_dict("list")))
+
+# %% ../../nbs/42_pretrain.ipynb #4b7e0c90
+def conduct(
+    run: Run,
+    out: str | Path,      # folder for its checkpoint, curve, model and result
+    begin: Callable,      # () -> (a `Windowed` data set, the model); not called if the run is finished
+    objective: Callable,  # as in `primenb.engine.Trainer`
+    tokens: int,          # that the encoder sees of a clip
+    kept: Callable = lambda model: model,  # from the trained model to the `VideoMAEForPreTraining` that is kept
+    ema: float | None = None,  # as in `primenb.engine.Trainer`
     evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
 ) -> dict:  # the run, what was left out, seconds, encoder tokens, and the curve
     "Pre-trains one model; takes up what was interrupted, and returns at once what is finished."
     out = Path(out)
-    if (out / "result.json").exists(): return _finished(run, out / "result.json")
-    trainer, loader, epochs = _trainer(run, out)
-    def judged(trainer):
-        tokens = (trainer.epoch + 1) * trainer.batches * loader.batch_size * trainer.accelerator.num_processes * tokens_per_clip(run.grid, run.ratio)
-        return dict(encoder_tokens=tokens, **(evaluate(trainer) if evaluate else {}))
-    history, footage = trainer.fit(loader, epochs, judged), loader.dataset.footage
-    columns = [c for c in history if c not in ("lr", "seconds", "samples_per_second")]
-    result = rounded(dict(run=_settings(run), clips=len(footage), statuses=footage.statuses, damaged=[[d.name, d.cause] for d in footage.damages],
-                          seconds=float(history.seconds.sum()), encoder_tokens=int(history.encoder_tokens.iloc[-1]), curve=history[columns].to_dict("list")))
+    if found := finished(out / "result.json", settings_of(run)): return found
+    data, model = begin()
+    trainer, loader = _engine(run, out, data, model, objective, ema)
+    per_epoch = len(loader) * loader.batch_size
+    def judged(trainer): return dict(encoder_tokens=(trainer.epoch + 1) * per_epoch * tokens, **(evaluate(trainer) if evaluate else {}))
+    history = trainer.fit(loader, epochs_for(run.tokens * 1e6, per_epoch, tokens) if run.tokens else run.epochs, judged)
+    result = _result(run, data.footage, history)
     if trainer.accelerator.is_main_process:
-        save_videomae(trainer.accelerator.unwrap_model(trainer.model), out / "model")
+        save_videomae(kept(model_of(trainer)), out / "model")
         with atomic(out / "result.json") as f: f.write_text(json.dumps(result) + "\n")
     return result
 
-# %% ../../nbs/42_pretrain.ipynb #402797de
-def _settings(run): return {name: value for name, value in asdict(run).items() if name not in ("workers", "device", "sidecars")}  # which do not change the result
+# %% ../../nbs/42_pretrain.ipynb #b264815c
+def train(
+    run: Run,
+    out: str | Path,  # folder for its checkpoint, curve, model and result
+    evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
+) -> dict:  # as `conduct` gives it
+    "Pre-trains one model with masks; takes up what was interrupted, and returns at once what is finished."
+    def begin(): return MotionClips(footage_of(run), run.masks, run.image_size, run.step, run.smallest, run.flip), untrained(run)
+    return conduct(run, out, begin, pixel_loss, tokens_per_clip(run.grid, run.ratio), evaluate=evaluate)
 
-def _finished(run, file):
-    "The result of a finished run, if it is this one's."
-    result, wanted = json.loads(file.read_text()), rounded(_settings(run))
-    unlike = [f"{name} was {value} and is {wanted.get(name, 'absent')}" for name, value in result["run"].items() if wanted.get(name) != value]
-    if unlike: raise PrimenbError(file, f"it is of a run with other settings: {'; '.join(unlike)}", "use another folder, or delete this one")
-    return result
-
+# %% ../../nbs/42_pretrain.ipynb #778c5632
 def load_trained(
     out: str | Path,  # the folder given to `train`
 ) -> VideoMAEForPreTraining:
@@ -444,7 +476,7 @@ def load_trained(
     if not (Path(out) / "result.json").exists(): raise PrimenbError(out, "there is no finished run", "train it first")
     return load_videomae(Path(out) / "model")
 
-# %% ../../nbs/42_pretrain.ipynb #9a2005f8
+# %% ../../nbs/42_pretrain.ipynb #c6bc7e5a
 LISTS = dict(masks="mask", ratios="ratio", motions="motion", seeds="seed")  # a name in a file -> the field it has values for
 
 def plan(
@@ -453,13 +485,7 @@ def plan(
 ) -> list[Run]:
     "All runs that a parameter file asks for; raises `PrimenbError` for an unknown name or a value of another type."
     single = {f.name: f.default for f in fields(Run)}
-    settings = typed_params({k: v for k, v in given.items() if k not in LISTS}, single, where)
-    runs = [settings]
-    for name, values in ((name, given[name]) for name in LISTS if name in given):
-        values, kind = values.split() if isinstance(values, str) else values, type(single[LISTS[name]])
-        try: runs = [{**run, LISTS[name]: kind(value)} for run in runs for value in values]
-        except (TypeError, ValueError): raise PrimenbError(where, f"{name} is {values!r}", f"give values of type {kind.__name__}") from None
-    made = [Run(**run) for run in runs]
+    made = [Run(**run) for run in combinations(given, single, LISTS, where)]
     for run in made: run.masks
     return made
 

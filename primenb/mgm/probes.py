@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ABOUT', 'PROBES', 'CONTROLS', 'Exam', 'views', 'exam', 'tokens_of', 'pooled', 'linear_probe', 'knn_probe',
            'AttentiveReader', 'fit_reader', 'attentive_probe', 'numbered', 'judge', 'low_shot', 'single_frame',
-           'shuffled', 'opposite', 'reversed_pairs', 'classifier', 'fine_tune', 'model_of', 'watch', 'epochs_to_target']
+           'shuffled', 'opposite', 'reversed_pairs', 'classifier', 'fine_tune', 'watch', 'epochs_to_target']
 
-# %% ../../nbs/43_probes.ipynb #f735014f
+# %% ../../nbs/43_probes.ipynb #4829c6a8
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +25,7 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVide
 
 from ..clip.evaluate import linear_probe as vector_probe
 from ..core import PrimenbError
-from ..engine import Trainer, warmup_cosine
+from ..engine import Trainer, model_of, warmup_cosine
 from .model import features, pixel_values
 from .pretrain import through
 from ..records import Damages
@@ -343,13 +343,7 @@ def fine_tune(
 
 def _mark(model): return float(sum(p.detach().double().abs().sum() for p in model.parameters()))  # changes with the weights
 
-# %% ../../nbs/43_probes.ipynb #5e71fbb7
-def model_of(
-    trainer: Trainer,
-) -> nn.Module:
-    "The model itself, out of all wrappers."
-    return trainer.accelerator.unwrap_model(trainer.model)
-
+# %% ../../nbs/43_probes.ipynb #a0b13761
 def watch(
     train: Exam, test: Exam,
     questions: tuple = ("direction", "action"),
