@@ -50,7 +50,8 @@ real: $(ready)  ## run the experiments on the real footage in the folder PRIMENB
 	set -e; for params in params/real/*.yaml; do stage=$$(basename $$params .yaml); \
 	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/$$stage -p date="'$$(date +%F)'"; done
 
-full: $(ready)  ## run the experiments with all the data and for longer, into results/full
+full: $(ready)  ## run the experiments with all the data and for longer, into results/full (hours)
+	python -m primenb.studio.make runs/mgm/corpus clips
 	set -e; for params in params/full/*.yaml; do stage=$$(basename $$params .yaml); \
 	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/full/$$stage -p date="'$$(date +%F)'"; done
 

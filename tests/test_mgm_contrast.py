@@ -14,9 +14,9 @@ from transformers import VideoMAEModel
 
 from primenb.core import PrimenbError
 from primenb.engine import Trainer
-from primenb.mgm.contrast import FINER, ClipPairs, ContrastRun, MotionPathway, Objective, Pathways, Queue, info_nce, pathways, train
+from primenb.mgm.contrast import ClipPairs, ContrastRun, MotionPathway, Objective, Pathways, Queue, info_nce, pathways, train
 from primenb.mgm.model import features, pixel_values, videomae
-from primenb.mgm.pretrain import Footage, Run, Stretch, load_trained, untrained
+from primenb.mgm.pretrain import FINER, Footage, Run, Stretch, load_trained, untrained
 from primenb.mgm.pretrain import train as pretrain
 from primenb.video import encode
 

@@ -15,8 +15,8 @@ from primenb.core import PrimenbError
 from primenb.corpus import films as corpus_films
 from primenb.engine import Trainer, warmup_cosine
 from primenb.mgm.masks import MASKS, Masks, guide
-from primenb.mgm.model import pixel_values
-from primenb.mgm.pretrain import Footage, MotionClips, Run, Stretch, cells_through, collate, draw_views, epochs_for, load_trained, main, pixel_loss, plan, sidecar, stretches, through, tokens_per_clip, train, untrained
+from primenb.mgm.model import pixel_values, to_patches
+from primenb.mgm.pretrain import FINER, Footage, MotionClips, Run, Stretch, cells_through, collate, draw_views, epochs_for, load_trained, main, motion_loss, pixel_loss, plan, sidecar, stretches, through, to_cells, tokens_per_clip, train, untrained
 from primenb.motion import read_motion, to_tokens
 from primenb.records import Clip
 from primenb.video import encode, read_frames
@@ -241,6 +241,49 @@ def test_tokens_are_those_that_masks_leave(ratio, slots, side):
     epochs = epochs_for(1e5, 100, tokens_per_clip(grid, ratio))
     spent = epochs * 100 * tokens_per_clip(grid, ratio)
     assert epochs == 1 or abs(spent - 1e5) <= 50 * tokens_per_clip(grid, ratio)
+
+
+def painted_as(motion, tubelet, patch):
+    "(n,N,P) what a decoder must paint so that each pixel of a cell shows its motion."
+    n, slots, h, w, _ = motion.shape
+    picture = motion.permute(0, 1, 4, 2, 3).repeat_interleave(tubelet, 1).repeat_interleave(patch // FINER, 3).repeat_interleave(patch // FINER, 4)
+    return to_patches(picture, (slots, h // FINER, w // FINER))
+
+
+def test_painted_motion_is_asked_for_where_it_is():
+    motion = torch.randn(3, 4, 4 * FINER, 4 * FINER, 3)
+    painted = painted_as(motion, 2, 8)
+    cells = to_cells(painted, 2)
+    for n, slot, row, column, y, x in np.ndindex(3, 4, 4, 4, FINER, FINER):
+        assert torch.allclose(cells[n, slot * 16 + row * 4 + column, y, x], motion[n, slot, FINER * row + y, FINER * column + x], atol=1e-5)
+
+
+def test_the_motion_of_hidden_tokens_is_the_target(footage, tmp_path):
+    data = MotionClips(footage, Masks("mgm", (4, 4, 4), 0.5), target="motion")
+    np.random.seed(0)
+    batch = collate(data.__getitems__([0, 3, 7]))
+    plain = batch_of(footage, [0, 3, 7])
+    assert all(torch.equal(batch[name], plain[name]) for name in plain), "the target changes neither windows nor masks"
+    assert batch["motion"].shape == (3, 4, 4 * FINER, 4 * FINER, 3) and batch["motion"][..., :2].norm(dim=-1).max() < 1
+    model = untrained(Run(**small, target="motion"))
+    trainer = Trainer(model, None, torch.optim.SGD(model.parameters(), 0.1), tmp_path / "t", device="cpu")
+    right = painted_as(batch["motion"], 2, 8)[batch["hidden"]].unflatten(0, (3, -1))
+    def loss(answer):
+        handle = model.decoder.head.register_forward_hook(lambda *_: answer)
+        try: return motion_loss(trainer, batch)["motion_loss"].item()
+        finally: handle.remove()
+    assert loss(right) < 1e-10
+    assert abs(loss(right + 1) - 1) < 1e-5
+    elsewhere = painted_as(batch["motion"], 2, 8)[~batch["hidden"]].unflatten(0, (3, -1))
+    assert loss(elsewhere) > 1e-3
+
+
+def test_a_run_learns_motion(films, tmp_path):
+    run = Run(**{**small, "epochs": 30, "rate": 4e-3}, data=str(films), target="motion", sidecars=str(tmp_path))
+    curve = train(run, tmp_path / run.name)["curve"]["motion_loss"]
+    assert curve[-1] < 0.7 * curve[0]
+    with pytest.raises(PrimenbError, match="target was motion and is pixels"): train(Run(**{**small, "epochs": 30, "rate": 4e-3}, data=str(films), sidecars=str(tmp_path)), tmp_path / run.name)
+    with pytest.raises(PrimenbError, match="no such target"): train(Run(target="sound", sidecars=str(tmp_path)), tmp_path / "none")
 
 
 def test_training_is_transformers_own_step_by_step(footage, tmp_path):

@@ -902,7 +902,7 @@ def test_an_interruption_ends_in_a_word_and_leaves_no_one_working(tmp_path):
 
 
 def test_a_folder_begun_with_other_sizes_is_refused(tmp_path):
-    (tmp_path / "corpus.json").write_text(json.dumps(asdict(make.TINY)))
+    (tmp_path / "corpus.json").write_text(json.dumps(asdict(make.SIZES["tiny"])))
     with pytest.raises(PrimenbError, match="begun with other sizes; choose another folder"): make.make_corpus(tmp_path, make.Sizes(), 0)
     assert contents(tmp_path).keys() == {"corpus.json"}
     with pytest.raises(SystemExit, match="error: .*other sizes"): make.main([str(tmp_path)])
@@ -918,7 +918,7 @@ def asked(monkeypatch):
 
 def test_the_command_line(asked, capsys):
     make.main(["somewhere", "tiny"]); make.main(["elsewhere"])
-    assert asked == [("somewhere", make.TINY), ("elsewhere", make.Sizes())] and "elsewhere is complete" in capsys.readouterr().out
+    assert asked == [("somewhere", make.SIZES["tiny"]), ("elsewhere", make.Sizes())] and "elsewhere is complete" in capsys.readouterr().out
     for wrong in ([], ["a", "small"], ["a", "tiny", "b"], ["a", "b", "c"]):
         with pytest.raises(SystemExit, match="usage: .*FOLDER"): make.main(wrong)
     assert len(asked) == 2
