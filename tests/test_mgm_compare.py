@@ -36,7 +36,7 @@ def test_arms_of_other_kinds():
     assert isinstance(contrast, ContrastRun) and (contrast.share, contrast.width, contrast.seed) == (0.5, 64, 2)
 
 
-@pytest.mark.parametrize("words, why", [("mgm", "no share"), ("mgm:half", "no share"), ("mgm:0.5:sound", "'sound' means nothing"), ("maze:0.5", "no such kind"), ("mgm:0.5:boxes=1", "no setting boxes"), ("mgm:2", "hides"), ("untrained:0.5", "no such kind")])
+@pytest.mark.parametrize("words, why", [("mgm", "no share"), ("mgm:half", "no share"), ("mgm:0.5:sound", "'sound' means nothing"), ("maze:0.5", "no such kind"), ("mgm:0.5:boxes=1", "no setting boxes"), ("mgm:2", "hides"), ("untrained:0.5", "no such kind"), ("contrast:fast", "fast"), ("contrast:queue=many", "queue"), ("contrast:mask=tube", "hides nothing")])
 def test_words_without_meaning_are_refused(words, why):
     with pytest.raises(PrimenbError, match=why): arm(words, Run())
 

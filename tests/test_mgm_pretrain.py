@@ -284,6 +284,16 @@ def test_a_run_learns_motion(films, tmp_path):
     assert curve[-1] < 0.7 * curve[0]
     with pytest.raises(PrimenbError, match="target was motion and is pixels"): train(Run(**{**small, "epochs": 30, "rate": 4e-3}, data=str(films), sidecars=str(tmp_path)), tmp_path / run.name)
     with pytest.raises(PrimenbError, match="no such target"): train(Run(target="sound", sidecars=str(tmp_path)), tmp_path / "none")
+    with pytest.raises(PrimenbError, match="there is no such motion"): train(Run(motion="flwo", sidecars=str(tmp_path)), tmp_path / "none")
+
+
+def test_motion_that_nobody_measured_is_no_target(films, tmp_path):
+    "Films of a codec without motion vectors would teach that nothing ever moves."
+    (tmp_path / "films").mkdir()
+    for n in range(2): encode(tmp_path / f"films/{n}.mp4", sprite(seed=n), 12, codec="libvpx-vp9")
+    footage = Footage(stretches(str(tmp_path / "films")), 4, 2, tmp_path)
+    MotionClips(footage, Masks("mgm", (4, 4, 4), 0.5))
+    with pytest.raises(PrimenbError, match="of 2 clips 2 have no motion vectors"): MotionClips(footage, Masks("mgm", (4, 4, 4), 0.5), target="motion")
 
 
 def test_training_is_transformers_own_step_by_step(footage, tmp_path):
