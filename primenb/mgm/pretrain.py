@@ -297,7 +297,7 @@ def motion(self: Windowed,
     d = found.flow / FINER
     return torch.from_numpy(np.concatenate([d / (np.linalg.norm(d, axis=-1, keepdims=True) + HALF), found.energy[..., None]], -1))
 
-# %% ../../nbs/42_pretrain.ipynb #87743f69
+# %% ../../nbs/42_pretrain.ipynb #36d9f801
 class MotionClips(Windowed):
     "Clips through random windows, with masks laid on their motion: dictionaries of pixels, hidden, fallback and key, and of motion if that is asked for."
     def __init__(self, footage: Footage, masks: Masks,
@@ -305,18 +305,17 @@ class MotionClips(Windowed):
         target: str = "pixels",  # what hidden tokens are asked for, a key of `TARGETS`
     ):
         if masks.grid[0] != footage.slots: raise PrimenbError("masks", f"they are for {masks.grid[0]} slots and the footage for {footage.slots}", "make both for one model")
-        if target == "motion" and (without := footage.statuses.get("none", 0)):
-            raise PrimenbError("target motion", f"of {len(footage)} clips {without} have no motion vectors", 'read them with motion="canonical" or "flow", or ask for pixels')
-        super().__init__(footage, image_size, step, smallest, flip)
-        self.masks, self.target = masks, target
+        without = footage.statuses.get("none", 0)
+        if without and target == "motion": raise PrimenbError("target motion", f"of {len(footage)} clips {without} have no motion vectors", 'read them with motion="canonical" or "flow", or ask for pixels')
+        super().__init__(footage, image_size, step, smallest, flip); store_attr("masks,target")
     def __getitems__(self, numbers):
         framing, masking = (np.random.default_rng(seed) for seed in np.random.randint(2**31, size=(2, 4)))
         views = self.draw(numbers, framing)
         found = self.guide(numbers, views, self.masks.grid) if self.masks.kind in GUIDED else None
         hidden = self.masks(len(numbers) if found is None else found, masking)
-        fallback = np.zeros(len(numbers), bool) if found is None else found.still
-        wanted = {} if self.target == "pixels" else dict(motion=self.motion(numbers, views, self.masks.grid))
-        return dict(pixels=self.pixels(numbers, views), hidden=torch.from_numpy(hidden), fallback=torch.from_numpy(fallback), key=torch.tensor(numbers), **wanted)
+        still = np.zeros(len(numbers), bool) if found is None else found.still
+        batch = dict(pixels=self.pixels(numbers, views), hidden=torch.from_numpy(hidden), fallback=torch.from_numpy(still), key=torch.tensor(numbers))
+        return batch if self.target == "pixels" else batch | dict(motion=self.motion(numbers, views, self.masks.grid))
 
 def collate(
     batch,  # what a `Windowed` data set made of a list of numbers, or a list of single samples
