@@ -1,5 +1,5 @@
 "Contracts of training CLIP: what is read, what is drawn, what is the same for all methods, what goes wrong clearly, and what is taken up again."
-import io, json, subprocess, sys
+import io, json
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import project
+from conftest import project, train_until_killed
 from primenb.clip.model import small_clip
 from primenb.clip.train import METHODS, Objective, PairTensors, Run, load_trained, main, plan, seen_part, train, training_pairs
 from primenb.core import PrimenbError
@@ -57,22 +57,7 @@ def test_the_same_run_gives_the_same_weights(tmp_path):
 def test_an_interrupted_run_goes_on(tmp_path):
     run = Run(method="psd_ema", **{**small, "epochs": 3})
     train(run, tmp_path / "whole")
-    program = f"""
-import os, signal, torch
-torch.set_num_threads(1)
-from primenb.clip.train import *
-from primenb.engine import Trainer
-count = 0
-def killed(self, trainer, batch, old=Objective.__call__):
-    global count
-    count += 1
-    if count == 5: os.kill(os.getpid(), signal.SIGKILL)
-    return old(self, trainer, batch)
-Objective.__call__ = killed
-train(Run(**{ {f: getattr(run, f) for f in run.__dataclass_fields__} !r}), {str(tmp_path / 'killed')!r})
-"""
-    assert subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True).returncode == -9
-    assert not (tmp_path / "killed" / "result.json").exists() and (tmp_path / "killed" / "checkpoint.pt").exists()
+    train_until_killed(run, tmp_path / "killed")
     train(run, tmp_path / "killed")
     a, b = (load_trained(run, tmp_path / name, "last").model.state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -4,6 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
+from conftest import project
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,3 +91,12 @@ def test_other_arms_sit_the_same_exam(examined):
 def test_how_soon():
     assert soon([[0.0, 1.0], [0.2, 0.8]], 0.5) == 1.5
     assert soon([[0.1, 0.2]], 0.9) is None
+
+
+@pytest.mark.parametrize("file", sorted((project / "params").rglob("mgm.yaml")), ids=lambda file: file.parent.name)
+def test_the_arms_that_are_compared_mean_something(file):
+    given = yaml.safe_load(file.read_text())
+    base = Run(target=given["target"])
+    arms = given["arms"].split()
+    assert {given["reference"], *given["ours"].split(), *given["watched"].split()} <= {*arms} and len({arm(words, base) for words in arms}) == len(arms)
+    for words in given["equal"].split(): arm(words, base)

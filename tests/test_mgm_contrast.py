@@ -1,12 +1,12 @@
 "Contracts of motion contrast: the loss, the queue, windows and their motion, exact resuming, and encoders that are saved as any other."
-import math, subprocess, sys
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import project
+from conftest import train_until_killed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
@@ -184,21 +184,7 @@ def test_an_interrupted_run_goes_on(small, tmp_path):
     "Killed in the middle of an epoch, queue and all."
     run = ContrastRun(**{**small, "epochs": 3})
     train(run, tmp_path / "whole")
-    program = f"""
-import os, signal, torch
-torch.set_num_threads(1)
-from primenb.mgm.contrast import *
-calls = 0
-def killed(self, trainer, batch, old=Objective.__call__):
-    global calls
-    calls += 1
-    if calls == 5: os.kill(os.getpid(), signal.SIGKILL)
-    return old(self, trainer, batch)
-Objective.__call__ = killed
-train(ContrastRun(**{ {f: getattr(run, f) for f in run.__dataclass_fields__} !r}), {str(tmp_path / 'killed')!r})
-"""
-    assert subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True).returncode == -9
-    assert (tmp_path / "killed" / "checkpoint.pt").exists() and not (tmp_path / "killed" / "result.json").exists()
+    train_until_killed(run, tmp_path / "killed")
     train(run, tmp_path / "killed")
     a, b = (torch.load(tmp_path / name / "checkpoint.pt")["parts"] for name in ("whole", "killed"))
     for part in ("model", "teacher"): assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])
