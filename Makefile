@@ -44,6 +44,7 @@ bench: $(ready)  ## measure speed beside other libraries, into runs/bench
 	python bench/motion.py
 	python bench/clip.py
 	python bench/masks.py
+	python bench/scenes.py
 
 real: $(ready)  ## run the experiments on the real footage in the folder PRIMENB_REAL, into results
 	@test -d "$(PRIMENB_REAL)" || { echo "There is no folder $(PRIMENB_REAL). Name the one with the footage: make real PRIMENB_REAL=/path/to/films"; exit 1; }

@@ -12,9 +12,9 @@ from importlib.metadata import version
 from .core import PrimenbError
 from .film import PARTS, analyse
 
-# %% ../nbs/61_cli.ipynb #930b2b74
+# %% ../nbs/61_cli.ipynb #fdb7d197
 def _parser():
-    parser = argparse.ArgumentParser(prog="primenb", description="Understand films: shots, key-frames, motion, and a report to look at.")
+    parser = argparse.ArgumentParser(prog="primenb", description="Understand films: shots, scenes, key-frames, motion, and a report to look at.")
     parser.add_argument("--version", action="version", version=version("primenb"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     a = commands.add_parser("analyse", help="analyse one film into a folder with report.html", description="Analyse one film into a folder with report.html. Stopped, it continues when started again.")
@@ -22,12 +22,13 @@ def _parser():
     a.add_argument("-o", "--out", metavar="OUT", required=True, help="the folder to write")
     a.add_argument("--parts", metavar="A,B", help=f"only these parts and what they need: {', '.join(p.name + (' (only when named)' if p.extra else '') for p in PARTS)}")
     a.add_argument("--depth", metavar="PATH", help="for cameras: a folder of depth maps numbered as the frames, or a depth network (folder or hub name)")
+    a.add_argument("--scenes-per-hour", metavar="N", type=float, help="how many scenes an hour of film; as many as there seem to be if not given")
     a.add_argument("--detector", default="adaptive", help="how shots are found: adaptive, content, hash, histogram or threshold")
     a.add_argument("--skip-damaged", action="store_true", help="leave out frames that cannot be decoded, instead of stopping")
     a.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a report")
     return parser
 
-# %% ../nbs/61_cli.ipynb #1d612c12
+# %% ../nbs/61_cli.ipynb #5f9aeea8
 def _stop(number, frame): raise SystemExit(128 + number)
 
 def main(
@@ -36,7 +37,7 @@ def main(
     "The command `primenb`."
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
-    how = dict(detector=args.detector, damaged="skip" if args.skip_damaged else "raise", overwrite=args.overwrite, depth=args.depth)
+    how = dict(detector=args.detector, damaged="skip" if args.skip_damaged else "raise", overwrite=args.overwrite, depth=args.depth, scenes_per_hour=args.scenes_per_hour)
     try:
         with warnings.catch_warnings(record=True) as warned:
             report = analyse(args.film, args.out, parts=[name.strip() for name in args.parts.split(",")] if args.parts else None, tell=lambda line: print(line, file=sys.stderr), **how)

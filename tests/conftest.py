@@ -17,11 +17,12 @@ def tool(*command, cwd=project) -> str:
     return done.stdout
 
 
-def train_until_killed(run, folder: Path, call: int = 5):
-    "Trains a run of a module that has `train` and `Objective` in another process, which is killed when the objective is called for the n-th time."
+def train_until_killed(run, folder: Path, call: int = 5, given: str = ""):
+    "Trains a run of a module that has `train` and `Objective` in another process, which is killed when the objective is called for the n-th time; `given` is what `train` takes beside run and folder, as code."
     module, settings = type(run).__module__, {name: getattr(run, name) for name in run.__dataclass_fields__}
     program = f"""
-import os, signal, torch
+import os, signal, sys, torch
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 torch.set_num_threads(1)
 from {module} import *
 count = 0
@@ -31,7 +32,7 @@ def killed(self, trainer, batch, old=Objective.__call__):
     if count == {call}: os.kill(os.getpid(), signal.SIGKILL)
     return old(self, trainer, batch)
 Objective.__call__ = killed
-train({type(run).__name__}(**{settings!r}), {str(folder)!r})
+train({type(run).__name__}(**{settings!r}), {given}{str(folder)!r})
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr

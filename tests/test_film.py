@@ -11,6 +11,7 @@ from conftest import project
 from primenb.core import PrimenbError
 from primenb.corpus import tracking_shots
 from primenb.film import PARTS, Part, analyse
+from primenb.scenes.files import load_scenes
 from primenb.sfm.evaluate import evaluate
 from primenb.video import encode, iter_frames
 
@@ -110,7 +111,7 @@ def wrong(tmp_path):
         "text": ([tmp_path / "text.mp4", "-o", out], 1, "text.mp4: "),
         "empty": ([tmp_path / "empty.mp4", "-o", out], 1, "it is empty"),
         "folder": ([tmp_path, "-o", out], 1, "it is a folder"),
-        "part": ([starter, "-o", out, "--parts", "shots,smell"], 1, "choose from shots, motion, keyframes, cameras"),
+        "part": ([starter, "-o", out, "--parts", "shots,smell"], 1, "choose from shots, scenes, motion, keyframes, cameras"),
         "detector": ([starter, "-o", out, "--detector", "neural"], 1, "choose one of adaptive"),
         "others": ([starter, "-o", tmp_path / "full"], 1, "holds other files"),
         "damaged": ([starter, "-o", tmp_path / "damaged"], 1, "film.json: it is damaged"),
@@ -250,3 +251,14 @@ def test_cameras_of_a_film_come_with_their_files(tmp_path):
 def test_cameras_are_made_only_when_named(tmp_path):
     film = encode(tmp_path / "short.mp4", [f.image for f in iter_frames(starter, frames=(0, 12), size=96)], 24)
     assert "cameras" not in analyse(film, tmp_path / "r").done
+
+
+def test_scenes_are_on_the_page_and_in_files_that_agree(report, tmp_path):
+    scenes, shots = report.scenes, report.shots
+    assert scenes.end.iloc[-1] == pytest.approx(shots.end.iloc[-1]) and len(scenes) == report.done["scenes"]["scenes"]
+    for name in ("scenes.json", "scenes.otio", "scenes.edl", "scenes.vtt", "scenes.ffmeta"):
+        assert load_scenes(report.out / name, shots).end_frame.tolist() == scenes.end_frame.tolist(), name
+        assert name in (report.out / "report.html").read_text()
+    fine = analyse(starter, tmp_path / "fine", parts=["scenes"], scenes_per_hour=3600 * len(shots) / shots.end.iloc[-1])
+    assert len(fine.scenes) == len(shots)
+    with pytest.raises(PrimenbError, match="other settings"): analyse(starter, tmp_path / "fine", parts=["scenes"])

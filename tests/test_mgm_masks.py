@@ -336,6 +336,7 @@ def test_masks_lie_on_what_moves_in_the_corpus():
     table = diagnose(found, movers)
     assert list(table.index) == list(MASKS)
     assert table.continuity["mgm"] > table.continuity["smm"]
+    assert table.recall["stray_mgm"] < table.recall["soft_mgm"] - 0.2
     assert table.recall["inverse_mgm"] < 0.1 and abs(table.recall["random"] - 0.3) < 0.02 and table.fallbacks["mgm"] < 0.05
     assert (table.fallbacks[list(FREE)] == 0).all()
 
@@ -349,3 +350,9 @@ def test_masks_lie_on_what_moves_before_a_real_camera(real, tmp_path):
         changed = to_grid((np.abs(np.diff(grey, axis=0, append=grey[-1:])) > 25).astype(np.float32), (8, 192, 320)).reshape(8, 12, 16, 20, 16).mean((2, 4))[None]
         recall = object_recall(Masks("mgm", found.grid, 0.3)(found, np.random.default_rng(0)), changed)[0]
         assert changed.mean() > 0.005 and recall > 0.85
+
+def test_a_stray_mask_follows_the_clip_before():
+    found = guides(3, GRID)
+    stray, soft = (Masks(kind, GRID, 0.4)(given, np.random.default_rng(5)) for kind, given in (("stray_mgm", found[:3]), ("soft_mgm", found[np.array([2, 0, 1])])))
+    assert (stray == soft).all()
+    with pytest.raises(PrimenbError, match="only one"): Masks("stray_mgm", GRID, 0.4)(found[:1], np.random.default_rng(0))

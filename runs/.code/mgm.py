@@ -5,6 +5,7 @@ arms = "untrained tube:0.75 smm:0.75 mgm:0.75 soft_mgm:0.75"  # as in `primenb.m
 equal = ""  # arms that are also trained for as many encoder tokens as the reference sees
 reference = "tube:0.75"  # one of the arms, whose final accuracy and whose number of tokens are a goal
 ours = "mgm:0.75 soft_mgm:0.75"  # that are held against all others
+rivals = ""  # arms over which gains are among the metrics; empty for all. All of them are in gains.csv
 seeds = "0 1 2"
 target = "motion"  # what hidden tokens are asked for, where an arm does not say
 clips = 0  # training clips; 0 for all
@@ -13,6 +14,7 @@ labelled = 0  # clips for the readers; 0 for all
 linear = "direction speed action shape place"  # questions for the linear probe
 attentive = "direction action"  # and for the attentive one
 watched = "tube:0.75 mgm:0.75"  # arms that are judged after each epoch
+controlled = "untrained tube:0.75 mgm:0.75"  # arms that are also asked about changed clips
 ratio = 0.3  # share hidden where masks are judged without training
 image_size = 32  # pixels
 frames = 8
@@ -123,10 +125,10 @@ pd.DataFrame(on_real).T.round(3) if on_real else ""
 # %%
 base = Run(data=data, folder=folder, clips=clips, epochs=epochs, image_size=image_size, frames=frames, width=width, depth=depth, batch=batch, rate=rate, target=target, device="cpu")
 plan = [(words, "epochs", seed, arm(words, replace(base, seed=seed))) for seed in seed_list for words in arms.split()]
-def asked(words, seed): return Asked(tuple(linear.split()), tuple(attentive.split()), controls=seed == seed_list[0], watched="direction" if words in watched.split() else "", labelled=labelled)
+def asked(words, how): return Asked(tuple(linear.split()), tuple(attentive.split()), controls=words in controlled.split() and how == "epochs", watched="direction" if words in watched.split() and how == "epochs" else "", labelled=labelled)
 def folder_of(words, how, seed): return kept / f"{words.replace(':', '-')}-{how}-{seed}"
 def go(plan):
-    jobs = [(run, folder_of(words, how, seed), asked(words, seed)) for words, how, seed, run in plan]
+    jobs = [(run, folder_of(words, how, seed), asked(words, how)) for words, how, seed, run in plan]
     run_jobs([(job[1] / "marks.json", examine, job) for job in jobs], workers, "arms")
     return [(words, how, seed, examine(*job)) for (words, how, seed, _), job in zip(plan, jobs)]
 
@@ -184,24 +186,26 @@ if goal:
 reached or f"{reference} was not watched"
 
 # %%
-controls = marks[(marks.seed == seed_list[0]) & (marks.probe == "linear") & marks.question.isin([first[0], "order"])].assign(control=lambda m: m.control.replace("", "as it is"))
-shown = controls.pivot_table(index=["equal", "arm"], columns="control", values="accuracy", sort=False)
-shown.round(3)
+controls = marks[marks.arm.isin(controlled.split()) & (marks.equal == "epochs") & (marks.probe == "linear") & marks.question.isin([first[0], "order"])].assign(control=lambda m: m.control.replace("", "as it is"))
+shown = controls.pivot_table(index="arm", columns="control", values="accuracy", sort=False)
+spread = controls.pivot_table(index="arm", columns="control", values="accuracy", aggfunc="sem", sort=False)
+shown.round(3).astype(str) + " ± " + spread.round(3).astype(str)
 
 # %%
 short = lambda g: {name: g[name] for name in ("gain", "standard_errors", "low", "high")}
 found = dict(accuracy={key(w, how): {f"{p} {q}": dict(mean=group.accuracy.mean(), sem=group.accuracy.sem()) for (p, q), group in part.groupby(["probe", "question"], sort=False)} for (how, w), part in plain.groupby(["equal", "arm"], sort=False)},
-             gain={m: {p: {q: {w: short(g) for w, g in b.items()} for q, b in a.items()} for p, a in c.items()} for m, c in gains.items()},
+             gain={m: {p: {q: {w: short(g) for w, g in b.items() if not rivals or w in rivals.split()} for q, b in a.items()} for p, a in c.items()} for m, c in gains.items()},
              matched={what: {q: short(g) for q, g in by.items()} for what, by in matched.items()},
              flow_itself={f"{m.probe} {m.question}": m.accuracy for m in itself.itertuples()},
              **(dict(epochs_to_target=dict(goal=goal, of=epochs, **reached)) if goal else {}), chance=plain.drop_duplicates("question").set_index("question").chance.to_dict(),
-             controls={key(w, how): row.dropna().to_dict() for (how, w), row in shown.iterrows()},
+             controls={w: {c: dict(mean=m, sem=spread.loc[w, c]) for c, m in row.dropna().items()} for w, row in shown.iterrows()},
              tokens={key(w, how): float(np.mean([r["encoder_tokens"] for a, h, _, r in results if (a, h) == (w, how)])) for w, how in everyone})
 about = dict(seeds=seed_list, **(dict(date=date) if date else {}))
 
 # %%
 out.mkdir(parents=True, exist_ok=True)
 marks.drop(columns="about").round(4).to_csv(out / "marks.csv", index=False)
+flat[["arm", "probe", "question", "over", "gain", "standard_error", "low", "high", "standard_errors"]].round(4).to_csv(out / "gains.csv", index=False)
 studied.round(4).to_csv(out / "foreground.csv", index=False)
 pd.DataFrame([{**dict(arm=w, seed=s), **{k: v[e] for k, v in r["curve"].items()}} for w, how, s, r in results if how == "epochs" for e in range(len(r["curve"].get("epoch", [])))]).round(5).to_csv(out / "curves.csv", index=False)
 save_metrics(place(masks), dict(kinds=kinds.T.to_dict(), mgm_recall=by_camera.T.to_dict(), foreground=front.T.to_dict(), **(dict(real_recall=on_real) if on_real else {})), seconds=time.perf_counter() - started, sizes=dict(clips=len(tests), ratio=ratio), **about)
