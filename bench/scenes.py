@@ -62,6 +62,7 @@ def parameters(head):
 
 def main():
     torch.set_num_threads(1)
+    began = time.perf_counter()
     learn = [film(0.5, seed) for seed in range(1, 5)]
     heads = dict(similarity=Head(Evidence("similarity", "v")).fit(learn), window_mlp=Head(Evidence("window", "v"), "mlp", (256, 64)).fit(learn), novelty=ZeroShot("v"))
     models = {**{name: head.scores for name, head in heads.items()}, "grouping": lambda record: zero_shot(record.features["v"])}
@@ -83,7 +84,7 @@ def main():
         parameters={name: parameters(head) for name, head in heads.items() if name != "novelty"} | dict(features=sum(p.numel() for n in networks for p in n.parameters())),
         two_hours_seconds={name: statistics.median(seconds(lambda: model(two)) for _ in range(ROUNDS)) for name, model in models.items()},
         peak_mb={f"{hours} h": {name: peak(lambda: model(film_)) for name, model in models.items()} for hours, film_ in ((1, hour), (2, two), (4, film(4)))})
-    save_metrics(root() / "runs/bench/scenes.json", found, sizes=dict(shots_of_an_hour=len(hour), shots_of_two_hours=len(two), vector=SIZE, rounds=ROUNDS), date=str(datetime.date.today()))
+    save_metrics(root() / "runs/bench/scenes.json", found, sizes=dict(shots_of_an_hour=len(hour), shots_of_two_hours=len(two), vector=SIZE, rounds=ROUNDS), seeds=[0], seconds=time.perf_counter() - began, date=str(datetime.date.today()))
 
 
 if __name__ == "__main__":
