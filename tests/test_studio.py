@@ -894,7 +894,7 @@ def test_an_interruption_ends_in_a_word_and_leaves_no_one_working(tmp_path):
     while not (tmp_path / "data/films").exists() and time.time() < end: time.sleep(0.1)
     time.sleep(0.5)
     os.killpg(run.pid, signal.SIGINT)  # as Ctrl-C does
-    _, told = run.communicate(timeout=30)
+    _, told = run.communicate(timeout=120)
     assert run.returncode == 1 and "interrupted; the same command goes on from here" in told
     while (left := subprocess.run(["pgrep", "-g", str(run.pid)], capture_output=True).stdout) and time.time() < end: time.sleep(0.2)
     assert not left and contents(tmp_path, hidden=True) == {}
