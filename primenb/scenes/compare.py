@@ -33,7 +33,7 @@ from .movies import load_trained as load_scene_net
 from .movies import train as train_on_scenes
 from .similarity import Similarity, film_similarity
 
-# %% ../../nbs/55_compare.ipynb #c972133e
+# %% ../../nbs/55_compare.ipynb #15a11a98
 @dataclass(frozen=True)
 class Source:
     "Where films come from."
@@ -48,7 +48,7 @@ def film_set(
 ) -> tuple[list[ShotFeatures], Shots, list[tuple]]:  # films, their shots, and (numbers of films to learn from, to judge) for each part
     "The films of a source; raises `PrimenbError` if none of them has the features."
     if source.features:
-        records = [f for f in feature_films(Path(source.folder) if Path(source.folder).is_absolute() else root() / source.folder) if source.features in f.features]
+        records = [f for f in feature_films(root() / source.folder) if source.features in f.features]
         if len(records) < 2: raise PrimenbError(source.folder, f"{len(records)} films have features {source.features!r}", "name features that several films have")
         return records, feature_shots(records, source.features), [([j for j in range(len(records)) if j != i], [i]) for i in range(len(records))]
     parts = [list(films(split, folder=root() / source.folder, check=False)) for split in ("train", "test")]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Shots', 'feature_shots', 'key_frames', 'view_features', 'view_frames', 'ShotNet', 'embed', 'ShotRun', 'Objective',
-           'shot_net', 'settings_of', 'train', 'load_trained']
+           'shot_net', 'settings_of', 'conduct', 'kept', 'train', 'load_trained']
 
 # %% ../../nbs/51b_contrast.ipynb #cdb6a854
 import json
@@ -221,8 +221,9 @@ class Objective:
         vectors = self.shots.split(embed(net, self.shots.inputs))
         return np.concatenate([positives(v, self.run.positives, self.run.window, s, **self.run.settings) for v, s in zip(vectors, scenes)])
 
-# %% ../../nbs/51b_contrast.ipynb #2386f3af
-def _contrast(self, trainer, batch):
+# %% ../../nbs/51b_contrast.ipynb #50e7152e
+@patch
+def __call__(self: Objective, trainer, batch):
     net, run, query = model_of(trainer), self.run, batch["shot"].cpu().numpy()
     if trainer.epoch != self.epoch: self.p, self.epoch = self.choose(net), trainer.epoch
     key = query + draw(self.p[query], np.random.default_rng(np.random.randint(2**31, size=4)))
@@ -237,8 +238,6 @@ def _contrast(self, trainer, batch):
     own = (kept == place(key)[:, None]) | ((kept - place(query)[:, None]).abs() <= run.spare)
     loss, hits = info_nce(q, k, others, own, run.temperature)
     return dict(contrast_loss=loss, hits=hits)
-
-Objective.__call__ = _contrast
 
 # %% ../../nbs/51b_contrast.ipynb #bc4e20d7
 def shot_net(
@@ -267,36 +266,53 @@ def settings_of(
     "What the result of a run depends on."
     return {name: value for name, value in asdict(run).items() if name != "device"} | dict(films=list(shots.films), shots=len(shots), shape=list(shots.inputs.shape[1:]))
 
-# %% ../../nbs/51b_contrast.ipynb #658af3a5
-def train(
-    run: ShotRun,
-    shots: Shots,
+# %% ../../nbs/51b_contrast.ipynb #c6120469
+def conduct(
+    run,  # with warmup, momentum, seed and device
+    settings: dict,  # what the result depends on
     out: str | Path,  # folder for its checkpoint, curve, model and result
-    evaluate: Callable | None = None,  # (ShotNet) -> dict of numbers, after each epoch
+    net: nn.Module, objective: Callable, optimizer: torch.optim.Optimizer, loader: DataLoader, epochs: int,  # as in `primenb.engine.Trainer`
+    evaluate: Callable | None = None,  # as in `primenb.engine.Trainer.fit`
 ) -> dict:  # the run, seconds, and the curve
-    "Trains one encoder; takes up what was interrupted, and returns at once what is finished; raises `PrimenbError` for settings that there are not."
-    out, settings = Path(out), settings_of(run, shots)
-    if found := finished(out / "result.json", settings): return found
-    positives(np.eye(2), run.positives, run.window, np.zeros(2), **run.settings)  # an unknown kind or setting is told before anything is done
-    net, objective = shot_net(run, shots), Objective(shots, run)
-    loader = DataLoader([dict(shot=n) for n in range(len(shots))], min(run.batch, len(shots)), shuffle=True, drop_last=True)
-    optimizer = torch.optim.AdamW(decayed(net, run.decay), run.rate)
+    "Trains an encoder by contrast and keeps it; takes up what was interrupted."
+    out = Path(out)
     trainer = Trainer(net, objective, optimizer, out, schedule=lambda step, total: warmup_cosine(step, total, round(run.warmup * total)), ema=run.momentum, seed=run.seed, settings=settings, device=run.device)
-    history = trainer.fit(loader, run.epochs, _judge(objective, evaluate))
-    columns = [c for c in history if c not in ("lr", "seconds", "samples_per_second")]
-    result = rounded(dict(run=settings, seconds=float(history.seconds.sum()), curve=history[columns].to_dict("list")))
+    history = trainer.fit(loader, epochs, evaluate)
+    curve = history.drop(columns=["lr", "seconds", "samples_per_second"]).to_dict("list")
+    result = rounded(dict(run=settings, seconds=float(history.seconds.sum()), curve=curve))
     if trainer.accelerator.is_main_process:
         with atomic(out / "model.safetensors") as f: save_file({name: v.contiguous() for name, v in model_of(trainer).state_dict().items()}, f)
         with atomic(out / "result.json") as f: f.write_text(json.dumps(result) + "\n")
     return result
 
-# %% ../../nbs/51b_contrast.ipynb #893213ec
+def kept(
+    out: str | Path,  # the folder of a finished run
+    make: Callable,   # (its settings) -> a network
+) -> nn.Module:
+    "The network of a finished run, as it was kept; raises `PrimenbError` if there is none."
+    if not (Path(out) / "result.json").exists(): raise PrimenbError(out, "there is no finished run", "train it first")
+    net = make(json.loads((Path(out) / "result.json").read_text())["run"])
+    net.load_state_dict(load_file(Path(out) / "model.safetensors"))
+    return net.eval()
+
+# %% ../../nbs/51b_contrast.ipynb #b7f725a9
+def train(
+    run: ShotRun,
+    shots: Shots,
+    out: str | Path,  # folder for its checkpoint, curve, model and result
+    evaluate: Callable | None = None,  # (ShotNet) -> dict of numbers, after each epoch
+) -> dict:  # as `conduct` gives it
+    "Trains one encoder; takes up what was interrupted, and returns at once what is finished; raises `PrimenbError` for settings that there are not."
+    settings = settings_of(run, shots)
+    if found := finished(Path(out) / "result.json", settings): return found
+    positives(np.eye(2), run.positives, run.window, np.zeros(2), **run.settings)  # an unknown kind or setting is told before anything is done
+    net, objective = shot_net(run, shots), Objective(shots, run)
+    optimizer = torch.optim.AdamW(decayed(net, run.decay), run.rate)
+    loader = DataLoader([dict(shot=n) for n in range(len(shots))], min(run.batch, len(shots)), shuffle=True, drop_last=True)
+    return conduct(run, settings, out, net, objective, optimizer, loader, run.epochs, _judge(objective, evaluate))
+
 def load_trained(
     out: str | Path,  # the folder given to `train`
 ) -> ShotNet:
     "The encoder of a finished run; raises `PrimenbError` if there is none."
-    if not (Path(out) / "result.json").exists(): raise PrimenbError(out, "there is no finished run", "train it first")
-    run = json.loads((Path(out) / "result.json").read_text())["run"]
-    net = ShotNet(run["shape"], run["network"], run["width"], run["vector"])
-    net.load_state_dict(load_file(Path(out) / "model.safetensors"))
-    return net.eval()
+    return kept(out, lambda run: ShotNet(run["shape"], run["network"], run["width"], run["vector"]))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRICE', 'colours', 'colour_features', 'zero_shot', 'find_scenes']
 
-# %% ../../nbs/52d_find.ipynb #ed40babd
+# %% ../../nbs/52d_find.ipynb #8aa51a30
 from pathlib import Path
 from typing import Callable
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core import PrimenbError, progress
 from ..records import ShotFeatures
-from .grouping import distances, grouping_scores, scene_table, scenes_by_threshold, scenes_per_hour
+from .grouping import distances, grouping_scores, mean_distance, scene_table, scenes_by_threshold, scenes_per_hour
 from .positives import filled
 from ..shots import columns, detect_shots
 from ..video import frames_at
@@ -43,7 +43,7 @@ def colour_features(
     rows = [np.mean([seen[t] for t, good in zip(row, ok) if good], 0) if ok.any() else np.full(256, np.nan) for row, ok in zip(nearest, inside)]
     return np.sqrt(np.array(rows, np.float32).reshape(len(shots), 256))
 
-# %% ../../nbs/52d_find.ipynb #5aa084e0
+# %% ../../nbs/52d_find.ipynb #0a6a0e1d
 PRICE = 1.3  # of a scene, in mean distances of two shots (our choice, on the open films of OVSD)
 
 def zero_shot(
@@ -52,7 +52,7 @@ def zero_shot(
 ) -> np.ndarray:  # (n-1,) above 0 where a scene ends
     "Scores of the boundaries of a film by optimal grouping, in mean distances of two shots."
     distance = distances(vectors)
-    mean = distance[~np.eye(len(distance), dtype=bool)].mean() if len(distance) > 1 else 0
+    mean = mean_distance(distance)
     return grouping_scores(distance, price * mean) / max(mean, 1e-9)
 
 # %% ../../nbs/52d_find.ipynb #f8dc5a01

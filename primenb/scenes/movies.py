@@ -7,15 +7,15 @@ __all__ = ['POSITIVES', 'Scene', 'film_scenes', 'corpus_scenes', 'Scenes', 'batc
            'positive_scenes', 'SceneRun', 'Objective', 'scene_net', 'settings_of', 'train', 'load_trained', 'labels_of',
            'judge_scenes', 'judge_lvu']
 
-# %% ../../nbs/53b_movies.ipynb #213a4f77
-import json, zlib
+# %% ../../nbs/53b_movies.ipynb #b6a5a0bf
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from fastcore.basics import patch
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import average_precision_score, mean_squared_error
 from sklearn.pipeline import make_pipeline
@@ -24,13 +24,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from ..core import PrimenbError, atomic, rounded
+from ..core import PrimenbError
 from ..corpus import CorpusFilm
-from ..engine import Trainer, decayed, finished, model_of, warmup_cosine
+from ..engine import decayed, finished, model_of
 from ..mgm.contrast import Queue, info_nce
 from ..public import lvu_clips
 from ..records import Damages, ShotFeatures
-from .contrast import view_features
+from .contrast import conduct, kept, view_features
 from .similarity import Similarity, nearest_films
 
 # %% ../../nbs/53b_movies.ipynb #75bd6cd0
@@ -263,14 +263,15 @@ class Objective:
         left = there & (torch.rand(there.shape) >= self.run.skip)
         return view_features(net.ready(x), self.run.drop, self.run.noise), place, torch.where(left.any(1, keepdim=True), left, there)
 
-# %% ../../nbs/53b_movies.ipynb #980543c7
+# %% ../../nbs/53b_movies.ipynb #2892d2bb
 def _searched(self, trainer):
     "Vectors of length 1 by which the nearest is found."
     if self.run.search == "current": return torch.from_numpy(embed(trainer.teacher, self.scenes, head=True))
     net = model_of(trainer)
     return F.normalize(net.ready(torch.from_numpy(self.scenes.means)).cpu(), dim=1)
 
-def _contrast(self, trainer, batch):
+@patch
+def __call__(self: Objective, trainer, batch):
     net, query = model_of(trainer), batch.cpu()
     if trainer.epoch != self.epoch: self.vectors, self.epoch = _searched(self, trainer), trainer.epoch
     positive = positive_scenes(self.choice, query, self.scenes.film, self.allowed, self.vectors)
@@ -280,8 +281,6 @@ def _contrast(self, trainer, batch):
     self.queue.push(*map(trainer.accelerator.gather, (positive, k)))
     loss, hits = info_nce(q, k, self.queue.kept[1], self.queue.own(query) | self.queue.own(positive), self.run.temperature)
     return dict(contrast_loss=loss, hits=hits)
-
-Objective.__call__ = _contrast
 
 # %% ../../nbs/53b_movies.ipynb #a95869a0
 def scene_net(
@@ -303,39 +302,28 @@ def settings_of(
     for part in (scenes.shots, scenes.place, scenes.length, scenes.film, torch.from_numpy(allowed)): checksum = zlib.crc32(part.numpy().tobytes(), checksum)
     return {name: value for name, value in asdict(run).items() if name != "device"} | dict(inputs=scenes.shots.shape[1], scenes=len(scenes), checksum=checksum)
 
-# %% ../../nbs/53b_movies.ipynb #5dec582a
+# %% ../../nbs/53b_movies.ipynb #764868b0
 def train(
     run: SceneRun,
     scenes: list[Scene],
     similarity: Similarity,  # of their films
     out: str | Path,  # folder for its checkpoint, curve, model and result
-) -> dict:  # the run, seconds, and the curve
+) -> dict:  # as `primenb.scenes.contrast.conduct` gives it
     "Trains one encoder of scenes; takes up what was interrupted, and returns at once what is finished; raises `PrimenbError` for a film that the metadata do not know."
-    out, scenes = Path(out), Scenes(scenes)
+    scenes = Scenes(scenes)
     allowed = allowed_films(run.positives, scenes.films, similarity, run.k, run.seed)
     net, objective, settings = scene_net(run, scenes), Objective(scenes, allowed, run), settings_of(run, scenes, allowed)
-    if found := finished(out / "result.json", settings): return found
+    if found := finished(Path(out) / "result.json", settings): return found
     loader = DataLoader(torch.arange(run.every * run.batch) % len(scenes), run.batch, shuffle=True)
     optimizer = torch.optim.AdamW(decayed(net, run.decay), run.rate, fused=True)
-    def schedule(step, total): return warmup_cosine(step, total, round(run.warmup * total))
-    trainer = Trainer(net, objective, optimizer, out, schedule=schedule, ema=run.momentum, seed=run.seed, settings=settings, device=run.device)
-    history = trainer.fit(loader, -(-run.steps // run.every))
-    result = rounded(dict(run=settings, seconds=float(history.seconds.sum()), curve=history[["step", "contrast_loss", "hits"]].to_dict("list")))
-    if trainer.accelerator.is_main_process:
-        with atomic(out / "model.safetensors") as f: save_file({name: v.contiguous() for name, v in model_of(trainer).state_dict().items()}, f)
-        with atomic(out / "result.json") as f: f.write_text(json.dumps(result) + "\n")
-    return result
+    return conduct(run, settings, out, net, objective, optimizer, loader, -(-run.steps // run.every))
 
-# %% ../../nbs/53b_movies.ipynb #36396714
+# %% ../../nbs/53b_movies.ipynb #d84b244b
 def load_trained(
     out: str | Path,  # the folder given to `train`
 ) -> SceneNet:
     "The encoder of a finished run; raises `PrimenbError` if there is none."
-    if not (Path(out) / "result.json").exists(): raise PrimenbError(out, "there is no finished run", "train it first")
-    run = json.loads((Path(out) / "result.json").read_text())["run"]
-    net = SceneNet(*(run[name] for name in ("inputs", "width", "depth", "heads", "vector")))
-    net.load_state_dict(load_file(Path(out) / "model.safetensors"))
-    return net.eval()
+    return kept(out, lambda run: SceneNet(*(run[name] for name in ("inputs", "width", "depth", "heads", "vector"))))
 
 # %% ../../nbs/53b_movies.ipynb #4fbb1ca1
 def _reader(): return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
