@@ -266,7 +266,7 @@ def settings_of(
     "What the result of a run depends on."
     return {name: value for name, value in asdict(run).items() if name != "device"} | dict(films=list(shots.films), shots=len(shots), shape=list(shots.inputs.shape[1:]))
 
-# %% ../../nbs/51b_contrast.ipynb #c6120469
+# %% ../../nbs/51b_contrast.ipynb #c76d891b
 def conduct(
     run,  # with warmup, momentum, seed and device
     settings: dict,  # what the result depends on
@@ -285,6 +285,7 @@ def conduct(
         with atomic(out / "result.json") as f: f.write_text(json.dumps(result) + "\n")
     return result
 
+# %% ../../nbs/51b_contrast.ipynb #ea5cd1e1
 def kept(
     out: str | Path,  # the folder of a finished run
     make: Callable,   # (its settings) -> a network
