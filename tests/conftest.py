@@ -19,11 +19,13 @@ def tool(*command, cwd=project) -> str:
 
 def train_until_killed(run, folder: Path, call: int = 5, given: str = ""):
     "Trains a run of a module that has `train` and `Objective` in another process, which is killed when the objective is called for the n-th time; `given` is what `train` takes beside run and folder, as code."
+    import torch
+    threads = torch.get_num_threads()  # sums are added up in the same order as here
     module, settings = type(run).__module__, {name: getattr(run, name) for name in run.__dataclass_fields__}
     program = f"""
 import os, signal, sys, torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-torch.set_num_threads(1)
+torch.set_num_threads({threads})
 from {module} import *
 count = 0
 def killed(self, trainer, batch, old=Objective.__call__):

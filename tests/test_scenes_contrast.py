@@ -13,6 +13,7 @@ from primenb.records import ShotFeatures, frames_table
 from primenb.scenes.contrast import Objective, ShotNet, ShotRun, Shots, embed, feature_shots, key_frames, load_trained, shot_net, train, view_features, view_frames
 from primenb.video import read_frames
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY = ShotRun(epochs=2, batch=16, queue=64, width=16, vector=8, device="cpu")
 
 def toy(seed=0, n=4, length=24, d=12):
