@@ -53,6 +53,7 @@ real: $(ready)  ## run the experiments on the real footage in the folder PRIMENB
 
 full: $(ready)  ## run the experiments with all the data and for longer, into results/full (hours)
 	python -m primenb.studio.make runs/mgm/corpus clips
+	python -m primenb.studio.make runs/scenes/corpus films
 	set -e; for params in params/full/*.yaml; do stage=$$(basename $$params .yaml); \
 	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/full/$$stage -p date="'$$(date +%F)'"; done
 

@@ -18,7 +18,7 @@ splits = "train", "validation", "test"
 
 
 def test_it_was_made_as_the_library_makes_it_by_default():
-    assert json.loads((data / "corpus.json").read_text()) == vars(Sizes())
+    assert Sizes(**json.loads((data / "corpus.json").read_text())) == Sizes()
     assert (data / "README.md").read_text() == data_card(data, Sizes()), "the card has the wrong numbers"
 
 

@@ -901,6 +901,23 @@ def test_an_interruption_ends_in_a_word_and_leaves_no_one_working(tmp_path):
     assert [f for f in contents(tmp_path) if not f.endswith((".mp4", ".npz", "corpus.json"))] == []
 
 
+def test_small_films_without_motion(tmp_path):
+    sizes = make.Sizes(films=3, seconds=6, film_width=128, film_rate=6, film_motion=0)
+    make.make_films(tmp_path, sizes, 0)
+    timelines = [json.loads(f.read_text()) for f in sorted((tmp_path / "films").glob("film_*.json"))]
+    assert [(t["width"], t["height"], t["rate"], t["frames"]) for t in timelines] == [(128, 72, 6, 36)] * 3 and any(t["split"] == "test" for t in timelines)
+    assert not list((tmp_path / "films").glob("*.motion.npz"))
+    assert "128x72, 6 frames a second" in make.data_card(tmp_path, sizes) and "motion.npz` (true" not in make.data_card(tmp_path, sizes)
+
+
+def test_sizes_written_before_there_were_so_many_are_read(tmp_path, monkeypatch):
+    for name in make.PARTS: monkeypatch.setitem(make.PARTS, name, (lambda *a: None, "none"))
+    old = {k: v for k, v in asdict(make.Sizes()).items() if not k.startswith("film_")}
+    (tmp_path / "corpus.json").write_text(json.dumps(old))
+    make.make_corpus(tmp_path, make.Sizes(), 0)
+    with pytest.raises(PrimenbError, match="other sizes"): make.make_corpus(tmp_path, make.SIZES["films"], 0)
+
+
 def test_a_folder_begun_with_other_sizes_is_refused(tmp_path):
     (tmp_path / "corpus.json").write_text(json.dumps(asdict(make.SIZES["tiny"])))
     with pytest.raises(PrimenbError, match="begun with other sizes; choose another folder"): make.make_corpus(tmp_path, make.Sizes(), 0)

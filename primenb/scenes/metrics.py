@@ -189,22 +189,23 @@ def evaluate(
     means = film_marks(films, threshold).mean().rename(dict(ap="ap_macro", f1="f1_macro"))
     return pd.concat([pd.Series(dict(prior=prior(films), ap=pooled_ap(films), auc=auc(films), **counts(films, threshold))), means])
 
-# %% ../../nbs/50_metrics.ipynb #da328f95
+# %% ../../nbs/50_metrics.ipynb #5f3083d8
 def paired_bootstrap(
-    new: list[Judged],  # one method's scores
-    old: list[Judged],  # another's, for the same films in the same order
+    new: list[Judged] | list[list[Judged]],  # one method's scores; or several runs of it, such as one for each seed
+    old: list[Judged] | list[list[Judged]],  # another's, for the same films in the same order, and as many runs
     metric: Callable = pooled_ap,  # (list of `Judged`) -> number, higher is better
     samples: int = 1000,  # how many draws of films
     seed: int = 0,  # of the draws
 ) -> pd.Series:  # gain on all films, low and high (the middle 95 % of samples), share of samples above 0
     "How much better the new scores are than the old, and how much of that may be due to the choice of films."
-    for a, b in zip(new, old, strict=True):
+    new, old = (runs if isinstance(runs[0], list) else [runs] for runs in (new, old))
+    for a, b in ((a, b) for films in zip(new, old, strict=True) for a, b in zip(*films, strict=True)):
         if a.film != b.film or not np.array_equal(a.truth, b.truth, equal_nan=True): raise PrimenbError(f"{a.film} beside {b.film}", "they are not the same film with the same truth", "give both lists in one order")
-    def gain(drawn): return metric([new[i] for i in drawn]) - metric([old[i] for i in drawn])
-    draws = np.random.default_rng(seed).integers(len(new), size=(samples, len(new)))
+    def gain(drawn): return np.mean([metric([a[i] for i in drawn]) - metric([b[i] for i in drawn]) for a, b in zip(new, old)])
+    draws = np.random.default_rng(seed).integers(len(new[0]), size=(samples, len(new[0])))
     gains = np.array([gain(drawn) for drawn in draws])
     low, high = np.nanquantile(gains, [0.025, 0.975])
-    return pd.Series(dict(gain=gain(range(len(new))), low=low, high=high, above=np.mean(gains[~np.isnan(gains)] > 0)))
+    return pd.Series(dict(gain=gain(range(len(new[0]))), low=low, high=high, above=np.mean(gains[~np.isnan(gains)] > 0)))
 
 # %% ../../nbs/50_metrics.ipynb #65450ba7
 def guesses(

@@ -7,8 +7,7 @@ __all__ = ['POSITIVES', 'Scene', 'film_scenes', 'corpus_scenes', 'Scenes', 'batc
            'positive_scenes', 'SceneRun', 'Objective', 'scene_net', 'settings_of', 'train', 'load_trained', 'labels_of',
            'judge_scenes', 'judge_lvu']
 
-# %% ../../nbs/53b_movies.ipynb #b6a5a0bf
-import zlib
+# %% ../../nbs/53b_movies.ipynb #95a6b8e1
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import average_precision_score, mean_squared_error
+from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
 from torch import nn
@@ -30,7 +30,7 @@ from ..engine import decayed, finished, model_of
 from ..mgm.contrast import Queue, info_nce
 from ..public import lvu_clips
 from ..records import Damages, ShotFeatures
-from .contrast import conduct, kept, view_features
+from .contrast import checksum, conduct, kept, view_features
 from .similarity import Similarity, nearest_films
 
 # %% ../../nbs/53b_movies.ipynb #75bd6cd0
@@ -282,7 +282,7 @@ def __call__(self: Objective, trainer, batch):
     loss, hits = info_nce(q, k, self.queue.kept[1], self.queue.own(query) | self.queue.own(positive), self.run.temperature)
     return dict(contrast_loss=loss, hits=hits)
 
-# %% ../../nbs/53b_movies.ipynb #a95869a0
+# %% ../../nbs/53b_movies.ipynb #f98049b3
 def scene_net(
     run: SceneRun,
     scenes: Scenes,  # whose mean and spread become the network's
@@ -298,9 +298,8 @@ def settings_of(
     allowed: np.ndarray,  # (F,F) bool, as of `allowed_films`
 ) -> dict:
     "What the result of a run depends on."
-    checksum = 0
-    for part in (scenes.shots, scenes.place, scenes.length, scenes.film, torch.from_numpy(allowed)): checksum = zlib.crc32(part.numpy().tobytes(), checksum)
-    return {name: value for name, value in asdict(run).items() if name != "device"} | dict(inputs=scenes.shots.shape[1], scenes=len(scenes), checksum=checksum)
+    parts = (part.numpy() for part in (scenes.shots, scenes.place, scenes.length, scenes.film))
+    return {name: value for name, value in asdict(run).items() if name != "device"} | dict(inputs=scenes.shots.shape[1], scenes=len(scenes), checksum=checksum(*parts, allowed))
 
 # %% ../../nbs/53b_movies.ipynb #764868b0
 def train(
@@ -325,7 +324,7 @@ def load_trained(
     "The encoder of a finished run; raises `PrimenbError` if there is none."
     return kept(out, lambda run: SceneNet(*(run[name] for name in ("inputs", "width", "depth", "heads", "vector"))))
 
-# %% ../../nbs/53b_movies.ipynb #4fbb1ca1
+# %% ../../nbs/53b_movies.ipynb #5a868e8b
 def _reader(): return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
 
 def _precision(truth, scores):
@@ -334,20 +333,22 @@ def _precision(truth, scores):
     if not some.any(): raise PrimenbError("judge", "no answer that is asked for occurs in training", "use more films")
     return dict(score=np.mean([average_precision_score(t, s) for t, s in zip(truth.T[some], scores.T[some])]), chance=truth[:, some].mean())
 
-def _word(x, y, xt, yt):
+def _word(x, y, xt, yt, films):
     reader = _reader().fit(x, y)
     return _precision(yt[:, None] == reader.classes_, reader.predict_proba(xt)) | dict(accuracy=(reader.predict(xt) == yt).mean())
 
-def _words(x, y, xt, yt):
+def _words(x, y, xt, yt, films):
     maker = MultiLabelBinarizer().fit(y)
     table = maker.transform(y).astype(bool)
     both = table.any(0) & ~table.all(0)
     truth = np.array([[name in answer for name in maker.classes_[both]] for answer in yt]).reshape(len(yt), -1)
     return _precision(truth, np.stack([_reader().fit(x, column).predict_proba(xt)[:, 1] for column in table.T[both]], 1) if both.any() else truth)
 
-# %% ../../nbs/53b_movies.ipynb #09c9a2b5
-def _number(x, y, xt, yt):
-    found = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 13))).fit(x, y.astype(float)).predict(xt)
+# %% ../../nbs/53b_movies.ipynb #00ac9d7c
+def _number(x, y, xt, yt, films):
+    parts = GroupKFold(min(5, len(set(films)))) if len(set(films)) > 1 else None  # of one film, scenes
+    ridge = GridSearchCV(make_pipeline(StandardScaler(), Ridge()), dict(ridge__alpha=np.logspace(-1, 5, 13)), cv=parts, scoring="neg_mean_squared_error")
+    found = ridge.fit(x, y.astype(float), groups=films).predict(xt)
     flat = np.std(found) < 1e-9 or np.std(yt.astype(float)) == 0
     return dict(score=0.0 if flat else np.corrcoef(found, yt.astype(float))[0, 1], chance=0.0, mse=mean_squared_error(yt.astype(float), found))
 
@@ -364,15 +365,16 @@ def _answers(task, values):
     if len(kinds) != 1: raise PrimenbError(f"task {task!r}", "its answers are of different kinds" if kinds else "there are no answers", "give all as words, as tuples of words, or as numbers")
     return y, {str: _word, tuple: _words, float: _number}[kinds.pop()]
 
-# %% ../../nbs/53b_movies.ipynb #d33aead6
+# %% ../../nbs/53b_movies.ipynb #d2df4e94
 def judge_scenes(
     vectors: np.ndarray,  # (n,d) frozen
     labels: dict,         # task -> n answers, as of `labels_of`
     train: np.ndarray,    # (n,) bool, the scenes the readers learn on
     test: np.ndarray,     # (n,) bool, those they are asked about; of other films
+    films: list | None = None,  # film of each scene, by which ridge regression is tuned; None if each has its own
 ) -> pd.DataFrame:  # a row for each task: score, chance, accuracy, mse, asked (scenes)
     "What can be read from frozen vectors; raises `PrimenbError` where there is nothing to learn from or to ask."
-    train, test, rows = np.asarray(train, bool), np.asarray(test, bool), {}
+    train, test, films, rows = np.asarray(train, bool), np.asarray(test, bool), np.arange(len(vectors)) if films is None else np.asarray(films), {}
     if (train & test).any(): raise PrimenbError("judge", f"{(train & test).sum()} scenes are to be learnt and asked", "split by film")
     if not np.isfinite(vectors).all(): raise PrimenbError("judge", f"the vector of scene {np.flatnonzero(~np.isfinite(vectors).all(1))[0]} is not finite", "leave out scenes without features")
     for task, values in labels.items():
@@ -383,7 +385,7 @@ def judge_scenes(
         a, b = train & known, test & known
         if not a.any() or not b.any() or read is not _words and len(set(y[a])) < 2:
             raise PrimenbError(f"task {task!r}", f"{a.sum()} scenes to learn, {b.sum()} to ask, {len({str(v) for v in y[a]})} answers", "give at least one to ask and two answers to learn, or leave the task out")
-        rows[task] = read(vectors[a], y[a], vectors[b], y[b]) | dict(asked=b.sum())
+        rows[task] = read(vectors[a], y[a], vectors[b], y[b], films[a]) | dict(asked=b.sum())
     return pd.DataFrame(rows).T.reindex(columns=["score", "chance", "accuracy", "mse", "asked"]).astype(float)
 
 # %% ../../nbs/53b_movies.ipynb #dc728482

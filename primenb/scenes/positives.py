@@ -90,7 +90,7 @@ def decayed(near, temperature=0.2, reach=4.0):
     away = np.abs(np.arange(near.numbers.shape[1]) - near.numbers.shape[1] // 2)
     return soft(near, temperature) * np.exp(-away / reach)
 
-# %% ../../nbs/51a_positives.ipynb #247bf2c8
+# %% ../../nbs/51a_positives.ipynb #4d57228e
 def novelty(
     vectors: np.ndarray,  # (n,d) of length 1
     w: int = 4,  # shots on either side; fewer where the film ends
@@ -100,8 +100,10 @@ def novelty(
     b, total = np.arange(1, n), np.vstack([np.zeros_like(vectors[:1]), vectors.cumsum(0, dtype=np.float64)])
     low, high = np.maximum(b - w, 0), np.minimum(b + w, n)
     L, R, left, right = total[b] - total[low], total[high] - total[b], b - low, high - b
-    def within(block, count): return np.where(count > 1, ((block**2).sum(1) - count) / np.maximum(count * (count - 1), 1), 1)
-    return (within(L, left) + within(R, right)) / 2 - (L * R).sum(1) / (left * right)
+    def within(block, count): return ((block**2).sum(1) - count) / np.maximum(count * (count - 1), 1)
+    inside = [within(L, left), within(R, right)]
+    alone = [np.where(left > 1, *inside), np.where(right > 1, *inside[::-1])]  # a block of one shot takes the other's
+    return np.where((left > 1) | (right > 1), np.mean(alone, 0), 1) - (L * R).sum(1) / (left * right)
 
 # %% ../../nbs/51a_positives.ipynb #794fe2c9
 def self_segmented(near, w=4, apart=2):

@@ -15,18 +15,19 @@ from fastcore.basics import patch
 
 from ..core import PrimenbError
 
-# %% ../../nbs/54_uses.ipynb #b0e5c27b
+# %% ../../nbs/54_uses.ipynb #923717ae
 def scene_vectors(
     vectors: np.ndarray,        # (n,d) a vector for each shot of a film; a row with NaN for a shot that has none
-    scene_of_shot: np.ndarray,  # (n,) int, growing from 0
+    scene_of_shot: np.ndarray,  # (n,) int, growing
     film: str = "the film",     # its name, for the error
-) -> np.ndarray:  # (m,d)
+) -> np.ndarray:  # (m,d) in the order of the scenes
     "The mean vector of each scene; raises `PrimenbError` for a scene of which no shot has a vector."
     if len(vectors) != len(scene_of_shot): raise PrimenbError(film, f"there are {len(vectors)} vectors for {len(scene_of_shot)} shots", "join them by shot number first")
     known = np.isfinite(vectors).all(1)
-    sums, counts = np.zeros((scene_of_shot[-1] + 1, vectors.shape[1])), np.bincount(scene_of_shot[known], minlength=scene_of_shot[-1] + 1)
-    np.add.at(sums, scene_of_shot[known], vectors[known])
-    if not counts.all(): raise PrimenbError(f"{film}, scene {counts.argmin()}", "none of its shots has a vector", "leave the scene out, or compute the vectors again")
+    scenes, row = np.unique(scene_of_shot, return_inverse=True)
+    sums, counts = np.zeros((len(scenes), vectors.shape[1])), np.bincount(row[known], minlength=len(scenes))
+    np.add.at(sums, row[known], vectors[known])
+    if not counts.all(): raise PrimenbError(f"{film}, scene {scenes[counts.argmin()]}", "none of its shots has a vector", "leave the scene out, or compute the vectors again")
     return sums / counts[:, None]
 
 # %% ../../nbs/54_uses.ipynb #00607b50

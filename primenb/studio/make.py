@@ -101,12 +101,15 @@ def _save_track(path, cameras, depth, mask, seed):
     for name in ESTIMATORS: arrays |= {f"{name}_10_{k}": v for k, v in pack(guess(depth, name, 0.1, seed), 0.025).items()}
     save_cameras(path, cameras, mask=np.packbits(mask), mask_shape=np.array(mask.shape), **arrays)
 
-# %% ../../nbs/13k_make.ipynb #77234515
+# %% ../../nbs/13k_make.ipynb #dfdc69a0
 @dataclass
 class Sizes:
     "How much of everything."
     films: int = 36       # of `seconds` each
     seconds: float = 90.0
+    film_width: int = 256  # pixels; the height is 9/16 of it
+    film_rate: int = 12    # frames per second
+    film_motion: int = 16  # side of the cells whose true motion is kept of test films, pixels; 0 for none
     tracks: int = 30      # at most the length of `track_list()`
     still_groups: int = 668     # of `LOOKS` stills each
     rendition_groups: int = 12  # of `LOOKS` stills each, in every style
@@ -114,24 +117,28 @@ class Sizes:
     seed: int = 0
 
     def __post_init__(self):
-        least = dict(films=1, seconds=2, tracks=0, still_groups=1, rendition_groups=0, clip_batches=1, seed=0)
+        least = dict(films=1, seconds=2, film_width=64, film_rate=2, film_motion=0, tracks=0, still_groups=1, rendition_groups=0, clip_batches=1, seed=0)
         for name, low in least.items():
             if getattr(self, name) < low: raise PrimenbError(name, f"it is {getattr(self, name)}", f"give at least {low}")
+        if self.film_width % 32: raise PrimenbError("film_width", f"it is {self.film_width}", "give a multiple of 32, as width and height must be even")
         if self.tracks > len(track_list()): raise PrimenbError("tracks", f"it is {self.tracks}", f"give at most {len(track_list())}")
 
+# %% ../../nbs/13k_make.ipynb #a936e063
 SIZES = dict(starter=Sizes(), tiny=Sizes(films=2, seconds=8, tracks=2, still_groups=3, rendition_groups=1, clip_batches=3),  # for tests: everything, but little
-             clips=Sizes(films=1, seconds=2, tracks=0, still_groups=1, rendition_groups=0, clip_batches=360))  # for `make full`: many clips, and next to nothing else
+             clips=Sizes(films=1, seconds=2, tracks=0, still_groups=1, rendition_groups=0, clip_batches=360),  # for `make full`
+             films=Sizes(films=96, seconds=120, film_width=128, film_rate=6, film_motion=0, tracks=0, still_groups=1, rendition_groups=0, clip_batches=1))  # for `make full`
 
 def _split(number, of, tested=10, tuned=20):
     "One part in `tested` for testing, one in `tuned` for validation, the rest for training; of three or more, each has something."
     test, validation = max(1, of // tested), max(1, of // tuned)
     return "test" if number >= of - test else "validation" if number >= of - test - validation else "train"
 
-# %% ../../nbs/13k_make.ipynb #86399e9f
+# %% ../../nbs/13k_make.ipynb #e7413316
 def make_films(out: Path, sizes: Sizes, workers: int):
     "`films/`: films, timelines, cameras, and `films.json` as a catalogue."
-    plans, folder = plan_films(sizes.films, list(PLACES), sizes.seconds, seed=sizes.seed), out / "films"
-    run_jobs([(folder / f"{p.key}.json", make_film, (p, folder, (256, 144), 12, 33, 16 if p.split == "test" else 0)) for p in plans], workers, "films")
+    plans, folder = plan_films(sizes.films, list(PLACES), sizes.seconds, sizes.film_rate, sizes.seed), out / "films"
+    size, crf = (sizes.film_width, sizes.film_width * 9 // 16), 33
+    run_jobs([(folder / f"{p.key}.json", make_film, (p, folder, size, sizes.film_rate, crf, sizes.film_motion if p.split == "test" else 0)) for p in plans], workers, "films")
     catalogue = [{k: v for k, v in json.loads((folder / f"{p.key}.json").read_text()).items() if k not in ("scenes", "shots")} for p in plans]
     with atomic(folder / "films.json") as f: f.write_text(json.dumps(catalogue, indent=1) + "\n")
 
@@ -171,7 +178,7 @@ def make_clips(out: Path, sizes: Sizes, workers: int):
     with atomic(folder / "truth.npz") as f: np.savez_compressed(f, keys=keys, **{name: np.concatenate([note[name] for note in notes]) for name in ("field", "mover")})
     with atomic(folder / "clips.csv") as f: f.write_text("\n".join([",".join(columns), *(",".join(str(row.get(c, "")) for c in columns) for row in rows)]) + "\n")
 
-# %% ../../nbs/13k_make.ipynb #3a589b3b
+# %% ../../nbs/13k_make.ipynb #a12f6af7
 PARTS = dict(films=(make_films, "films.json"), tracking=(make_tracks, "shots.json"), stills=(make_shards, "shards.json"), clips=(make_clips, "clips.csv"))  # who makes it, and the file written last
 
 def make_corpus(
@@ -182,7 +189,7 @@ def make_corpus(
     "Makes everything, or what is missing of it; raises `PrimenbError` for a folder that was begun with other sizes."
     out, workers = Path(out), os.cpu_count() if workers is None else workers
     begun, wanted = out / "corpus.json", asdict(sizes)
-    if begun.exists() and json.loads(begun.read_text()) != wanted: raise PrimenbError(begun, "the folder was begun with other sizes", "choose another folder, or remove this one")
+    if begun.exists() and asdict(Sizes()) | json.loads(begun.read_text()) != wanted: raise PrimenbError(begun, "the folder was begun with other sizes", "choose another folder, or remove this one")
     if not begun.exists():
         with atomic(begun) as f: f.write_text(json.dumps(wanted) + "\n")
     for left in [f for part in PARTS for f in (out / part).rglob(".*") if f.is_file()]: left.unlink()  # half-written files of a killed run
@@ -191,7 +198,7 @@ def make_corpus(
     with atomic(out / "README.md") as f: f.write_text(data_card(out, sizes))
     shutil.rmtree(out / ".parts", ignore_errors=True)
 
-# %% ../../nbs/13k_make.ipynb #ffb6fb7f
+# %% ../../nbs/13k_make.ipynb #b58be751
 CARD = """# Data: the starter corpus
 
 Made by `make data`, that is `python -m primenb.studio.make data`; the same versions on the same machine make the same bytes. Drawn from scratch: no person, place
@@ -203,8 +210,8 @@ made of two CC BY photographs and has a card of its own. Pictures on some walls 
 {table}
 
 **films/** `films.json` is the catalogue (title, year, genre, director, writer, cast, synopsis, films watched by the same people, split). For each film: `.mp4`
-(H.264, 256x144, 12 frames a second), `.json` (the timeline: scenes, shots with set-up, size, move, people, place, light, captions and what they claim), `.npz`
-(`K` and `cam_from_world` of every frame), and for test films `.motion.npz` (true motion of 16-pixel cells since the frame before, in eighths of a pixel, and the share of people).
+(H.264, {film}), `.json` (the timeline: scenes, shots with set-up, size, move, people, place, light, captions and what they claim), `.npz`
+(`K` and `cam_from_world` of every frame){motion}.
 
 **tracking/** `shots.json` lists move, path over median depth, people. For each shot: `.mp4` (480x270, 24 frames a second) and `.npz` (cameras; `truth_`, and the guesses `scaled_10_`
 and `shifted_10_`, packed by `primenb.studio.depth.pack`; `mask`: people; guesses at other noise: `primenb.studio.depth.guess`).
@@ -225,7 +232,7 @@ Known limits: simple figures without faces that move or hands that grasp; no sha
 captions use a small vocabulary; genres lean on places and colours by design.
 """
 
-# %% ../../nbs/13k_make.ipynb #bb04aeea
+# %% ../../nbs/13k_make.ipynb #7a537845
 def data_card(
     out: Path,
     sizes: Sizes,
@@ -234,11 +241,12 @@ def data_card(
     def weight(part): files = [f for f in (out / part).rglob("*") if f.is_file()]; return f"{sum(f.stat().st_size for f in files) / 1e6:.1f} MB in {len(files)} files"
     what = dict(films=f"{sizes.films} films of {sizes.seconds:g} s", tracking=f"{sizes.tracks} shots of {TRACK_FRAMES} frames",
                 stills=f"{sizes.still_groups * LOOKS} stills and {sizes.rendition_groups * LOOKS} more in five renditions each", clips=f"{sizes.clip_batches * BATCH} clips")
-    return CARD.format(table="\n".join(f"| `{part}/` | {text} | {weight(part)} |" for part, text in what.items()))
+    motion = f", and for test films `.motion.npz` (true motion of {sizes.film_motion}-pixel cells since the frame before, in eighths of a pixel, and the share of people)" if sizes.film_motion else ""
+    return CARD.format(film=f"{sizes.film_width}x{sizes.film_width * 9 // 16}, {sizes.film_rate} frames a second", motion=motion, table="\n".join(f"| `{part}/` | {text} | {weight(part)} |" for part, text in what.items()))
 
-# %% ../../nbs/13k_make.ipynb #e08f03a1
+# %% ../../nbs/13k_make.ipynb #6ade05c7
 def main(arguments: list[str] | None = None):  # None for those of the command line
-    "`python -m primenb.studio.make FOLDER [starter|tiny|clips]`: makes the corpus, or one of other sizes, or what is missing of it."
+    "`python -m primenb.studio.make FOLDER [starter|tiny|clips|films]`: makes the corpus, or one of other sizes, or what is missing of it."
     arguments = sys.argv[1:] if arguments is None else arguments
     if not 1 <= len(arguments) <= 2 or not {*arguments[1:]} <= {*SIZES} or arguments[0].startswith("-"): sys.exit(f"usage: python -m primenb.studio.make FOLDER [{'|'.join(SIZES)}]")
     begin = time.time()
