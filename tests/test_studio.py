@@ -889,7 +889,8 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_an_interruption_ends_in_a_word_and_leaves_no_one_working(tmp_path):
-    run = subprocess.Popen([sys.executable, "-m", "primenb.studio.make", str(tmp_path / "data"), "tiny"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    hears = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background starts its children deaf to Ctrl-C
+    run = subprocess.Popen([sys.executable, "-m", "primenb.studio.make", str(tmp_path / "data"), "tiny"], stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hears)
     end = time.time() + 60
     while not (tmp_path / "data/films").exists() and time.time() < end: time.sleep(0.1)
     time.sleep(0.5)
