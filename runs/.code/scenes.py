@@ -109,7 +109,8 @@ gains = {seen.unlabelled: gains_of(seen) for seen in ([source, unseen] if strict
 pd.concat({name: pd.DataFrame(g).T for name, g in gains.items()}).round(3)
 
 # %%
-fig, axes = plt.subplots(1, 2, figsize=(9, 3))
+fig, axes = plt.subplots(1, 2 if swept else 1, figsize=(9 if swept else 4.6, 3), squeeze=False)
+axes = axes[0]
 by = marks[(marks["head"] == "similarity") & (marks.unlabelled == source.unlabelled)]
 shown = [raw, "untrained", *ways.split()]
 for n, way in enumerate(shown):
@@ -120,7 +121,7 @@ axes[0].set(yticks=range(len(shown)), yticklabels=shown, xlabel="average precisi
 for way in swept.split():
     curve = by[by.way == way].groupby("window").ap.agg(["mean", "sem"])
     axes[1].errorbar(curve.index, curve["mean"], curve["sem"], capsize=2, marker="o", ms=3, label=way)
-axes[1].set(xlabel="window", ylabel="average precision"); axes[1].legend();
+if swept: axes[1].set(xlabel="window", ylabel="average precision"); axes[1].legend()
 
 # %%
 purity = pd.DataFrame([dict(way=way, window=m, seed=seed, **{when: r["curve"]["purity"][e] for when, e in (("first epoch", 0), ("last epoch", -1))}) for (way, m, seed), r in results.items() if r["curve"]])
@@ -136,7 +137,7 @@ fig, ax = plt.subplots(figsize=(4.6, 3))
 ax.axhline(nothing, c="k", ls=":", lw=1, label=f"{raw}, no label")
 for way in dict.fromkeys([raw, "augmentation", "nearest", ours, "oracle"]):
     if way in curves["mean"]: ax.errorbar(curves.index, curves["mean"][way], curves["sem"][way], capsize=2, marker="o", ms=3, label=way)
-ax.set(xscale="log", xlabel="films with labels", ylabel="average precision"); ax.legend()
+ax.set(xscale="log", xlabel="films with labels", ylabel="average precision"); ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 curves["mean"].round(3)
 
 # %%
