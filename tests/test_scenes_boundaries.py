@@ -19,7 +19,7 @@ from primenb.records import ShotFeatures, frames_table
 from primenb.scenes.boundaries import Evidence, Fused, Head, Novelty, around, judged, label_fractions, leave_one_out
 from primenb.scenes.compare import Source, examine_shots, film_set, judge_shots, raw_vectors, scored, with_vectors
 from primenb.scenes.files import load_scenes
-from primenb.scenes.find import colour_features, colours, find_scenes, zero_shot
+from primenb.scenes.find import colours, find_scenes, zero_shot
 from primenb.scenes.metrics import Judged, evaluate, paired_bootstrap, pooled_ap
 from primenb.shots import detect_shots
 

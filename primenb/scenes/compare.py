@@ -6,7 +6,7 @@
 __all__ = ['HEADS', 'FRACTIONS', 'RAW', 'Source', 'film_set', 'with_vectors', 'judge_shots', 'raw_vectors', 'examine_shots',
            'scored', 'scene_set', 'examine_scenes']
 
-# %% ../../nbs/55_compare.ipynb #d09a1d1a
+# %% ../../nbs/55_compare.ipynb #ca8cb957
 import json
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from sklearn.model_selection import KFold, LeaveOneOut, StratifiedKFold
 
 from ..core import PrimenbError, atomic, progress, root, rounded
@@ -33,7 +32,7 @@ from .movies import Scene, SceneRun, Scenes, corpus_scenes, judge_scenes, labels
 from .movies import embed as embed_scenes
 from .movies import load_trained as load_scene_net
 from .movies import train as train_on_scenes
-from .similarity import Similarity, film_similarity
+from .similarity import film_similarity
 
 # %% ../../nbs/55_compare.ipynb #6f928dfe
 @dataclass(frozen=True)

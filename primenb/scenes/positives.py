@@ -23,13 +23,13 @@ def band(
     j = np.arange(n)[:, None] + np.arange(-m, m + 1)
     return np.where((j >= 0) & (j < n), j, -1)
 
-# %% ../../nbs/51a_positives.ipynb #91e6c859
+# %% ../../nbs/51a_positives.ipynb #3cd4b903
 def normal(
-    vectors: np.ndarray,  # (n,d)
-) -> np.ndarray:  # (n,d) float32 of length 1, or 0 where they were 0
+    vectors: np.ndarray,  # (...,d)
+) -> np.ndarray:  # (...,d) float32 of length 1, or 0 where they were 0
     "Vectors scaled to length 1."
     v = np.asarray(vectors, np.float32)
-    return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
+    return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
 
 @dataclass(frozen=True, eq=False)
 class Near:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['scene_vectors', 'SceneIndex', 'describe', 'ask', 'shot_gains', 'align', 'find_repeats', 'recurring']
 
-# %% ../../nbs/54_uses.ipynb #bdb603d0
+# %% ../../nbs/54_uses.ipynb #a9bdc7ad
 import itertools
 from typing import Callable
 
@@ -14,6 +14,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from ..core import PrimenbError
+from .positives import normal
 
 # %% ../../nbs/54_uses.ipynb #923717ae
 def scene_vectors(
@@ -30,9 +31,7 @@ def scene_vectors(
     if not counts.all(): raise PrimenbError(f"{film}, scene {scenes[counts.argmin()]}", "none of its shots has a vector", "leave the scene out, or compute the vectors again")
     return sums / counts[:, None]
 
-# %% ../../nbs/54_uses.ipynb #00607b50
-def _unit(vectors): return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-
+# %% ../../nbs/54_uses.ipynb #1da47fc6
 class SceneIndex:
     "Scenes of many films, to be asked for similar ones."
     def __init__(self,
@@ -45,12 +44,12 @@ class SceneIndex:
         bad = ~np.isfinite(vectors).all(1) | self.scenes.duplicated(["film", "scene"]).to_numpy()
         for n in np.flatnonzero(bad)[:1]: raise PrimenbError("{}, scene {}".format(*keys[n]), "its vector is not finite, or it came before", "leave it out")
         self.row, self.centre = {key: n for n, key in enumerate(keys)}, vectors.mean(0)
-        self.vectors = _unit(vectors - self.centre)
+        self.vectors = normal(vectors - self.centre)
     def similarity(self,
         vectors: np.ndarray,  # (...,d)
     ) -> np.ndarray:  # (...,n) -1 to 1
         "How similar vectors are to each scene of the index."
-        return _unit(np.asarray(vectors) - self.centre) @ self.vectors.T
+        return normal(np.asarray(vectors) - self.centre) @ self.vectors.T
 
 # %% ../../nbs/54_uses.ipynb #343b6cf3
 @patch
@@ -84,7 +83,7 @@ def describe(
     if k < weight.shape[1]: weight[weight < -np.sort(-weight, axis=1)[:, k - 1 : k]] = 0
     return pd.DataFrame((weight @ y + y.mean(0)) / (weight.sum(1, keepdims=True) + 1), columns=names)
 
-# %% ../../nbs/54_uses.ipynb #d6205b22
+# %% ../../nbs/54_uses.ipynb #580556fc
 def ask(
     vectors: np.ndarray,  # (q,d) scenes, in the space of the texts
     texts: list[str],     # what to choose from
@@ -92,7 +91,7 @@ def ask(
     temperature: float = 0.01,  # as CLIP has it after training
 ) -> pd.DataFrame:  # (q,L) confidence in each text; a row adds up to 1
     "Which of some texts fits a scene best."
-    logits = _unit(np.asarray(vectors)) @ _unit(np.asarray(embed(texts))).T / temperature
+    logits = normal(np.asarray(vectors)) @ normal(np.asarray(embed(texts))).T / temperature
     p = np.exp(logits - logits.max(1, keepdims=True))
     return pd.DataFrame(p / p.sum(1, keepdims=True), columns=texts)
 
@@ -126,7 +125,7 @@ def align(
         else: j -= 1
     return best, np.array(pairs[::-1], int).reshape(-1, 2)
 
-# %% ../../nbs/54_uses.ipynb #b8781df6
+# %% ../../nbs/54_uses.ipynb #3a4414bb
 def find_repeats(
     vectors: dict,  # film -> (n,d) vectors of its shots
     shots: dict,    # film -> its shot table
@@ -137,7 +136,7 @@ def find_repeats(
     for film, table in shots.items():
         if (n := len(vectors.get(film, ()))) != len(table): raise PrimenbError(film, f"there are {n} vectors for {len(table)} shots", "give one for each")
     centre = np.nanmean(np.vstack([vectors[film] for film in shots]), 0)
-    unit = {film: _unit(vectors[film] - centre) for film in shots}
+    unit = {film: normal(vectors[film] - centre) for film in shots}
     length = {film: (table.end - table.start).to_numpy() for film, table in shots.items()}
     rows = []
     for a, b in itertools.combinations(shots, 2):
