@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from primenb.clip.model import small_clip
 from primenb.clip.train import METHODS
 from primenb.core import root, save_metrics
-from primenb.engine import Trainer
+from primenb.learn.engine import Trainer
 
 CONTENDERS = [name for name in METHODS if name.startswith("psd_")] + ["albef"]
 SECONDS = {"small": 35, "vit": 30}  # how long the steps of a model are compared

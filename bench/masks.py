@@ -24,8 +24,8 @@ from threadpoolctl import threadpool_limits
 from primenb import video
 from primenb.core import root, save_metrics
 from primenb.mgm.masks import MASKS, Guide, Masks, flow_of, guide
-from primenb.motion import cached_motion, read_motion
-from primenb.video import encode, iter_frames, read_frames
+from primenb.media.motion import cached_motion, read_motion
+from primenb.media.video import encode, iter_frames, read_frames
 
 GRID, SIDE, FRAMES, RATIO = (8, 14, 14), 224, 16, 0.75
 FILMS = ["film_clips/bikes.mp4", "film_clips/bigbuckbunny.mp4", "static_camera/car-detection.mp4", "motion_vectors/vid_h264.mp4"]

@@ -37,7 +37,7 @@ def decode(path):
 def motion(path):
     "Ours, from opening the file to tokens of 16 pixels and 2 frames; nothing is remembered from the round before."
     from primenb import video
-    from primenb.motion import read_motion, to_tokens
+    from primenb.media.motion import read_motion, to_tokens
 
     video._scan_file.cache_clear()
     to_tokens(read_motion(path), patch=16, tubelet=2)
@@ -140,7 +140,7 @@ def ratios(times, above, below, files):
 
 def ten_minutes(clip, folder):
     "Peak memory and seconds of `primenb analyse` on a clip that is looped to ten minutes."
-    from primenb.video import encode, iter_frames, probe
+    from primenb.media.video import encode, iter_frames, probe
 
     info = probe(clip)
     loops = itertools.chain.from_iterable(iter_frames(clip, size=min(360, info.width, info.height)) for _ in itertools.count())
@@ -155,7 +155,7 @@ def ten_minutes(clip, folder):
 
 def main():
     from primenb.core import root, save_metrics
-    from primenb.video import encode, iter_frames, probe
+    from primenb.media.video import encode, iter_frames, probe
 
     started, real = time.perf_counter(), Path(os.environ.get("PRIMENB_REAL", root() / "../shared/real"))
     starter = root() / "data/starter/starter.mp4"

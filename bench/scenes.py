@@ -21,9 +21,9 @@ from threadpoolctl import threadpool_limits
 from torchvision.models import resnet50
 
 from primenb.core import root, save_metrics
-from primenb.records import ShotFeatures, frames_table
+from primenb.data.records import ShotFeatures, frames_table
 from primenb.scenes.boundaries import Evidence, Head, Novelty
-from primenb.scenes.contrast import ShotNet
+from primenb.scenes.train import ShotNet
 from primenb.scenes.find import zero_shot
 from primenb.scenes.grouping import LONGEST
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from sklearn.datasets import load_sample_image
 
-from primenb.video import encode
+from primenb.media.video import encode
 
 WIDTH, HEIGHT, RATE = 384, 216, 24
 

@@ -13,10 +13,11 @@ from scipy.special import expit, logit, ndtr, ndtri
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score, top_k_accuracy_score
 
-from primenb.clip.evaluate import (Line, accuracy_interval, class_probabilities, class_vectors, compare_families, draw_prediction, draw_robustness,
-                                   effective_robustness, fit_line, linear_probe, mean_average_precision, paired_gain, retrieval, target_agreement, wrong_pair_auroc, zero_shot)
+from primenb.clip.evaluate import Line, class_probabilities, class_vectors, compare_families, draw_prediction, draw_robustness, effective_robustness, fit_line, mean_average_precision, retrieval, target_agreement, wrong_pair_auroc, zero_shot
+from primenb.learn.stats import accuracy_interval, paired_gain
+from primenb.learn.probes import linear_probe
 from primenb.core import PrimenbError, rounded
-from primenb.corpus import caption_truth, pairs
+from primenb.data.corpus import gt_captions, pairs
 
 seeds = st.integers(0, 2**32 - 1)
 quick = settings(max_examples=40, deadline=None)
@@ -332,7 +333,7 @@ def test_retrieval_of_a_large_set_needs_little_memory():
 
 def test_the_stills_have_several_true_captions_and_pictures():
     test = list(pairs("test", check=False))[:120]
-    owner, truth = np.repeat(np.arange(120), [len(p.captions) for p in test]), caption_truth(test)
+    owner, truth = np.repeat(np.arange(120), [len(p.captions) for p in test]), gt_captions(test)
     rng = np.random.default_rng(0)
     v, t = vectors(rng, 120), vectors(rng, len(owner))
     lenient, strict = retrieval(v, t, truth), retrieval(v, t, owner)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from primenb.clip.model import CONFIG, WEIGHTS, CaptionTokenizer, ConvTower, load_clip, small_clip, to_rgb, word_tokenizer
 from primenb.core import PrimenbError
-from primenb.corpus import PairDataset
-from primenb.records import Pair
+from primenb.data.corpus import PairDataset
+from primenb.data.records import Pair
 
 CAPTIONS = ["A person in a red coat, by day", "two people at night", "a close-up of a dog", "in the snow"]
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,9 +9,9 @@ from PIL import Image
 
 from primenb.clip.noise import CIFAR10, TEMPLATES, class_captions, exchange, exchange_captions, exchanged_truth, labelled_pairs, load_source, permute_captions, save_source
 from primenb.core import PrimenbError
-from primenb.corpus import pairs as corpus_pairs
-from primenb.records import Pair
-from primenb.studio.words import Claims, holds
+from primenb.data.corpus import pairs as corpus_pairs
+from primenb.data.records import Pair
+from primenb.data.claims import Claims, holds
 
 quick = settings(max_examples=60, deadline=None)
 

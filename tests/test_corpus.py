@@ -8,16 +8,16 @@ import pytest
 
 import primenb.studio.clips as studio_clips
 from primenb.core import PrimenbError
-from primenb.corpus import (STYLED, Cameras, ClipDataset, PairDataset, ShotDataset, caption_truth, clips, films, pair_stream, pairs, shots, tracking_shots)
-from primenb.motion import read_motion, to_tokens
-from primenb.records import Clip, Film, Pair
-from primenb.shots import columns, load_shots, save_shots
+from primenb.data.corpus import (STYLED, Cameras, ClipDataset, PairDataset, ShotDataset, gt_captions, clips, films, pair_stream, pairs, shots, tracking_shots)
+from primenb.media.motion import read_motion, to_tokens
+from primenb.data.records import Clip, Film, Pair
+from primenb.media.shots import columns, load_shots, save_shots
 from primenb.studio.script import plan_films
 from primenb.studio.world import PLACES
 from primenb.studio.make import Sizes, make_clips, make_films, make_shards, make_tracks
 from primenb.studio.stills import read_tar, write_tar
-from primenb.studio.words import holds
-from primenb.video import encode, read_frames
+from primenb.data.claims import holds
+from primenb.media.video import encode, read_frames
 
 torch = pytest.importorskip("torch")
 from torch.utils.data import DataLoader
@@ -244,12 +244,12 @@ def test_pairs_have_all_captions_and_what_is_true(corpus):
 
 def test_caption_truth_is_the_definition(corpus):
     some, others = list(pairs("train", folder=corpus))[:15], list(pairs("test", folder=corpus))
-    M = caption_truth(some)
+    M = gt_captions(some)
     assert M.shape == (15, sum(len(p.captions) for p in some))
     slow = [[holds(c, p.attributes["shown"]) for q in some for c in q.attributes["claims"]] for p in some]
     assert np.array_equal(M, slow) and M[np.repeat(np.arange(15), [len(p.captions) for p in some]), np.arange(M.shape[1])].all()
-    assert caption_truth(some, others).shape == (len(others), M.shape[1])
-    refused(lambda: caption_truth([Pair("x", b"", ("a",))]), "x: it is not known")
+    assert gt_captions(some, others).shape == (len(others), M.shape[1])
+    refused(lambda: gt_captions([Pair("x", b"", ("a",))]), "x: it is not known")
 
 
 def repack(path, change):
@@ -512,5 +512,5 @@ def test_damaged_streams_refuse_or_tell(copy):
 
 
 def test_reading_needs_neither_torch_nor_webdataset():
-    code = "import sys, primenb.corpus; sys.exit('torch' in sys.modules or 'webdataset' in sys.modules)"
+    code = "import sys, primenb.data.corpus; sys.exit('torch' in sys.modules or 'webdataset' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import project
-from primenb.corpus import clips, films, pairs, shots, tracking_shots
+from primenb.data.corpus import clips, films, pairs, shots, tracking_shots
 from primenb.studio.camera import TRAVELLING
 from primenb.studio.make import RATIOS, Sizes, data_card, track_list
 from primenb.studio.stills import STYLES
-from primenb.video import probe
+from primenb.media.video import probe
 
 data = project / "data"
 splits = "train", "validation", "test"

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from primenb.core import PrimenbError
-from primenb.engine import Trainer, set_chance, warmup_cosine
+from primenb.learn.engine import Trainer, set_seed, warmup_cosine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -241,7 +241,7 @@ def test_batch_samplers_are_told_the_epoch(tmp_path):
 
 def test_chance_is_set_in_all_generators():
     def draw(*place):
-        set_chance(*place)
+        set_seed(*place)
         return random.random(), np.random.rand(), torch.rand(()).item()
     assert draw(0, 1) == draw(0, 1) and not set(draw(0, 1)) & set(draw(0, 2))
 

@@ -9,11 +9,11 @@ import pytest
 
 from conftest import project
 from primenb.core import PrimenbError
-from primenb.corpus import tracking_shots
-from primenb.film import PARTS, Part, analyse
+from primenb.data.corpus import tracking_shots
+from primenb.film.analyse import PARTS, Part, analyse
 from primenb.scenes.files import load_scenes
 from primenb.sfm.evaluate import evaluate
-from primenb.video import encode, iter_frames
+from primenb.media.video import encode, iter_frames
 
 starter = project / "data/starter/starter.mp4"
 
@@ -205,7 +205,7 @@ def test_ten_minutes_stay_within_600_megabytes(tmp_path):
     frames = [f.image for f in iter_frames(starter, size=(320, 180))]
     film = encode(tmp_path / "long.mp4", (frames[i % len(frames)] for i in range(10 * 60 * 24)), 24, crf=28, preset="ultrafast")
     # VmHWM is the peak of the new program alone; ru_maxrss of a child starts at what its parent held when it was started
-    code = "import sys; from primenb.film import analyse; analyse(sys.argv[1], sys.argv[2]); print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    code = "import sys; from primenb.film.analyse import analyse; analyse(sys.argv[1], sys.argv[2]); print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     del frames
     done = subprocess.run([sys.executable, "-c", code, film, tmp_path / "r"], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 600 * 1024

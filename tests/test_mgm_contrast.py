@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from transformers import VideoMAEModel
 
 from primenb.core import PrimenbError
-from primenb.engine import Trainer
-from primenb.mgm.contrast import ClipPairs, ContrastRun, MotionPathway, Objective, Pathways, Queue, info_nce, pathways, train
+from primenb.learn.engine import Trainer
+from primenb.mgm.contrast import ClipPairs, ContrastRun, MotionPathway, Objective, Pathways, pathways, train
+from primenb.learn.contrast import Queue, info_nce
 from primenb.mgm.model import features, pixel_values, videomae
-from primenb.mgm.pretrain import FINER, Footage, Run, Stretch, load_trained, untrained
-from primenb.mgm.pretrain import train as pretrain
-from primenb.video import encode
+from primenb.mgm.train import FINER, Footage, Run, Stretch, load_trained, untrained
+from primenb.mgm.train import train as pretrain
+from primenb.media.video import encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 tiny = dict(image_size=16, frames=4, patch=8, tubelet=2, width=32, depth=1, heads=2, decoder_width=32, decoder_depth=1)

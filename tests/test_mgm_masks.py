@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
-from primenb.corpus import clips
+from primenb.data.corpus import clips
 from primenb.mgm.masks import FREE, GUIDED, MASKS, WHOLE, Guide, Masks, background, box_distance, continuity, diagnose, flow_of, guide, hide, jitter, no_guide, object_recall, smoothed, stack, texture, to_grid
-from primenb.motion import Motion, cached_motion, read_motion
-from primenb.video import NoMotionVectors, encode, read_frames
+from primenb.media.motion import Motion, cached_motion, read_motion
+from primenb.media.video import NoMotionVectors, encode, read_frames
 
 GRID = (8, 14, 14)
 

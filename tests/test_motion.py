@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
-from primenb.motion import Motion, cached_motion, iter_motion, read_motion, to_tokens
-from primenb.video import NoMotionVectors, VideoError, canonicalise, encode, frame_times, iter_vectors
+from primenb.media.motion import Motion, cached_motion, iter_motion, read_motion, to_tokens
+from primenb.media.video import NoMotionVectors, VideoError, canonicalise, encode, frame_times, iter_vectors
 from test_video import matrices, pattern, turn
 
 fields = ("source", "w", "h", "src_x", "src_y", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")

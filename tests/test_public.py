@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from primenb.core import PrimenbError
-from primenb.public import (co_watch, feature_films, folder_clips, hmdb51_clips, kinetics_clips, lvu_clips, movielens_films, movienet_films,
+from primenb.data.public import (co_watch, feature_films, folder_clips, hmdb51_clips, kinetics_clips, lvu_clips, movielens_films, movienet_films,
                             posed_frames, shard_list, shard_pairs, table_pairs, to_rigid, ucf101_clips, wikipedia_films)
-from primenb.records import (Clip, Damages, Pair, PosedFrame, Reader, ShotFeatures, decode_image, frames_table, json_file, read_depth,
+from primenb.data.records import (Clip, Damages, Pair, PosedFrame, Reader, ShotFeatures, decode_image, frames_table, json_file, read_depth,
                              table_rows, text_lines)
-from primenb.shots import columns, shot_table
-from primenb.video import encode
+from primenb.media.shots import columns, shot_table
+from primenb.media.video import encode
 
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -850,7 +850,7 @@ def test_nonsense_is_refused_in_our_words(tmp_path, nonsense):
 
 
 def test_readers_do_not_need_pytorch():
-    code = "import sys, primenb.public; sys.exit('torch' in sys.modules or 'webdataset' in sys.modules)"
+    code = "import sys, primenb.data.public; sys.exit('torch' in sys.modules or 'webdataset' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -8,12 +8,17 @@ from conftest import project, tool
 from primenb.core import typed_params
 from primenb.reports import code, page, parameters, read, results_table
 
-library = sorted((project / "nbs").glob("[0-9]*.ipynb"))
-experiments = sorted((project / "nbs/exp").glob("*.ipynb"))
-notebooks = [project / "nbs/index.ipynb", *library, *experiments]
+nbs = project / "nbs"
+library = sorted(nbs.rglob("[0-9][0-9]_*.ipynb"))
+experiments = sorted((nbs / "exp").glob("*.ipynb"))
+notebooks = [nbs / "index.ipynb", *library, *experiments]
 modules = sorted((project / "primenb").rglob("*.py"))
-each_notebook = pytest.mark.parametrize("nb", notebooks, ids=lambda nb: nb.stem)
-each_library_notebook = pytest.mark.parametrize("nb", library, ids=lambda nb: nb.stem)
+def name_of(nb): return nb.relative_to(nbs).with_suffix("").as_posix()
+each_notebook = pytest.mark.parametrize("nb", notebooks, ids=name_of)
+each_library_notebook = pytest.mark.parametrize("nb", library, ids=name_of)
+
+FLOORS = dict(core=0, viz=0, reports=0, render=1, media=1, learn=1, data=2, sfm=3, clip=3, mgm=3, scenes=3, film=4, cli=5)
+APPENDIX = "studio"  # may import from everywhere; imported by nothing but its own notebooks
 
 
 def code_cells(nb): return [cell for cell in read(nb)["cells"] if cell["cell_type"] == "code"]
@@ -57,11 +62,44 @@ def test_library_is_what_the_notebooks_export(copy):
     assert differences(project / "primenb", copy / "primenb") == [], "run `make check`; a module without a notebook must go"
 
 
+def above(module: str, used: set[str]) -> set[str]:
+    "Those of the used modules that lie on the same floor as a module, in another package, or above it."
+    package = module.split(".")[0]
+    floor = FLOORS.get(package, max(FLOORS.values()) + 1)
+    def allowed(other):
+        top = other.split(".")[0]
+        return top == package or (top in FLOORS and (FLOORS[top] < floor or floor == 0 and FLOORS[top] == 0))
+    return {other for other in used if not allowed(other)}
+
+
 @each_library_notebook
-def test_imports_come_from_lower_numbers(nb):
-    number = {module: other.stem.split("_")[0] for other in library for module in exports(other)}  # "13a" comes before "13b" and "14"
-    wrong = {module for module in imports(nb) - exports(nb) if number.get(module, "none") >= nb.stem.split("_")[0]}
-    assert wrong == set(), "these come later, or from no notebook"
+def test_a_floor_imports_only_from_floors_below(nb):
+    "All cells of a notebook, those that only explore included: no import upwards, none between siblings, none of the studio."
+    module, = re.findall(r"^#\| *default_exp +(\S+)", code(nb), flags=re.M)
+    assert above(module, imports(nb)) == set()
+
+
+@pytest.mark.parametrize("module, used, wrong", [
+    ("mgm.train", {"learn.engine", "mgm.masks", "core"}, set()), ("mgm.train", {"clip.model"}, {"clip.model"}),
+    ("media.video", {"data.corpus", "learn.jobs"}, {"data.corpus", "learn.jobs"}), ("sfm.insert", {"studio.world"}, {"studio.world"}),
+    ("studio.make", {"learn.jobs", "film.analyse", "studio.world"}, set()), ("core", {"viz", "media.video"}, {"media.video"})])
+def test_the_rule_of_floors_finds_what_breaks_it(module, used, wrong): assert above(module, used) == wrong
+
+
+@each_library_notebook
+def test_imports_within_a_folder_come_from_lower_numbers(nb):
+    order = {module: other.name for other in library if other.parent == nb.parent for module in exports(other)}
+    wrong = {module for module in imports(nb) - exports(nb) if module in order and order[module] >= nb.name}
+    assert wrong == set(), "these come later in the folder"
+
+
+def test_modules_stand_where_their_notebooks_do():
+    "nbs/sfm/06_mapper.ipynb makes sfm.mapper; no module is left over from a notebook that is gone."
+    made = set().union(*map(exports, library))
+    there = {".".join(m.relative_to(project / "primenb").with_suffix("").parts) for m in modules if not m.name.startswith("_")}
+    assert there == made
+    apart = {name_of(nb) for nb in library for module in exports(nb) if Path(name_of(nb)).parent.as_posix() not in (".", module.split(".")[0])}
+    assert apart == set()
 
 
 @pytest.mark.parametrize("nb", experiments, ids=lambda nb: nb.stem)
@@ -107,13 +145,13 @@ def test_readme_is_the_index():
 
 def test_index_leads_to_every_notebook():
     index = "\n".join(cell["source"] for cell in read(project / "nbs/index.ipynb")["cells"])
-    assert [nb.name for nb in library if f"({nb.name})" not in index] == []
+    assert [name_of(nb) for nb in library if f"({name_of(nb)}.ipynb)" not in index] == []
 
 
 @pytest.mark.slow
 def test_site_builds_without_a_warning():
     assert tool("python", "-m", "primenb.reports", "docs") == ""
-    assert [nb.stem for nb in library if not (project / f"_docs/html/{nb.stem}.html").exists()] == []
+    assert [name_of(nb) for nb in library if not (project / f"_docs/html/{name_of(nb)}.html").exists()] == []
 
 
 def test_no_machine_in_the_files():

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from conftest import project
 from primenb.core import PrimenbError
-from primenb.corpus import films
-from primenb.public import feature_films
-from primenb.records import ShotFeatures, frames_table
+from primenb.data.corpus import films
+from primenb.data.public import feature_films
+from primenb.data.records import ShotFeatures, frames_table
 from primenb.scenes.boundaries import Evidence, Fused, Head, Novelty, around, judged, label_fractions, leave_one_out
-from primenb.scenes.compare import Source, examine_shots, film_set, judge_shots, raw_vectors, scored, with_vectors
+from primenb.scenes.protocol import Source, examine_shots, film_set, judge_shots, raw_vectors, scored, with_vectors
 from primenb.scenes.files import load_scenes
 from primenb.scenes.find import colours, find_scenes, zero_shot
-from primenb.scenes.metrics import Judged, evaluate, paired_bootstrap, pooled_ap
-from primenb.shots import detect_shots
+from primenb.scenes.evaluate import Judged, evaluate, paired_bootstrap, pooled_ap
+from primenb.media.shots import detect_shots
 
 real = Path(os.environ.get("PRIMENB_REAL", project / "../shared/real"))
 needs_real = pytest.mark.skipif(not (real / "ovsd").is_dir(), reason=f"no open films in {real}; set PRIMENB_REAL")

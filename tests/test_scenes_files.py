@@ -13,8 +13,8 @@ from conftest import project
 from primenb.core import PrimenbError
 from primenb.scenes.files import FORMATS, load_scenes, save_scenes, scene_numbers
 from primenb.scenes.grouping import scene_table
-from primenb.shots import detect_shots, shot_table
-from primenb.video import Frame, encode, frame_times, probe, read_frames
+from primenb.media.shots import detect_shots, shot_table
+from primenb.media.video import Frame, encode, frame_times, probe, read_frames
 
 texts = [ending for ending in FORMATS if ending not in (".mp4", ".mov", ".mkv")]
 odd = ['a=b; #1 \\ "ü"', "007", "日本 --> <b>&amp;", "* FROM CLIP NAME: NA, 'x'", "CHAPTER01=00:00", "NaN", "Scene 9", "…", "a" * 300]

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primenb.core import PrimenbError
-from primenb.corpus import films
-from primenb.public import feature_films
-from primenb.records import frames_table
+from primenb.data.corpus import films
+from primenb.data.public import feature_films
+from primenb.data.records import frames_table
 from primenb.scenes.grouping import (LONGEST, count_scenes, distances, group, grouping_scores, mean_distance, scene_columns, scene_table, scenes_by_number,
                                      scenes_by_threshold, scenes_per_hour)
-from primenb.scenes.metrics import Judged, pooled_ap
+from primenb.scenes.evaluate import Judged, pooled_ap
 
 many = settings(max_examples=60, deadline=None)
 

@@ -12,9 +12,9 @@ from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
 from primenb.core import PrimenbError
-from primenb.corpus import films
-from primenb.public import feature_films
-from primenb.records import Damages, ShotFeatures, frames_table
+from primenb.data.corpus import films
+from primenb.data.public import feature_films
+from primenb.data.records import Damages, ShotFeatures, frames_table
 from primenb.scenes.movies import (POSITIVES, Objective, Scene, SceneNet, SceneRun, Scenes, allowed_films, batch_of, corpus_scenes, embed, film_scenes,
                                    judge_lvu, judge_scenes, labels_of, load_trained, positive_scenes, scene_net, train)
 from primenb.scenes.similarity import Similarity

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from primenb.core import PrimenbError
-from primenb.public import co_watch, wikipedia_films
-from primenb.records import Film
+from primenb.data.public import co_watch, wikipedia_films
+from primenb.data.records import Film
 from primenb.scenes.similarity import (SOURCES, Similarity, cast_similarity, co_watch_similarity, film_similarity, genre_names, genre_similarity,
                                        jaccard, judge_genres, mixed, nearest_films, predict_genres, synopsis_similarity, without_words)
 

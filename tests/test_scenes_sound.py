@@ -11,13 +11,14 @@ from test_video import mux, pattern, sound
 
 from conftest import train_until_killed
 from primenb.core import PrimenbError
-from primenb.records import ShotFeatures, frames_table
+from primenb.data.records import ShotFeatures, frames_table
 from primenb.scenes.boundaries import Evidence, Fused, Head, leave_one_out
-from primenb.scenes.contrast import ShotRun, Shots, embed, load_trained, shot_net, train, view, view_sound
-from primenb.scenes.metrics import evaluate
+from primenb.scenes.train import ShotRun, Shots, embed, load_trained, shot_net, train, view, view_sound
+from primenb.scenes.evaluate import evaluate
 from primenb.scenes.positives import normal
-from primenb.scenes.sound import centred, film_sound, fused, log_mel, sound_shots
-from primenb.shots import detect_shots
+from primenb.media.sound import centred, film_sound, log_mel
+from primenb.scenes.sound import fused, sound_shots
+from primenb.media.shots import detect_shots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 8000

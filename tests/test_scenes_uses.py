@@ -12,8 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 from conftest import project
 from primenb.core import PrimenbError
 from primenb.scenes.uses import SceneIndex, align, ask, describe, find_repeats, recurring, scene_vectors, shot_gains
-from primenb.shots import detect_shots, shot_table
-from primenb.video import encode, frames_at, iter_frames
+from primenb.media.shots import detect_shots, shot_table
+from primenb.media.video import encode, frames_at, iter_frames
 
 seeds = st.integers(0, 10_000)
 calm = settings(deadline=None, max_examples=40)

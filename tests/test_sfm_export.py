@@ -276,7 +276,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, change, cause):
 
 
 def test_known_cameras_of_real_footage(real, tmp_path):
-    from primenb.public import posed_frames
+    from primenb.data.public import posed_frames
     frames = list(posed_frames(real / "hololens", check=False))[:8]
     track = known_track(np.array([f.K for f in frames]), np.array([f.cam_from_world for f in frames]), np.array([f.depth for f in frames]), np.array([f.image for f in frames]), 10, 200)
     assert track.tracks.lengths.mean() > 4 and (track.tracks.lengths > 0).all()

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
-from primenb.corpus import tracking_shots
+from primenb.data.corpus import tracking_shots
 from primenb.sfm.geometry import CameraTrack, Tracks, directions, inverse, lift, pose, project, rays, triangulate, umeyama, widest_angle
 
 size = (480, 270)

@@ -10,13 +10,13 @@ from hypothesis import given, settings, strategies as st
 from scipy.spatial.transform import Rotation
 
 from primenb.core import PrimenbError
-from primenb.corpus import tracking_shots
+from primenb.data.corpus import tracking_shots
 from primenb.sfm.export import known_track, linear
 from primenb.sfm.geometry import CameraTrack, Tracks, project
 from primenb.sfm.insert import Look, Prop, Spot, cone, corners, drift, find_spot, ground, insert, look, srgb, write_insert
 from primenb.studio.camera import look_at
-from primenb.studio.world import Item
-from primenb.video import encode, probe, read_frames
+from primenb.render import Item
+from primenb.media.video import encode, probe, read_frames
 
 plain = Look(np.full(3, 0.4), np.full(3, 0.8), np.array([0.6, 0, 0.8]), 0.0, 0.0)
 pv.vtk_verbosity("off")
@@ -304,7 +304,7 @@ def test_drift_where_nothing_is_known():
 
 
 def test_real_footage(real):
-    from primenb.public import posed_frames
+    from primenb.data.public import posed_frames
     part = list(posed_frames(real / "hololens", check=False))[26:38]
     frames, depth = np.array([f.image for f in part]), np.array([f.depth for f in part])
     track = known_track(np.array([f.K for f in part]), np.array([f.cam_from_world for f in part]), depth, frames, 10, 1200)

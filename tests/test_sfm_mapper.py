@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
-from primenb.corpus import tracking_shots
-from primenb.public import posed_frames
+from primenb.data.corpus import tracking_shots
+from primenb.data.public import posed_frames
 from primenb.sfm.evaluate import evaluate
 from primenb.sfm.geometry import Tracks, inverse, pose, project, umeyama
 from primenb.sfm.mapper import KEYS, guessed_intrinsics, noise_of, solve_tracks, track_camera

@@ -8,8 +8,8 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from primenb.core import PrimenbError
-from primenb.corpus import tracking_shots
-from primenb.public import posed_frames
+from primenb.data.corpus import tracking_shots
+from primenb.data.public import posed_frames
 from primenb.sfm.geometry import Tracks, project, triangulate, widest_angle
 from primenb.sfm.priors import (DepthMaps, check_fit, crowd_of, depth_folder, depth_network, depth_of, depth_of_frames, fit_scale, fit_shift, sample,
                                 save_depths, spread, weights)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
-from primenb.corpus import tracking_shots
+from primenb.data.corpus import tracking_shots
 from primenb.sfm.tracks import GRID, check_frames, join, klt_tracks, sift_tracks
 
 followers = pytest.mark.parametrize("make", [klt_tracks, sift_tracks])

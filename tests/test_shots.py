@@ -5,8 +5,8 @@ import scenedetect
 from hypothesis import given, strategies as st
 
 from primenb.core import PrimenbError
-from primenb.shots import detect_shots, detectors, load_shots, match_cuts, save_shots, shot_table
-from primenb.video import Frame, encode, frame_times, iter_frames
+from primenb.media.shots import detect_shots, detectors, load_shots, match_cuts, save_shots, shot_table
+from primenb.media.video import Frame, encode, frame_times, iter_frames
 
 bbb_cuts = [11.88, 15.75, 23.04, 47.71, 56.08]
 

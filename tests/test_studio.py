@@ -18,17 +18,19 @@ import primenb.studio.shoot as shooting
 import primenb.studio.stage as staging
 import primenb.studio.stills as stills
 from primenb.core import PrimenbError
-from primenb.motion import read_motion, to_tokens
-from primenb.shots import detect_shots
+from primenb.media.motion import read_motion, to_tokens
+from primenb.media.shots import detect_shots
 from primenb.studio.camera import MOVES, SIZES, TRAVELLING, Amount, Camera, film, intrinsics, look_at, path_length, rotation
-from primenb.studio.depth import ESTIMATORS, estimate, pack, unpack
+from primenb.data.depth import ESTIMATORS, estimate, pack, unpack
 from primenb.studio.people import ACTIONS, Identity
 from primenb.studio.script import GENRES, SHORTEST, Act, plan_films
 from primenb.studio.shoot import SOFT, cast_player, grade, make_film, traits
 from primenb.studio.stage import Stage, flow, lift, motion_cells, reprojection, shoot, truth
-from primenb.studio.words import ACTION_WORDS, COUNT_WORDS, PLACE_WORDS, SIZE_WORDS, TIME_WORDS, Claims, caption, holds, synopsis, truth_matrix
-from primenb.studio.world import PLACES, Item, Place, build_place
-from primenb.video import read_frames
+from primenb.data.claims import ACTION_WORDS, COUNT_WORDS, PLACE_WORDS, SIZE_WORDS, TIME_WORDS, Claims, holds, gt_matrix
+from primenb.studio.words import caption, synopsis
+from primenb.render import Item
+from primenb.studio.world import PLACES, Place, build_place
+from primenb.media.video import read_frames
 
 pv.vtk_verbosity("off")
 few = settings(max_examples=20, deadline=None, derandomize=True)
@@ -309,7 +311,7 @@ def test_a_caption_is_true_and_says_what_it_claims(shown, how, seed):
 @given(st.lists(pictures, min_size=1, max_size=6), st.lists(st.tuples(pictures, fullness, st.integers(0, 99)), max_size=6), st.lists(pictures, max_size=3))
 def test_the_table_of_truth_is_the_definition(shown, sources, whole):
     said = [caption(p, np.random.default_rng(seed), how)[1] for p, how, seed in sources] + whole + [Claims()]
-    M = truth_matrix(said, shown)
+    M = gt_matrix(said, shown)
     assert M.shape == (len(shown), len(said)) and M.dtype == bool and M[:, -1].all()
     assert np.array_equal(M, [[holds(c, p) for c in said] for p in shown]) and np.array_equal(M, [[brute(c, p) for c in said] for p in shown])
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
-from primenb.video import Frame, VideoError, canonicalise, encode, frame_times, frames_at, hdr_to_srgb, iter_frames, iter_vectors, probe, read_audio, read_frames
+from primenb.media.video import Frame, VideoError, canonicalise, encode, frame_times, frames_at, hdr_to_srgb, iter_frames, iter_vectors, probe, read_audio, read_frames
 
 # name: codec, width and height as shown, bits, shown frames
 films = {
@@ -451,10 +451,10 @@ def test_times_outside_the_film(tmp_path, t):
 
 def growth(path, reader):
     "Prints by how many megabytes memory grows between the 100th and the last item. The cycle collector is off: what is let go must go at once."
-    import gc, primenb.video
+    import gc, primenb.media.video
     gc.disable()
     def resident(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
-    for i, _ in enumerate(getattr(primenb.video, reader)(path)):
+    for i, _ in enumerate(getattr(primenb.media.video, reader)(path)):
         if i == 100: before = resident()
     print(i + 1, (resident() - before) / 1000)
 
@@ -676,7 +676,7 @@ def test_a_copy_is_the_same_on_any_number_of_cores(tmp_path):
     film = encode(tmp_path / "film.mp4", pattern(12))
     copies = []
     for cores in (1, len(os.sched_getaffinity(0))):
-        code = f"import os, sys; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); from primenb.video import canonicalise; canonicalise(*sys.argv[1:])"
+        code = f"import os, sys; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); from primenb.media.video import canonicalise; canonicalise(*sys.argv[1:])"
         subprocess.run([sys.executable, "-c", code, film, tmp_path / f"{cores}.mp4"], check=True)
         copies.append((tmp_path / f"{cores}.mp4").read_bytes())
     assert copies[0] == copies[-1]

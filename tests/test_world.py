@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
-from primenb.studio.world import PLACES, SURFACES, blob, box, build_place, lathe, loft, panel, photographs, put, ridge, slab, surface, thing
+from primenb.render import box, lathe, loft, panel, put, slab, thing
+from primenb.studio.world import PLACES, SURFACES, blob, build_place, photographs, ridge, surface
 
 which = st.tuples(st.sampled_from(list(PLACES)), st.integers(0, 10_000), st.sampled_from(["day", "dusk", "night"]))
 few = settings(max_examples=15, deadline=None, derandomize=True)
