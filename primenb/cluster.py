@@ -26,7 +26,7 @@ def _one_thread():
     finally:
         for name in new: del os.environ[name]
 
-# %% ../nbs/04_cluster.ipynb #193da89b
+# %% ../nbs/04_cluster.ipynb #5b8e0d14
 def _end_with_parent():
     "Lets this process end as soon as the one that started it is gone, however that ended."
     def wait():
@@ -34,6 +34,7 @@ def _end_with_parent():
         os._exit(1)
     threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
+# %% ../nbs/04_cluster.ipynb #193da89b
 def run_jobs(
     jobs: list[tuple],  # (last file, function, arguments)
     workers: int,       # processes; 0 to work in this one

@@ -444,7 +444,7 @@ def solve_tracks(
     track.facts.update(seconds=time.perf_counter() - began)
     return track
 
-# %% ../../nbs/25b_mapper.ipynb #360a18b0
+# %% ../../nbs/25b_mapper.ipynb #e27a64b9
 def _solved(shot, guide_start, guide_adjust, even):
     "The shot with cameras for all frames, and their covariance."
     shot = start(shot, guide_start)
@@ -454,6 +454,7 @@ def _solved(shot, guide_start, guide_adjust, even):
     if even: shot, covariance = evened(shot, covariance)
     return check_rigid(every_point(shot)), covariance
 
+# %% ../../nbs/25b_mapper.ipynb #360a18b0
 def _unguided(shot):
     "The shot without its prior."
     none = np.zeros(len(shot.problem.disparity), bool)
