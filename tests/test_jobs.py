@@ -16,7 +16,7 @@ def sleep(folder, n):
     if n < 2: time.sleep(600)
 
 if __name__ == "__main__":
-    from primenb.cluster import run_jobs
+    from primenb.learn.jobs import run_jobs
     run_jobs([(Path(sys.argv[1]) / f"{n}.done", sleep, (sys.argv[1], n)) for n in range(int(sys.argv[2]), 4)], 2, "sleepers")
 """
 
