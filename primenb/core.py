@@ -23,7 +23,9 @@ def root(
     start = Path(start).resolve()
     for folder in (start, *start.parents):
         if (folder / "dvc.yaml").exists(): return folder
-    raise PrimenbError(start, "not inside a primenb checkout (no dvc.yaml here or above)", "change to the cloned folder")
+    raise PrimenbError(
+        start, "not inside a primenb checkout (no dvc.yaml here or above)", "change to the cloned folder"
+    )
 
 # %% ../nbs/00_core.ipynb #293fd09c
 class PrimenbError(Exception):
@@ -33,7 +35,9 @@ class PrimenbError(Exception):
         cause: str,   # what is wrong with it
         remedy: str,  # what to do about it
     ):
-        self.what, self.cause, self.remedy = str(what), cause, remedy
+        self.what = str(what)
+        self.cause = cause
+        self.remedy = remedy
         super().__init__(f"{what}: {cause}; {remedy}")
     def __reduce__(self): return type(self), (self.what, self.cause, self.remedy)
 
@@ -53,7 +57,8 @@ def atomic(
 ):
     "Yields a temporary path beside `path` that takes its place if the block ends well and is removed if it does not; raises `PrimenbError` for a write-protected file."
     path = Path(path)
-    if path.exists() and not path.stat().st_mode & 0o222: raise PrimenbError(path, "it is write-protected", "choose another name, or lift the protection")
+    if path.exists() and not path.stat().st_mode & 0o222:
+        raise PrimenbError(path, "it is write-protected", "choose another name, or lift the protection")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:6]}{path.suffix}")
     try:
@@ -86,7 +91,11 @@ def typed_params(
         wanted = (int, float) if type(default) is float else type(default)
         fits = isinstance(value, wanted) and (isinstance(value, bool) == isinstance(default, bool))
         if default is not None and not fits:
-            raise PrimenbError(where, f"{name} is {value!r}, a {type(value).__name__}", f"give a {type(default).__name__} like {default!r}")
+            raise PrimenbError(
+                where,
+                f"{name} is {value!r}, a {type(value).__name__}",
+                f"give a {type(default).__name__} like {default!r}",
+            )
     return {**defaults, **given}
 
 # %% ../nbs/00_core.ipynb #1973f444
@@ -124,7 +133,13 @@ def env(
     for name in names:
         try: versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError: pass
-    return dict(python=platform.python_version(), system=f"{platform.system()} {platform.machine()}", cores=os.cpu_count(), device=device, versions=versions)
+    return dict(
+        python=platform.python_version(),
+        system=f"{platform.system()} {platform.machine()}",
+        cores=os.cpu_count(),
+        device=device,
+        versions=versions,
+    )
 
 # %% ../nbs/00_core.ipynb #4b80d8ce
 def rounded(

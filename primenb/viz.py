@@ -16,10 +16,20 @@ from PIL import Image
 # %% ../nbs/02_viz.ipynb #b6acfdc7
 def style():
     "Sets matplotlib for notebooks: small figures without boxes, in colours that all readers can tell apart."
-    plt.rcParams.update({
-        "figure.dpi": 72, "savefig.dpi": 72, "figure.figsize": (6, 2.4), "figure.constrained_layout.use": True, "font.size": 10,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-        "axes.prop_cycle": plt.cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"])})
+    plt.rcParams.update(
+        {
+            "figure.dpi": 72,
+            "savefig.dpi": 72,
+            "figure.figsize": (6, 2.4),
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.prop_cycle": plt.cycler(color=["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]),
+        }
+    )
 
 # %% ../nbs/02_viz.ipynb #efc46c87
 def show(
@@ -41,7 +51,9 @@ def label(
     (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
     corner = image[-(h + below + 4) :, : w + 6]
     corner[:] = corner // 4
-    cv2.putText(image, text, (3, image.shape[0] - below - 1), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA)
+    cv2.putText(
+        image, text, (3, image.shape[0] - below - 1), cv2.FONT_HERSHEY_SIMPLEX, size, (255, 255, 255), 1, cv2.LINE_AA
+    )
     return image
 
 # %% ../nbs/02_viz.ipynb #62f49616
@@ -75,7 +87,11 @@ def overlay(
     scaled = (np.nan_to_num(np.asarray(values, float)) - low) / max(high - low, 1e-12)
     tint = plt.get_cmap(colours)(0.6 * scaled if mask else scaled)[..., :3] * 255
     tint = cv2.resize(tint, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-    weight = strength * (cv2.resize(values.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)[..., None] if mask else 1)
+    weight = strength * (
+        cv2.resize(values.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)[..., None]
+        if mask
+        else 1
+    )
     return np.rint(image * (1 - weight) + tint * weight).astype(np.uint8)
 
 # %% ../nbs/02_viz.ipynb #368f910b
@@ -90,7 +106,9 @@ def draw_motion(
     for y, x in zip(*np.nonzero(np.hypot(*np.moveaxis(field, -1, 0)) > 0.15)):
         start = np.array([(x + 0.5) * image.shape[1] / w, (y + 0.5) * image.shape[0] / h])
         tip = start + scale * field[y, x]
-        cv2.arrowedLine(image, *[tuple(np.rint(p * 8).astype(int).tolist()) for p in (start, tip)], colour, 1, cv2.LINE_AA, 3, 0.3)
+        cv2.arrowedLine(
+            image, *[tuple(np.rint(p * 8).astype(int).tolist()) for p in (start, tip)], colour, 1, cv2.LINE_AA, 3, 0.3
+        )
     return image
 
 # %% ../nbs/02_viz.ipynb #70ffc2bb
@@ -99,12 +117,26 @@ def motion_colours(
     longest: float | None = None,  # the length shown in full colour; None for the field's own
 ) -> np.ndarray:  # (h,w,3) uint8
     "Hue for direction (red right, green-yellow down, cyan left, violet up), full colour for the longest, white for still."
-    length, angle = np.hypot(field[..., 0], field[..., 1]), np.arctan2(field[..., 1], field[..., 0])
-    hsv = np.stack([angle % (2 * np.pi) / (2 * np.pi), np.clip(length / max(longest or length.max(), 1e-6), 0, 1), np.ones_like(length)], -1)
+    length = np.hypot(field[..., 0], field[..., 1])
+    angle = np.arctan2(field[..., 1], field[..., 0])
+    hsv = np.stack(
+        [
+            angle % (2 * np.pi) / (2 * np.pi),
+            np.clip(length / max(longest or length.max(), 1e-6), 0, 1),
+            np.ones_like(length),
+        ],
+        -1,
+    )
     return np.rint(plt.matplotlib.colors.hsv_to_rgb(hsv) * 255).astype(np.uint8)
 
 # %% ../nbs/02_viz.ipynb #bdeb0608
-SIDES = {"from behind": (0, -0.25, -1), "from the left": (-1, -0.35, -0.35), "from the right": (1, -0.35, -0.35), "from above": (0, -1, -0.01)}  # where the eye stands: right, down, ahead
+# where the eye stands: right, down, ahead
+SIDES = {
+    "from behind": (0, -0.25, -1),
+    "from the left": (-1, -0.35, -0.35),
+    "from the right": (1, -0.35, -0.35),
+    "from above": (0, -1, -0.01),
+}
 
 def _pyramids(cam_from_world, K, size, length, most=12):
     "(n,4,2,3) the edges of some cameras as lines, and which cameras they are."
@@ -112,7 +144,8 @@ def _pyramids(cam_from_world, K, size, length, most=12):
     corners = np.array([[0, 0], [size[0], 0], size, [0, size[1]]], float)
     lines = []
     for n in at:
-        world, ends = np.linalg.inv(cam_from_world[n]), np.c_[(corners - K[n, :2, 2]) / K[n, [0, 1], [0, 1]], np.ones(4)] * length
+        world = np.linalg.inv(cam_from_world[n])
+        ends = np.c_[(corners - K[n, :2, 2]) / K[n, [0, 1], [0, 1]], np.ones(4)] * length
         ends, eye = ends @ world[:3, :3].T + world[:3, 3], world[:3, 3]
         lines.append([(eye, e) for e in ends] + list(zip(ends, np.roll(ends, 1, 0))))
     return np.array(lines), at
@@ -122,14 +155,17 @@ def _plotter(points, colours, cam_from_world, K, size, shape):
     "A scene of points and cameras in the axes of the first camera, with its middle and its radius."
     import pyvista as pv
     home = cam_from_world[0]
-    cam_from_world, points = cam_from_world @ np.linalg.inv(home), points @ home[:3, :3].T + home[:3, 3]
+    cam_from_world = cam_from_world @ np.linalg.inv(home)
+    points = points @ home[:3, :3].T + home[:3, 3]
     centres = np.linalg.inv(cam_from_world)[:, :3, 3]
     low, high = np.quantile(points, [0.05, 0.95], 0) if len(points) else (centres.min(0) - 1, centres.max(0) + 1)
     near = ((points >= low - 0.2 * (high - low)) & (points <= high + 0.2 * (high - low))).all(1)
     ends = np.stack([np.minimum(low, centres.min(0)), np.maximum(high, centres.max(0))])
-    radius, plot = float(np.linalg.norm(ends[1] - ends[0]) / 2), pv.Plotter(off_screen=True, window_size=list(shape))
+    radius = float(np.linalg.norm(ends[1] - ends[0]) / 2)
+    plot = pv.Plotter(off_screen=True, window_size=list(shape))
     plot.set_background("white")
-    if near.any(): plot.add_mesh(pv.PolyData(points[near]), scalars=colours[near], rgb=True, point_size=4, lighting=False)
+    if near.any():
+        plot.add_mesh(pv.PolyData(points[near]), scalars=colours[near], rgb=True, point_size=4, lighting=False)
     for lines, n in zip(*_pyramids(cam_from_world, K, size, 0.12 * radius)):
         plot.add_lines(lines.reshape(-1, 3), color=plt.get_cmap("coolwarm")(n / max(len(K) - 1, 1))[:3], width=2)
     if len(centres) > 1: plot.add_lines(np.repeat(centres, 2, 0)[1:-1], color="black", width=3)
@@ -151,8 +187,11 @@ def draw_scene(
         plot, middle, radius = _plotter(points, colours, cam_from_world, K, size, shape)
         for side in SIDES.values():
             eye = np.array(side) / np.linalg.norm(side)
-            plot.camera_position = [tuple(middle + 3.2 * radius * eye), tuple(middle), (0, 0, 1) if abs(eye[1]) > 0.9 else (0, -1, 0)]
-            plot.reset_camera_clipping_range(); plot.render()
+            plot.camera_position = [
+                tuple(middle + 3.2 * radius * eye), tuple(middle), (0, 0, 1) if abs(eye[1]) > 0.9 else (0, -1, 0)
+            ]
+            plot.reset_camera_clipping_range()
+            plot.render()
             pages.append(np.ascontiguousarray(plot.screenshot(return_img=True)[..., :3]))
         plot.close()
     return sheet(pages, list(SIDES), 2)

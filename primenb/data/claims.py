@@ -33,7 +33,10 @@ def holds(
 ) -> bool:
     "Whether all that is said is shown; different people in the caption must be different people in the picture."
     if any(getattr(said, name) not in (None, getattr(shown, name)) for name in SCALARS): return False
-    fits = [{i for i, person in enumerate(shown.people) if all(person.get(k) == v for k, v in claim.items())} for claim in said.people]
+    fits = [
+        {i for i, person in enumerate(shown.people) if all(person.get(k) == v for k, v in claim.items())}
+        for claim in said.people
+    ]
     return _can_be_paired(fits)
 
 def _can_be_paired(fits: list[set], taken=frozenset()):
@@ -64,7 +67,24 @@ PLACE_WORDS = {  # kind of place -> preposition and noun phrases
     "stage": ("on", "a stage", "a theatre stage"), "street": ("on", "a street", "a city street"), "forest": ("in", "a forest", "the woods"), "harbour": ("at", "a harbour", "a port"),
     "desert": ("in", "a desert"), "snow field": ("in", "the snow", "a snowy field"), "park": ("in", "a park"), "cafe": ("in", "a cafe", "a coffee house"), "warehouse": ("in", "a warehouse", "a depot")}
 TIME_WORDS = dict(day=["by day", "in daylight"], dusk=["at dusk", "at sunset"], night=["at night", "by night"])
-SIZE_WORDS = dict(wide=["wide shot", "long shot"], full=["full shot"], medium=["medium shot", "waist shot"], close=["close-up", "close shot"])
-ACTION_WORDS = {"walk": "walking", "run": "running", "wave": "waving", "jump": "jumping", "sit": "sitting down", "turn": "turning around", "fall": "falling",
-                "dance": "dancing", "carry": "carrying a box", "point": "pointing", "stand": "standing", "talk": "talking"}
+SIZE_WORDS = dict(
+    wide=["wide shot", "long shot"],
+    full=["full shot"],
+    medium=["medium shot", "waist shot"],
+    close=["close-up", "close shot"],
+)
+ACTION_WORDS = {
+    "walk": "walking",
+    "run": "running",
+    "wave": "waving",
+    "jump": "jumping",
+    "sit": "sitting down",
+    "turn": "turning around",
+    "fall": "falling",
+    "dance": "dancing",
+    "carry": "carrying a box",
+    "point": "pointing",
+    "stand": "standing",
+    "talk": "talking",
+}
 COUNT_WORDS = ["nobody", "one person", "two people", "three people"]

@@ -21,7 +21,10 @@ from PIL import Image
 
 from ..core import PrimenbError, root
 from ..media.motion import Motion
-from .records import Clip, Damages, Film, Pair, Reader, decode_image, frames_table, json_file, npz_file, shard_list, shard_records, table_rows
+from primenb.data.records import (
+    Clip, Damages, Film, Pair, Reader, decode_image, frames_table, json_file, npz_file, shard_list, shard_records,
+    table_rows,
+)
 from ..core import about
 from .depth import ESTIMATORS, guess, unpack
 from .claims import Claims, gt_matrix
@@ -32,17 +35,27 @@ SPLITS = ("train", "validation", "test")
 
 def _part(folder, name, split=None, splits=SPLITS):
     "The folder of a part of the corpus, if it is there and the split exists."
-    if split is not None and split not in splits: raise PrimenbError(f"split {split!r}", "there is no such split", f"choose one of {', '.join(splits)}, or None for all")
+    if split is not None and split not in splits:
+        raise PrimenbError(
+            f"split {split!r}", "there is no such split", f"choose one of {', '.join(splits)}, or None for all"
+        )
     part = (root() / "data" if folder is None else Path(folder)) / name
-    if not part.is_dir(): raise PrimenbError(part, "this part of the corpus is not there", "bring it with `dvc pull`, or make it with `make data`")
+    if not part.is_dir():
+        raise PrimenbError(
+            part, "this part of the corpus is not there", "bring it with `dvc pull`, or make it with `make data`"
+        )
     return part
 
 # %% ../../nbs/data/03_corpus.ipynb #73ef8116
 def _entry(where, entry, make):
     "What `make` takes out of a dictionary; raises `PrimenbError` if it cannot."
     try: return make(entry)
-    except KeyError as e: raise PrimenbError(where, f"there is no {e.args[0]!r} in it", "bring it again with `dvc pull`") from None
-    except (TypeError, ValueError, AttributeError) as e: raise PrimenbError(where, f"an entry in it is of the wrong kind ({e})", "bring it again with `dvc pull`") from None
+    except KeyError as e:
+        raise PrimenbError(where, f"there is no {e.args[0]!r} in it", "bring it again with `dvc pull`") from None
+    except (TypeError, ValueError, AttributeError) as e:
+        raise PrimenbError(
+            where, f"an entry in it is of the wrong kind ({e})", "bring it again with `dvc pull`"
+        ) from None
 
 def _video(path, where, frames, check):
     "The video's path, if the file is there and, with `check`, holds as many frames as it should."
@@ -50,7 +63,12 @@ def _video(path, where, frames, check):
     if check:
         with about(where): info = probe(path)
         if info.damage: raise PrimenbError(where, f"{path.name}: {info.damage}", "bring it again with `dvc pull`")
-        if info.frames != frames: raise PrimenbError(where, f"{path.name} has {info.frames} frames and should have {frames}", "bring both again with `dvc pull`")
+        if info.frames != frames:
+            raise PrimenbError(
+                where,
+                f"{path.name} has {info.frames} frames and should have {frames}",
+                "bring both again with `dvc pull`",
+            )
     return path
 
 def _once(where, key, seen):
@@ -77,19 +95,40 @@ class Cameras:
 def _cameras(path, n):
     "The cameras in an .npz file, if there are n of them and all are cameras."
     K, T = npz_file(path, ("K", "cam_from_world")).values()
-    if K.shape != (n, 3, 3) or T.shape != (n, 4, 4): raise PrimenbError(path, f"it holds K of shape {K.shape} and cam_from_world of shape {T.shape} for {n} frames", "bring it again with `dvc pull`")
+    if K.shape != (n, 3, 3) or T.shape != (n, 4, 4):
+        raise PrimenbError(
+            path,
+            f"it holds K of shape {K.shape} and cam_from_world of shape {T.shape} for {n} frames",
+            "bring it again with `dvc pull`",
+        )
     R = T[:, :3, :3]
     with np.errstate(invalid="ignore"):
-        rigid = (np.abs(R @ R.swapaxes(1, 2) - np.eye(3)) < 1e-6).all((1, 2)) & (np.linalg.det(R) > 0) & (T[:, 3] == [0, 0, 0, 1]).all(1)
+        rigid = (
+            np.abs(R @ R.swapaxes(1, 2) - np.eye(3)) < 1e-6
+        ).all((1, 2)) & (np.linalg.det(R) > 0) & (T[:, 3] == [0, 0, 0, 1]).all(1)
     good = np.isfinite(K).all((1, 2)) & np.isfinite(T).all((1, 2)) & rigid & (K[:, 0, 0] > 0) & (K[:, 1, 1] > 0)
-    if not good.all(): raise PrimenbError(path, f"the camera of frame {np.flatnonzero(~good)[0]} is no camera: not finite, or not rigid", "bring it again with `dvc pull`")
+    if not good.all():
+        raise PrimenbError(
+            path,
+            f"the camera of frame {np.flatnonzero(~good)[0]} is no camera: not finite, or not rigid",
+            "bring it again with `dvc pull`",
+        )
     return Cameras(K, T)
 
 # %% ../../nbs/data/03_corpus.ipynb #d8a63e07
 def _motion(field, cell, rate, opens):
     "True motion from (T,h,w,2) eighths of a pixel; nothing is known of frames that open a shot."
     T, h, w = field.shape[:3]
-    return Motion(field.astype(np.float32) / 8, np.arange(w + 1.0) * cell, np.arange(h + 1.0) * cell, np.arange(T) / rate, np.arange(T), np.where(opens, "I", "P"), ~opens, None)
+    return Motion(
+        field.astype(np.float32) / 8,
+        np.arange(w + 1.0) * cell,
+        np.arange(h + 1.0) * cell,
+        np.arange(T) / rate,
+        np.arange(T),
+        np.where(opens, "I", "P"),
+        ~opens,
+        None,
+    )
 
 # %% ../../nbs/data/03_corpus.ipynb #c9524ac0
 @dataclass(frozen=True, eq=False)
@@ -106,7 +145,9 @@ class CorpusFilm(Film):
     @cached_property
     def scenes(self) -> pd.DataFrame:
         "A row for each scene: film, scene, kind, place, time, first and last shot, frames."
-        return pd.DataFrame(self.timeline["scenes"]).assign(film=self.key)[["film", "scene", "kind", "place", "time", "first_shot", "last_shot", "start_frame", "end_frame"]]
+        return pd.DataFrame(self.timeline["scenes"]).assign(film=self.key)[
+            ["film", "scene", "kind", "place", "time", "first_shot", "last_shot", "start_frame", "end_frame"]
+        ]
     @cached_property
     def cameras(self) -> Cameras:
         "The camera of each frame."
@@ -120,14 +161,20 @@ def frames(self: CorpusFilm,
 ) -> np.ndarray:  # (T,H,W,3) uint8
     "The film's pictures, or those of one shot."
     if shot is not None:
-        if not 0 <= shot < len(self.shots): raise PrimenbError(self.key, f"there is no shot {shot}", f"choose one from 0 to {len(self.shots) - 1}")
+        if not 0 <= shot < len(self.shots):
+            raise PrimenbError(self.key, f"there is no shot {shot}", f"choose one from 0 to {len(self.shots) - 1}")
         how["frames"] = tuple(self.shots[["start_frame", "end_frame"]].iloc[shot])
     return read_frames(self.path, **how)
 
 @patch(as_prop=True)
 def motion(self: CorpusFilm) -> Motion:
     "How far each 16-pixel cell truly moved since the frame before; for the films of the test split."
-    return _motion(self._truth("field"), 16, self.attributes["rate"], np.isin(np.arange(self.attributes["frames"]), self.shots.start_frame))
+    return _motion(
+        self._truth("field"),
+        16,
+        self.attributes["rate"],
+        np.isin(np.arange(self.attributes["frames"]), self.shots.start_frame),
+    )
 
 @patch(as_prop=True)
 def movers(self: CorpusFilm) -> np.ndarray:
@@ -139,9 +186,15 @@ def movers(self: CorpusFilm) -> np.ndarray:
 def _truth(self: CorpusFilm, name):
     "An array of the stored motion, if there is one for each frame."
     path = self.path.with_suffix(".motion.npz")
-    if not path.exists(): raise PrimenbError(path, "no true motion is stored for this film", 'take one of films("test")')
+    if not path.exists():
+        raise PrimenbError(path, "no true motion is stored for this film", 'take one of films("test")')
     array = npz_file(path, (name,))[name]
-    if len(array) != self.attributes["frames"]: raise PrimenbError(path, f"it holds {len(array)} frames of {name} and the film {self.attributes['frames']}", "bring it again with `dvc pull`")
+    if len(array) != self.attributes["frames"]:
+        raise PrimenbError(
+            path,
+            f"it holds {len(array)} frames of {name} and the film {self.attributes['frames']}",
+            "bring it again with `dvc pull`",
+        )
     return array
 
 # %% ../../nbs/data/03_corpus.ipynb #1e527303
@@ -156,7 +209,11 @@ def pairs(self: CorpusFilm) -> list[Pair]:
     middle = (self.shots.start_frame + self.shots.end_frame) // 2 / self.attributes["rate"]
     def pair(record, frame):
         Image.fromarray(frame.image).save(png := io.BytesIO(), "PNG")
-        return Pair(f"{self.key}/{record['shot']}", png.getvalue(), *_said(record, film=self.key, shot=record["shot"], split=self.split))
+        return Pair(
+            f"{self.key}/{record['shot']}",
+            png.getvalue(),
+            *_said(record, film=self.key, shot=record["shot"], split=self.split)
+        )
     return [pair(record, frame) for record, frame in zip(self.timeline["shots"], frames_at(self.path, middle))]
 
 def _said(record, **more):
@@ -168,31 +225,43 @@ def _said(record, **more):
 def _shots(film, timeline):
     "The shot table of a film, with what each shot shows."
     records, scenes = timeline["shots"], {s["scene"]: s for s in timeline["scenes"]}
-    table = frames_table(film.key, [(s["start_frame"], s["end_frame"]) for s in records], film.attributes["rate"], numbers=[s["shot"] for s in records], where=film.path.with_suffix(".json"))
+    table = frames_table(
+        film.key,
+        [(s["start_frame"], s["end_frame"]) for s in records],
+        film.attributes["rate"],
+        numbers=[s["shot"] for s in records],
+        where=film.path.with_suffix(".json"),
+    )
     people = [Claims(**s["shown"]).people for s in records]
     table["split"] = film.split
-    for name in ("scene", "opening", "setup", "size", "move", "insert", "light"): table[name] = [s[name] for s in records]
+    for name in ("scene", "opening", "setup", "size", "move", "insert", "light"):
+        table[name] = [s[name] for s in records]
     table["subject"] = [s["subject"] or "" for s in records]
     table["camera_path"] = [float(s["path"]) for s in records]  # metres
     for name in ("kind", "place", "time"): table[name] = [scenes[s["scene"]][name] for s in records]
     table["count"] = [len(p) for p in people]
-    for column, name in dict(people="name", actions="action").items(): table[column] = [", ".join(person[name] for person in p) for p in people]
+    for column, name in dict(people="name", actions="action").items():
+        table[column] = [", ".join(person[name] for person in p) for p in people]
     return table
 
 # %% ../../nbs/data/03_corpus.ipynb #3702216a
 def _timeline(path, film):
     "The timeline, if it is one and fits the film."
     timeline = json_file(path)
-    def misfit(what, n): return PrimenbError(path, f"its {what} do not fit the film: {n}", "bring both again with `dvc pull`")
+    def misfit(what, n):
+        return PrimenbError(path, f"its {what} do not fit the film: {n}", "bring both again with `dvc pull`")
     def check(t):
         n = film.attributes["frames"]
         if t["frames"] != n: raise misfit("frames", f"{t['frames']} here and {n} in films.json")
         for what in ("shots", "scenes"):
             borders = np.array([(r["start_frame"], r["end_frame"]) for r in t[what]]).reshape(-1, 2)
-            if not len(borders) or borders[0, 0] != 0 or borders[-1, 1] != n or (borders[1:, 0] != borders[:-1, 1]).any() or (np.diff(borders) <= 0).any():
+            if not len(borders) or borders[0, 0] != 0 or borders[-1, 1] != n or (borders[1:, 0] != borders[:-1, 1]).any() or (
+                np.diff(borders) <= 0
+            ).any():
                 raise misfit(what, f"they do not follow one another from frame 0 to {n}")
         scene = np.repeat([s["scene"] for s in t["scenes"]], [s["end_frame"] - s["start_frame"] for s in t["scenes"]])
-        if [s["shot"] for s in t["shots"]] != list(range(len(t["shots"]))): raise misfit("shots", "they are not numbered from 0")
+        if [s["shot"] for s in t["shots"]] != list(range(len(t["shots"]))):
+            raise misfit("shots", "they are not numbered from 0")
         wrong = [s["shot"] for s in t["shots"] if (scene[s["start_frame"] : s["end_frame"]] != s["scene"]).any()]
         if wrong: raise misfit("scenes", f"shot {wrong[0]} does not lie in its scene")
         return t
@@ -203,14 +272,25 @@ def _film(folder, where, entry, split, seen, check):
     "The film in an entry of films.json, if it is asked for."
     def make(e):
         more = {name: e[name] for name in ("director", "writer", "rate", "width", "height", "frames")}
-        return CorpusFilm(_once(where, e["key"], seen), e["title"], e["year"], (e["genre"],), tuple(c["name"] for c in e["cast"]), e["synopsis"], tuple(e["similar"]),
-                          dict(more, looks={c["name"]: c["words"] for c in e["cast"]}), folder / f"{e['key']}.mp4", e["split"])
+        return CorpusFilm(
+            _once(where, e["key"], seen),
+            e["title"],
+            e["year"],
+            (e["genre"]),
+            tuple(c["name"] for c in e["cast"]),
+            e["synopsis"],
+            tuple(e["similar"]),
+            dict(more, looks={c["name"]: c["words"] for c in e["cast"]}),
+            folder / f"{e['key']}.mp4",
+            e["split"],
+        )
     film = _entry(where, entry, make)
     if film.split not in SPLITS: raise PrimenbError(where, f"its split is {film.split!r}", f"write {', '.join(SPLITS)}")
     if split not in (None, film.split): return None
     _video(film.path, where, film.attributes["frames"], check)
     if check:
-        film.shots; film.cameras
+        film.shots
+        film.cameras
         if film.path.with_suffix(".motion.npz").exists(): film._truth("field")
     return film
 
@@ -280,11 +360,17 @@ def depth(self: TrackingShot,
     noise: float = 0.1,  # spread of the logarithm of a guess's error; 0.1 is stored, others are made of the stored truth
 ) -> np.ndarray:  # (T,h,w) float32: metres, inf for the sky; of "scaled" depth in an unknown unit, of "shifted" disparity with unknown scale and shift
     "The depth of each frame, or what an estimator takes for it; raises `PrimenbError` for an unknown estimator or a noise that is no number."
-    if estimator not in ("truth", *ESTIMATORS): raise PrimenbError(f"estimator {estimator!r}", "there are no such maps", f"choose truth, {' or '.join(ESTIMATORS)}")
-    if not isinstance(noise, (int, float)) or noise < 0: raise PrimenbError(f"noise {noise!r}", "it is no spread", "give a number such as 0.25")
+    if estimator not in ("truth", *ESTIMATORS):
+        raise PrimenbError(
+            f"estimator {estimator!r}", "there are no such maps", f"choose truth, {' or '.join(ESTIMATORS)}"
+        )
+    if not isinstance(noise, (int, float)) or noise < 0:
+        raise PrimenbError(f"noise {noise!r}", "it is no spread", "give a number such as 0.25")
     if estimator != "truth" and noise != 0.1: return guess(self.depth(), estimator, noise, self.facts["guess_seed"])
     prefix = "truth_" if estimator == "truth" else f"{estimator}_10_"
-    return unpack(npz_file(self.path.with_suffix(".npz"), [prefix + name for name in ("differences", "finite", "step")]), prefix)
+    return unpack(
+        npz_file(self.path.with_suffix(".npz"), [prefix + name for name in ("differences", "finite", "step")]), prefix
+    )
 
 # %% ../../nbs/data/03_corpus.ipynb #fd4f1147
 def tracking_shots(
@@ -300,9 +386,20 @@ def tracking_shots(
         for n, entry in enumerate(json_file(part / "shots.json")):
             with damages:
                 where = f"{part / 'shots.json'}, shot {n}"
-                shot = _entry(where, entry, lambda e: TrackingShot(_once(where, e["key"], seen), part / f"{e['key']}.mp4", {k: v for k, v in e.items() if k != "key"} | dict(frames=int(e["frames"]))))
+                shot = _entry(
+                    where,
+                    entry,
+                    lambda e: TrackingShot(
+                        _once(where, e["key"], seen),
+                        part / f"{e['key']}.mp4",
+                        {k: v for k, v in e.items() if k != "key"} | dict(frames=int(e["frames"])),
+                    ),
+                )
                 _video(shot.path, where, shot.facts["frames"], check)
-                if check: shot.cameras, npz_file(shot.path.with_suffix(".npz"), ["mask_shape", *(name + "step" for name in _maps)])
+                if check:
+                    shot.cameras, npz_file(
+                        shot.path.with_suffix(".npz"), ["mask_shape", *(name + "step" for name in _maps)]
+                    )
                 yield shot
     return Reader(records, part, damaged)
 
@@ -311,7 +408,9 @@ def _still(where, key, files, split, check):
     "The pair in the files of one record."
     def make(f):
         about_it = json.loads(f["json"])
-        captions, attributes = _said(about_it, split=split, **{k: v for k, v in about_it.items() if k not in ("captions", "shown")})
+        captions, attributes = _said(
+            about_it, split=split, **{k: v for k, v in about_it.items() if k not in ("captions", "shown")}
+        )
         if f["txt"].decode() not in captions: raise ValueError("the caption in .txt is not among those in .json")
         return Pair(key, f["webp"], captions, attributes)
     pair = _entry(where, files, make)
@@ -354,26 +453,41 @@ def gt_captions(
     pairs = list(pairs)
     pictures = pairs if pictures is None else list(pictures)
     for p in (*pairs, *pictures):
-        if "shown" not in p.attributes or len(p.attributes.get("claims", ())) != len(p.captions): raise PrimenbError(p.key, "it is not known what its captions claim and what it shows", "use pairs of the corpus")
-    return gt_matrix([claims for p in pairs for claims in p.attributes["claims"]], [p.attributes["shown"] for p in pictures])
+        if "shown" not in p.attributes or len(p.attributes.get("claims", ())) != len(p.captions):
+            raise PrimenbError(
+                p.key, "it is not known what its captions claim and what it shows", "use pairs of the corpus"
+            )
+    return gt_matrix(
+        [claims for p in pairs for claims in p.attributes["claims"]], [p.attributes["shown"] for p in pictures]
+    )
 
 # %% ../../nbs/data/03_corpus.ipynb #766cf383
 @dataclass(frozen=True, eq=False)
 class CorpusClip(Clip):
     "A clip of the corpus, with its true motion where that is known."
     motion: Motion | None = None  # of 8-pixel cells
-    movers: np.ndarray | None = None  # (T,h,w) float32, the share of each cell that shows people or things that move by themselves
+    # (T,h,w) float32, the share of each cell that shows people or things that move by themselves
+    movers: np.ndarray | None = None
 
-LABELS = ("kind", "action", "family", "direction", "speed", "shape", "place", "time", "camera")  # columns of clips.csv; empty where they do not apply
+# columns of clips.csv; empty where they do not apply
+LABELS = ("kind", "action", "family", "direction", "speed", "shape", "place", "time", "camera")
 CLIP_FRAMES, CLIP_RATE, CLIP_CELL = 16, 12, 8  # frames, frames per second, pixels of a cell
 
 def _clip_truth(path):
     "key -> (motion, movers) of the clips whose true motion is known."
     keys, fields, movers = npz_file(path, ("keys", "field", "mover")).values()
     shape = len(keys), CLIP_FRAMES
-    if fields.shape[:2] != shape or movers.shape != fields.shape[:-1]: raise PrimenbError(path, f"{len(keys)} keys do not fit fields of shape {fields.shape} and movers of shape {movers.shape}", "bring it again with `dvc pull`")
+    if fields.shape[:2] != shape or movers.shape != fields.shape[:-1]:
+        raise PrimenbError(
+            path,
+            f"{len(keys)} keys do not fit fields of shape {fields.shape} and movers of shape {movers.shape}",
+            "bring it again with `dvc pull`",
+        )
     opens = np.arange(CLIP_FRAMES) == 0
-    return {str(key): (_motion(field, CLIP_CELL, CLIP_RATE, opens), mover.astype(np.float32) / 255) for key, field, mover in zip(keys, fields, movers)}
+    return {
+        str(key): (_motion(field, CLIP_CELL, CLIP_RATE, opens), mover.astype(np.float32) / 255)
+        for key, field, mover in zip(keys, fields, movers)
+    }
 
 # %% ../../nbs/data/03_corpus.ipynb #0ae3536c
 def clips(
@@ -391,10 +505,18 @@ def clips(
             with damages: truth = _clip_truth(part / "truth.npz")
         for where, row in table_rows(part / "clips.csv", ("key", "split", *LABELS), damages=damages):
             with damages:
-                if row["split"] not in SPLITS: raise PrimenbError(where, f"its split is {row['split']!r}", f"write {', '.join(SPLITS)}")
+                if row["split"] not in SPLITS:
+                    raise PrimenbError(where, f"its split is {row['split']!r}", f"write {', '.join(SPLITS)}")
                 if split not in (None, row["split"]): continue
                 path = part / row["split"] / f"{_once(where, row['key'], seen)}.mp4"
-                yield CorpusClip(row["key"], _video(path, where, CLIP_FRAMES, check), {k: row[k] for k in LABELS if row[k]}, row["split"], "", *truth.get(row["key"], (None, None)))
+                yield CorpusClip(
+                    row["key"],
+                    _video(path, where, CLIP_FRAMES, check),
+                    {k: row[k] for k in LABELS if row[k]},
+                    row["split"],
+                    "",
+                    *truth.get(row["key"], (None, None))
+                )
     return Reader(records, part, damaged)
 
 # %% ../../nbs/data/03_corpus.ipynb #d8f04515
@@ -435,8 +557,11 @@ class PairDataset(_Drawn):
         index: bool = False,  # give (picture, text, number of the item)
     ):
         super().__init__(transform, seed)
-        self.records, self.tokenizer, self.index = list(pairs), tokenizer, index
-        if silent := next((p for p in self.records if not p.captions), None): raise PrimenbError(silent.key, "it has no caption", "leave it out")
+        self.records = list(pairs)
+        self.tokenizer = tokenizer
+        self.index = index
+        if silent := next((p for p in self.records if not p.captions), None):
+            raise PrimenbError(silent.key, "it has no caption", "leave it out")
     def __len__(self): return len(self.records)
     def __getitem__(self, i):
         return (*_drawn_pair(self, self.records[i]), *[range(len(self))[i]] * self.index)
@@ -444,21 +569,35 @@ class PairDataset(_Drawn):
 def _drawn_pair(drawn, pair):
     "The picture and one of the captions of a pair, as this epoch draws them."
     rng = drawn._rng(pair.key)
-    text, image = pair.captions[rng.integers(len(pair.captions))], decode_image(pair.source, pair.key)
-    return _tensor(image) if drawn.transform is None else drawn._transformed(Image.fromarray(image), rng), text if drawn.tokenizer is None else drawn.tokenizer([text])[0]
+    text = pair.captions[rng.integers(len(pair.captions))]
+    image = decode_image(pair.source, pair.key)
+    return (
+        _tensor(image)
+        if drawn.transform is None
+        else drawn._transformed(Image.fromarray(image), rng), text
+        if drawn.tokenizer is None
+        else drawn.tokenizer([text])[0]
+    )
 
 # %% ../../nbs/data/03_corpus.ipynb #de54f107
 class _Labelled(_Drawn):
     "Videos by number, each with a target."
     def __init__(self, keys, values, label, classes, transform, seed):
         super().__init__(transform, seed)
-        self.keys, self.classes = keys, sorted(set(values), key=str) if classes is None and label else classes
+        self.keys = keys
+        self.classes = sorted(set(values), key=str) if classes is None and label else classes
         number = {c: n for n, c in enumerate(self.classes or ())}
         for key, value in zip(keys, values):
-            if label and value not in number: raise PrimenbError(key, f"its {label} is {value!r}", f"leave it out, or name classes that hold it, besides {', '.join(map(str, number))}")
+            if label and value not in number:
+                raise PrimenbError(
+                    key,
+                    f"its {label} is {value!r}",
+                    f"leave it out, or name classes that hold it, besides {', '.join(map(str, number))}",
+                )
         self.targets = [number[v] for v in values] if label else list(range(len(keys)))
     def __len__(self): return len(self.keys)
-    def __getitem__(self, i): return self._transformed(_tensor(self._pictures(range(len(self))[i])), self._rng(self.keys[i])), self.targets[i]
+    def __getitem__(self, i):
+        return self._transformed(_tensor(self._pictures(range(len(self))[i])), self._rng(self.keys[i])), self.targets[i]
 
 # %% ../../nbs/data/03_corpus.ipynb #6a58af64
 class ClipDataset(_Labelled):
@@ -472,8 +611,13 @@ class ClipDataset(_Labelled):
         seed: int = 0,  # of transforms
     ):
         self.records = list(clips)
-        if bare := next((c for c in self.records if label and label not in c.labels), None): raise PrimenbError(bare.key, f"it has no label {label!r}, only {', '.join(bare.labels)}", "choose the clips that have one")
-        super().__init__([c.key for c in self.records], [c.labels.get(label) for c in self.records], label, classes, transform, seed)
+        if bare := next((c for c in self.records if label and label not in c.labels), None):
+            raise PrimenbError(
+                bare.key, f"it has no label {label!r}, only {', '.join(bare.labels)}", "choose the clips that have one"
+            )
+        super().__init__(
+            [c.key for c in self.records], [c.labels.get(label) for c in self.records], label, classes, transform, seed
+        )
     def _pictures(self, i): return self.records[i].frames(threads=1)
 
 # %% ../../nbs/data/03_corpus.ipynb #049e102b
@@ -488,24 +632,40 @@ class ShotDataset(_Labelled):
         classes: list | None = None,  # the label's values in the order of their numbers; None for those that occur
         seed: int = 0,  # of transforms
     ):
-        if label and label not in shots: raise PrimenbError("the shot table", f"it has no column {label!r}", f"choose one of {', '.join(shots)}")
+        if label and label not in shots:
+            raise PrimenbError("the shot table", f"it has no column {label!r}", f"choose one of {', '.join(shots)}")
         self.folder = _part(None, "films") if folder is None else Path(folder)
         self.rows = list(shots[["film", "key1", "key2", "key3"]].itertuples(index=False, name=None))
-        super().__init__((shots.film + "/" + shots.shot.astype(str)).tolist(), shots[label].tolist() if label else [None] * len(shots), label, classes, transform, seed)
+        super().__init__(
+            (shots.film + "/" + shots.shot.astype(str)).tolist(),
+            shots[label].tolist() if label else [None] * len(shots),
+            label,
+            classes,
+            transform,
+            seed,
+        )
     def _pictures(self, i):
         film, *keys = self.rows[i]
         frames = list(frames_at(self.folder / f"{film}.mp4", keys))
-        return np.stack([frames[np.searchsorted([f.time for f in frames], key + 1e-6, "right") - 1].image for key in keys])
+        return np.stack(
+            [frames[np.searchsorted([f.time for f in frames], key + 1e-6, "right") - 1].image for key in keys]
+        )
 
 # %% ../../nbs/data/03_corpus.ipynb #732a1367
 class _Stream(_Drawn):
     "The stages of a stream of pairs."
     def __init__(self, shards, transform, tokenizer, shuffle, seed, damaged):
         super().__init__(transform, seed)
-        self.shards, self.tokenizer, self.shuffle, self.damaged = shards, tokenizer, shuffle, damaged
+        self.shards = shards
+        self.tokenizer = tokenizer
+        self.shuffle = shuffle
+        self.damaged = damaged
     def listed(self):
         "The shards in this epoch's order."
-        yield from (self.shards[i] for i in (self._rng("shards").permutation(len(self.shards)) if self.shuffle else range(len(self.shards))))
+        yield from (
+            self.shards[i]
+            for i in (self._rng("shards").permutation(len(self.shards)) if self.shuffle else range(len(self.shards)))
+        )
     def read(self, shards):
         "The pairs in them."
         damages = Damages(self.damaged)
@@ -514,7 +674,11 @@ class _Stream(_Drawn):
     def mixed(self, pairs):
         "The same, out of order."
         import webdataset
-        return webdataset.shuffle(self.shuffle, seed=int(self._rng("order").integers(2**31)))(pairs) if self.shuffle else pairs
+        return (
+            webdataset.shuffle(self.shuffle, seed=int(self._rng("order").integers(2**31)))(pairs)
+            if self.shuffle
+            else pairs
+        )
     def drawn(self, pairs):
         "A picture and one of the captions of each."
         damages = Damages(self.damaged)
@@ -525,7 +689,10 @@ class _Stream(_Drawn):
 # %% ../../nbs/data/03_corpus.ipynb #e2e54722
 def _tell(damages):
     "Warns of what was left out."
-    if damages: warnings.warn(f"{len(damages)} damaged and skipped; the first is {damages[0].name}: {damages[0].cause}", stacklevel=2)
+    if damages:
+        warnings.warn(
+            f"{len(damages)} damaged and skipped; the first is {damages[0].name}: {damages[0].cause}", stacklevel=2
+        )
 
 def pair_stream(
     split: str = "train",  # "train", "validation", "test" or "renditions"
@@ -541,6 +708,8 @@ def pair_stream(
     import webdataset
     part = _part(folder, "stills", split, STYLED)
     stream = _Stream([(split, path) for path in _shards(part, split)], transform, tokenizer, shuffle, seed, damaged)
-    pipeline = webdataset.DataPipeline(stream.listed, webdataset.split_by_node, webdataset.split_by_worker, stream.read, stream.mixed, stream.drawn)
+    pipeline = webdataset.DataPipeline(
+        stream.listed, webdataset.split_by_node, webdataset.split_by_worker, stream.read, stream.mixed, stream.drawn
+    )
     pipeline.set_epoch = stream.set_epoch
     return pipeline

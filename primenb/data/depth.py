@@ -15,7 +15,11 @@ from ..core import PrimenbError
 def _field(rng, shape, cells):
     "(H,W) smooth random field of mean 0 and spread 1 everywhere."
     grid = cells, round(cells * shape[1] / shape[0])
-    down, across = (cv2.resize(np.eye(n, dtype=np.float32), (side, n), interpolation=cv2.INTER_CUBIC).T for n, side in zip(grid, shape))  # what each pixel takes from each number
+    # what each pixel takes from each number
+    down, across = (
+        cv2.resize(np.eye(n, dtype=np.float32), (side, n), interpolation=cv2.INTER_CUBIC).T
+        for n, side in zip(grid, shape)
+    )
     spread = np.sqrt(np.outer((down**2).sum(1), (across**2).sum(1)))
     return (down @ rng.normal(0, 1, grid).astype(np.float32) @ across.T / spread).astype(np.float32)
 
@@ -36,8 +40,11 @@ def estimate(
     seed: int | list = 0,  # the same seed gives the same guesses
 ) -> np.ndarray:  # (n,H,W) float32: depth or disparity in a unit of its own
     "What a depth network of a certain character would answer for the frames of a shot; raises `PrimenbError` for an unknown one."
-    if estimator not in ESTIMATORS: raise PrimenbError(estimator, "no such estimator", f"use one of {', '.join(ESTIMATORS)}")
-    rng, n, shape = np.random.default_rng(seed), len(depth), depth.shape[1:]
+    if estimator not in ESTIMATORS:
+        raise PrimenbError(estimator, "no such estimator", f"use one of {', '.join(ESTIMATORS)}")
+    rng = np.random.default_rng(seed)
+    n = len(depth)
+    shape = depth.shape[1:]
     finite = np.isfinite(depth)
     if not finite.any(): raise PrimenbError("depth", "nothing but sky", "choose a shot that shows something")
     far, middle = np.quantile(depth[finite], 0.98), np.median(depth[finite])
@@ -74,7 +81,8 @@ def pack(
     q = np.zeros(maps.shape, np.int32)
     q[finite] = np.clip(np.rint(np.log(maps[finite]) / step), -(2**30), 2**30)
     flat = np.where(finite, q, np.int32(np.median(q[finite]) if finite.any() else 0))
-    if np.abs(q).max(initial=0) > 2**27: raise PrimenbError("pack", f"steps of {step} are too fine for whole numbers", "use coarser steps")
+    if np.abs(q).max(initial=0) > 2**27:
+        raise PrimenbError("pack", f"steps of {step} are too fine for whole numbers", "use coarser steps")
     for axis in range(3): flat = np.diff(flat, axis=axis, prepend=0)
     low = flat.astype(np.int16) if np.abs(flat).max(initial=0) < 32768 else flat
     return dict(differences=low, finite=np.packbits(finite), step=np.float64(step))

@@ -18,7 +18,10 @@ from PIL import Image
 from scipy import sparse
 
 from ..core import PrimenbError
-from .records import Clip, Damages, Film, Pair, PosedFrame, Reader, ShotFeatures, decode_image, frames_table, json_file, npz_file, read_depth, shard_list, shard_records, table_rows, text_lines
+from primenb.data.records import (
+    Clip, Damages, Film, Pair, PosedFrame, Reader, ShotFeatures, decode_image, frames_table, json_file, npz_file,
+    read_depth, shard_list, shard_records, table_rows, text_lines,
+)
 from ..core import about
 from ..media.video import probe
 
@@ -28,10 +31,15 @@ def to_rigid(
     where="pose",  # what to call it in an error
 ) -> np.ndarray:  # (4,4) cam_from_world, exactly rigid
     "Turns a camera-to-world matrix round; raises `PrimenbError` for one that is no rigid motion."
-    if not np.isfinite(pose).all(): raise PrimenbError(where, "its pose is not finite: the tracker was lost there", "leave the frame out")
+    if not np.isfinite(pose).all():
+        raise PrimenbError(where, "its pose is not finite: the tracker was lost there", "leave the frame out")
     U, S, Vt = np.linalg.svd(pose[:3, :3])
     if np.abs(S - 1).max() > 0.01 or np.linalg.det(U @ Vt) < 0 or not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
-        raise PrimenbError(where, f"its pose is no rigid motion (stretches by {S.min():.3g} to {S.max():.3g}, determinant {np.linalg.det(pose[:3, :3]):.3g}, last row {pose[3].tolist()})", "check that it is a 4x4 matrix, row by row")
+        raise PrimenbError(
+            where,
+            f"its pose is no rigid motion (stretches by {S.min():.3g} to {S.max():.3g}, determinant {np.linalg.det(pose[:3, :3]):.3g}, last row {pose[3].tolist()})",
+            "check that it is a 4x4 matrix, row by row",
+        )
     cam_from_world, R = np.eye(4), U @ Vt
     cam_from_world[:3, :3], cam_from_world[:3, 3] = R.T, -R.T @ pose[:3, 3]
     return cam_from_world
@@ -40,13 +48,24 @@ def to_rigid(
 def _matrix(text, where, n):
     "The (n,n) matrix in a text."
     try: values = np.array(text.split(), float)
-    except ValueError as e: raise PrimenbError(where, f"it holds something that is no number ({e})", "write numbers only") from None
-    if len(values) != n * n: raise PrimenbError(where, f"it holds {len(values)} numbers where a {n}x{n} matrix has {n * n}", "write the whole matrix, row by row")
+    except ValueError as e:
+        raise PrimenbError(where, f"it holds something that is no number ({e})", "write numbers only") from None
+    if len(values) != n * n:
+        raise PrimenbError(
+            where,
+            f"it holds {len(values)} numbers where a {n}x{n} matrix has {n * n}",
+            "write the whole matrix, row by row",
+        )
     return values.reshape(n, n)
 
 def _matrix_file(path, n): return _matrix(" ".join(text for _, text in text_lines(path)), path, n)
 
-def _pictures(folder): return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and p.name[0] != "."] if folder.is_dir() else []
+def _pictures(folder):
+    return [
+        p
+        for p in sorted(folder.iterdir())
+        if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and p.name[0] != "."
+    ] if folder.is_dir() else []
 
 def _number(path):
     "The last number in a file's name."
@@ -57,36 +76,60 @@ def _number(path):
 # %% ../../nbs/data/04_public.ipynb #0656d043
 def _hololens(folder):
     "The frames of images/, depth/ and poses.txt."
-    images, poses = sorted(_pictures(folder / "images"), key=_number), list(text_lines(folder / "poses.txt"))
-    if len(images) != len(poses): raise PrimenbError(folder / "poses.txt", f"it holds {len(poses)} poses for {len(images)} images", "find out which are missing: line and image are matched by their order")
+    images = sorted(_pictures(folder / "images"), key=_number)
+    poses = list(text_lines(folder / "poses.txt"))
+    if len(images) != len(poses):
+        raise PrimenbError(
+            folder / "poses.txt",
+            f"it holds {len(poses)} poses for {len(images)} images",
+            "find out which are missing: line and image are matched by their order",
+        )
     depths = {_number(p): p for p in _pictures(folder / "depth")}
     for image, (where, text) in zip(images, poses): yield _number(image), image, depths.get(_number(image)), where, text
 
 def _sevenscenes(folder):
     "The frames of frame-XXXXXX.color.*, .depth.png and .pose.txt."
-    images, has_depth = {p.name.split(".")[0]: p for p in _pictures(folder) if ".color." in p.name}, any(folder.glob("*.depth.png"))
+    images = {p.name.split(".")[0]: p for p in _pictures(folder) if ".color." in p.name}
+    has_depth = any(folder.glob("*.depth.png"))
     for name in sorted({*images, *(p.name.split(".")[0] for p in folder.glob("*.pose.txt"))}):
-        yield _number(Path(name)), images.get(name, folder / f"{name}.color.png"), folder / f"{name}.depth.png" if has_depth else None, folder / f"{name}.pose.txt", None
+        yield _number(Path(name)), images.get(
+            name, folder / f"{name}.color.png"
+        ), folder / f"{name}.depth.png" if has_depth else None, folder / f"{name}.pose.txt", None
 
 def _layout(folder):
     "Which of the two layouts this is: (frames, file with the intrinsics)."
     if (folder / "poses.txt").exists(): return _hololens, folder / "K.txt"
     if any(folder.glob("*.pose.txt")): return _sevenscenes, folder / "camera-intrinsics.txt"
-    raise PrimenbError(folder, "it holds no poses: neither poses.txt nor *.pose.txt" if folder.is_dir() else "there is no such folder", "name the folder of one sequence")
+    raise PrimenbError(
+        folder,
+        "it holds no poses: neither poses.txt nor *.pose.txt" if folder.is_dir() else "there is no such folder",
+        "name the folder of one sequence",
+    )
 
 # %% ../../nbs/data/04_public.ipynb #9f198cfd
 def _fits(K, size, where):
     "Refuses intrinsics that belong to another picture size."
-    if K.shape != (3, 3) or not (np.allclose(K[2], [0, 0, 1]) and K[1, 0] == 0 and K[0, 0] > 0 and K[1, 1] > 0): raise PrimenbError(where, f"it is no matrix of intrinsics: {K.tolist()}", "write fx 0 cx, 0 fy cy, 0 0 1, in pixels")
+    if K.shape != (3, 3) or not (np.allclose(K[2], [0, 0, 1]) and K[1, 0] == 0 and K[0, 0] > 0 and K[1, 1] > 0):
+        raise PrimenbError(
+            where, f"it is no matrix of intrinsics: {K.tolist()}", "write fx 0 cx, 0 fy cy, 0 0 1, in pixels"
+        )
     middle = K[:2, 2] / size
-    if not (np.abs(middle - 0.5) <= 0.2).all(): raise PrimenbError(where, f"its principal point ({K[0, 2]:.6g}, {K[1, 2]:.6g}) is far from the middle of a picture of {size[0]}x{size[1]}", "scale K to the size of the pictures")
+    if not (np.abs(middle - 0.5) <= 0.2).all():
+        raise PrimenbError(
+            where,
+            f"its principal point ({K[0, 2]:.6g}, {K[1, 2]:.6g}) is far from the middle of a picture of {size[0]}x{size[1]}",
+            "scale K to the size of the pictures",
+        )
 
 def _picture_size(path, check):
     "(width, height) of a picture; with `check` it is decoded as well."
     if check: return decode_image(path).shape[1::-1]
     try:
         with Image.open(path) as image: return image.size
-    except OSError as e: raise PrimenbError(path, f"it cannot be opened as a picture ({type(e).__name__})", "copy or download it again") from None
+    except OSError as e:
+        raise PrimenbError(
+            path, f"it cannot be opened as a picture ({type(e).__name__})", "copy or download it again"
+        ) from None
 
 # %% ../../nbs/data/04_public.ipynb #2bdec849
 def posed_frames(
@@ -106,7 +149,9 @@ def posed_frames(
                 cam_from_world = to_rigid(_matrix_file(where, 4) if text is None else _matrix(text, where, 4), where)
                 size = _same_size(image, sizes, check)
                 _fits(intrinsics, size, file if K is None else "K")
-                frame = PosedFrame(index, image, cam_from_world, intrinsics, _depth_of(folder, index, depth, size, check))
+                frame = PosedFrame(
+                    index, image, cam_from_world, intrinsics, _depth_of(folder, index, depth, size, check)
+                )
                 yield frame
     return Reader(records, folder, damaged)
 
@@ -114,17 +159,32 @@ def posed_frames(
 def _same_size(image, sizes, check):
     "The picture's size, which must be that of the pictures before it."
     size = _picture_size(image, check)
-    if sizes and size not in sizes: raise PrimenbError(image, f"it is {size[0]}x{size[1]} and those before it {'x'.join(map(str, *sizes))}", "all frames of a sequence need one size")
+    if sizes and size not in sizes:
+        raise PrimenbError(
+            image,
+            f"it is {size[0]}x{size[1]} and those before it {'x'.join(map(str, *sizes))}",
+            "all frames of a sequence need one size",
+        )
     sizes.add(size)
     return size
 
 def _depth_of(folder, index, path, size, check):
     "The depth map's path, if it is there and as large as the picture; None where the sequence has no depth at all."
     if path is None:
-        if (folder / "depth").is_dir(): raise PrimenbError(folder / "depth", f"there is no depth map for frame {index}", "remove the frame, or the folder, to go without depth")
+        if (folder / "depth").is_dir():
+            raise PrimenbError(
+                folder / "depth",
+                f"there is no depth map for frame {index}",
+                "remove the frame, or the folder, to go without depth",
+            )
         return None
     found = read_depth(path).shape[::-1] if check else _picture_size(path, False)
-    if found != size: raise PrimenbError(path, f"it is {found[0]}x{found[1]} and the picture {size[0]}x{size[1]}", "resize the depth maps, without mixing near and far")
+    if found != size:
+        raise PrimenbError(
+            path,
+            f"it is {found[0]}x{found[1]} and the picture {size[0]}x{size[1]}",
+            "resize the depth maps, without mixing near and far",
+        )
     return path
 
 # %% ../../nbs/data/04_public.ipynb #c1576ad6
@@ -146,9 +206,22 @@ def table_pairs(
             captions, where, attributes = _captions(group, caption, damages)
             with damages:
                 if not name: raise PrimenbError(where, "it names no picture", "name the file, or remove the row")
-                if name in seen: raise PrimenbError(where, f"{name} has come before", "keep the rows of a picture together, each once")
+                if name in seen:
+                    raise PrimenbError(
+                        where, f"{name} has come before", "keep the rows of a picture together, each once"
+                    )
                 seen.add(name)
-                if captions: yield _pair(Pair(name, top / name, captions, {k: v for k, v in attributes.items() if k not in (image, caption)}), where, check)
+                if captions:
+                    yield _pair(
+                        Pair(
+                            name,
+                            top / name,
+                            captions,
+                            {k: v for k, v in attributes.items() if k not in (image, caption)},
+                        ),
+                        where,
+                        check,
+                    )
     return Reader(records, path, damaged)
 
 # %% ../../nbs/data/04_public.ipynb #cacdea5f
@@ -160,7 +233,8 @@ def _captions(rows, column, damages):
         with damages:
             words = row[column].strip()
             if not words: raise PrimenbError(where, "its caption is empty", "write one, or remove the row")
-            if words in captions: raise PrimenbError(where, "the same caption of the same picture has come before", "remove the row")
+            if words in captions:
+                raise PrimenbError(where, "the same caption of the same picture has come before", "remove the row")
             captions.append(words)
     return tuple(captions), *first
 
@@ -168,24 +242,41 @@ def _pair(pair, where, check):
     "The pair, with its picture decoded if it is to be checked."
     with about(where):
         if check: pair.image
-        elif not isinstance(pair.source, bytes) and not os.path.isfile(pair.source): raise PrimenbError(pair.source, "there is no such file", "download it")
+        elif not isinstance(pair.source, bytes) and not os.path.isfile(pair.source):
+            raise PrimenbError(pair.source, "there is no such file", "download it")
     return pair
 
 # %% ../../nbs/data/04_public.ipynb #82406062
 def _shard_pair(where, key, files, words):
     "The pair in the files of one record."
     picture = next((files.pop(e) for e in ("jpg", "jpeg", "png", "webp") if e in files), None)
-    if picture is None: raise PrimenbError(where, f"it holds no picture, only {', '.join(files)}", "pictures are .jpg, .png or .webp")
+    if picture is None:
+        raise PrimenbError(where, f"it holds no picture, only {', '.join(files)}", "pictures are .jpg, .png or .webp")
     try:
         captions = [files.pop("txt").decode().strip()] if "txt" in files else []
         attributes = json.loads(files.pop("json")) if "json" in files else {}
         if "cls" in files: attributes = {**attributes, "cls": int(files.pop("cls"))}
-    except ValueError as e: raise PrimenbError(where, f"its text cannot be read ({e})", "write UTF-8, JSON, and a number into .cls") from None
-    if not isinstance(attributes, dict): raise PrimenbError(where, "its .json holds no dictionary", "write names and values")
-    given = [attributes.pop(name) for name in ("caption", "text", "captions") if name in attributes] + ([words(attributes)] if words else [])
-    captions += [c.strip() if isinstance(c, str) else c for g in given for c in (g if isinstance(g, (list, tuple)) else [g])]
-    if not captions: raise PrimenbError(where, "it holds no caption", "put it into .txt, or into .json as caption; or make one with words=...")
-    if not all(isinstance(c, str) and c for c in captions): raise PrimenbError(where, "one of its captions is empty or no text", "write it, or leave the record out")
+    except ValueError as e:
+        raise PrimenbError(
+            where, f"its text cannot be read ({e})", "write UTF-8, JSON, and a number into .cls"
+        ) from None
+    if not isinstance(attributes, dict):
+        raise PrimenbError(where, "its .json holds no dictionary", "write names and values")
+    given = [
+        attributes.pop(name)
+        for name in ("caption", "text", "captions") if name in attributes
+    ] + ([words(attributes)] if words else [])
+    captions += [
+        c.strip() if isinstance(c, str) else c
+        for g in given
+        for c in (g if isinstance(g, (list, tuple)) else [g])
+    ]
+    if not captions:
+        raise PrimenbError(
+            where, "it holds no caption", "put it into .txt, or into .json as caption; or make one with words=..."
+        )
+    if not all(isinstance(c, str) and c for c in captions):
+        raise PrimenbError(where, "one of its captions is empty or no text", "write it, or leave the record out")
     return Pair(key, picture, tuple(dict.fromkeys(captions)), {**attributes, **files})
 
 # %% ../../nbs/data/04_public.ipynb #7f31c27b
@@ -203,13 +294,19 @@ def shard_pairs(
             with damages:
                 for key, files in shard_records(path, damages):
                     where = f"{path}, {key}"
-                    with damages: yield _pair(_shard_pair(where, f"{path.name.split('.tar')[0]}/{key}", files, words), where, check)
+                    with damages:
+                        yield _pair(
+                            _shard_pair(where, f"{path.name.split('.tar')[0]}/{key}", files, words), where, check
+                        )
     return Reader(records, paths[0] if len(paths) == 1 else paths[0].parent, damaged)
 
 # %% ../../nbs/data/04_public.ipynb #8e84d594
 def _video(path, where, check):
     "The video's path, if it is whole."
-    if not os.path.isfile(path): raise PrimenbError(where, f"there is no video {path.name}", "download it; public videos disappear, so some will stay missing")
+    if not os.path.isfile(path):
+        raise PrimenbError(
+            where, f"there is no video {path.name}", "download it; public videos disappear, so some will stay missing"
+        )
     with about(where):
         if check and (damage := probe(path).damage): raise PrimenbError(path, damage, "download it again")
     return path
@@ -230,7 +327,8 @@ def _clips(rows, name, split, damaged, check):
 def _class(where, text):
     "(number, name) in a line of classInd.txt."
     number, _, name = text.partition(" ")
-    if not number.isdigit() or not name.strip(): raise PrimenbError(where, f"{text!r} is no number and name of a class", "use the lists as published")
+    if not number.isdigit() or not name.strip():
+        raise PrimenbError(where, f"{text!r} is no number and name of a class", "use the lists as published")
     return number, name.strip()
 
 # %% ../../nbs/data/04_public.ipynb #2fe6e089
@@ -252,8 +350,16 @@ def ucf101_clips(
                 key, *number = text.split()
                 action = key.split("/")[0]
                 with damages:
-                    if action not in names.values(): raise PrimenbError(where, f"{action!r} is no class of classInd.txt", "use the lists that belong together")
-                    if number and names.get(number[0]) != action: raise PrimenbError(where, f"class {number[0]} is {names.get(number[0])!r} and the folder {action!r}", "use the lists that belong together")
+                    if action not in names.values():
+                        raise PrimenbError(
+                            where, f"{action!r} is no class of classInd.txt", "use the lists that belong together"
+                        )
+                    if number and names.get(number[0]) != action:
+                        raise PrimenbError(
+                            where,
+                            f"class {number[0]} is {names.get(number[0])!r} and the folder {action!r}",
+                            "use the lists that belong together",
+                        )
                     yield where, key, videos / key, dict(action=action), part
     return _clips(rows, lists, split, damaged, check)
 
@@ -268,17 +374,25 @@ def hmdb51_clips(
     check: bool = True,  # open every video while reading
 ) -> Reader:  # of `Clip` with the label action
     "The clips of HMDB51, by its own lists."
-    videos, ending, parts = Path(videos), f"_test_split{fold}.txt", {"0": "unused", "1": "train", "2": "test"}
+    videos = Path(videos)
+    ending = f"_test_split{fold}.txt"
+    parts = {"0": "unused", "1": "train", "2": "test"}
     def rows(damages):
         files = sorted(Path(lists).glob(f"*{ending}"))
-        if not files: raise PrimenbError(lists, f"there is no file *{ending}", "name the folder with the split files, and fold 1, 2 or 3")
+        if not files:
+            raise PrimenbError(
+                lists, f"there is no file *{ending}", "name the folder with the split files, and fold 1, 2 or 3"
+            )
         for file in files:
             action = file.name.removesuffix(ending)
             for where, text in text_lines(file, damages):
                 name, _, code = text.rpartition(" ")
                 with damages:
-                    if code not in parts: raise PrimenbError(where, f"it ends in {code!r}", "it should end in 0, 1 or 2")
-                    yield where, f"{action}/{name.strip()}", videos / action / name.strip(), dict(action=action), parts[code]
+                    if code not in parts:
+                        raise PrimenbError(where, f"it ends in {code!r}", "it should end in 0, 1 or 2")
+                    yield where, f"{action}/{name.strip()}", videos / action / name.strip(), dict(
+                        action=action
+                    ), parts[code]
     return _clips(rows, lists, split, damaged, check)
 
 # %% ../../nbs/data/04_public.ipynb #d8e7ef63
@@ -296,11 +410,17 @@ def kinetics_clips(
         for where, row in table_rows(table, ("youtube_id", "time_start", "time_end", "split"), damages=damages):
             with damages:
                 try: start, end = (int(float(row[name])) for name in ("time_start", "time_end"))
-                except (ValueError, OverflowError): raise PrimenbError(where, f"{row['time_start']!r} to {row['time_end']!r} are no seconds", "write numbers") from None
-                if end <= start: raise PrimenbError(where, f"it ends at {end} s and begins at {start} s", "mend the times")
+                except (ValueError, OverflowError):
+                    raise PrimenbError(
+                        where, f"{row['time_start']!r} to {row['time_end']!r} are no seconds", "write numbers"
+                    ) from None
+                if end <= start:
+                    raise PrimenbError(where, f"it ends at {end} s and begins at {start} s", "mend the times")
                 action, key = row.get("label", "").strip(), f"{row['youtube_id']}_{start:06d}_{end:06d}"
                 places = [videos / place / f"{key}.mp4" for place in (action, action.replace(" ", "_"), "")]
-                yield where, key, next(filter(os.path.isfile, places), places[-1]), dict(action=action) if action else {}, row["split"]
+                yield where, key, next(
+                    filter(os.path.isfile, places), places[-1]
+                ), dict(action=action) if action else {}, row["split"]
     return _clips(rows, table, split, damaged, check)
 
 # %% ../../nbs/data/04_public.ipynb #94315cb6
@@ -332,8 +452,14 @@ def folder_clips(
         for path in _walk(folder):
             with damages:
                 parts = path.relative_to(folder).parts
-                if path.suffix.lower() not in _video_endings: raise PrimenbError(path, "it is no video", f"videos are {', '.join(_video_endings)}")
-                if len(parts) != depth: raise PrimenbError(path, "it does not lie in a class's folder", "put videos into a folder per class, or a folder per split and class")
+                if path.suffix.lower() not in _video_endings:
+                    raise PrimenbError(path, "it is no video", f"videos are {', '.join(_video_endings)}")
+                if len(parts) != depth:
+                    raise PrimenbError(
+                        path,
+                        "it does not lie in a class's folder",
+                        "put videos into a folder per class, or a folder per split and class",
+                    )
                 yield path, "/".join(parts), path, dict(action=parts[-2]), parts[0] if depth == 3 else ""
     return _clips(rows, folder, split, damaged, check)
 
@@ -342,7 +468,8 @@ def _whole_numbers(where, text, n):
     "The n whole numbers in a line."
     try: values = [int(word) for word in text.split()]
     except ValueError: values = []
-    if len(values) != n or max(map(abs, values)) > 2**40: raise PrimenbError(where, f"{text!r} is not {n} whole numbers", "download the file again")
+    if len(values) != n or max(map(abs, values)) > 2**40:
+        raise PrimenbError(where, f"{text!r} is not {n} whole numbers", "download the file again")
     return values
 
 def _movienet_shots(path, damages):
@@ -351,7 +478,10 @@ def _movienet_shots(path, damages):
     for number, (where, text) in enumerate(text_lines(path)):
         with damages:
             row = _whole_numbers(where, text, 5)
-            if row[1] < row[0]: raise PrimenbError(where, f"shot {number} ends at frame {row[1]} and begins at {row[0]}", "download the file again")
+            if row[1] < row[0]:
+                raise PrimenbError(
+                    where, f"shot {number} ends at frame {row[1]} and begins at {row[0]}", "download the file again"
+                )
             shots[number] = row
     return shots
 
@@ -363,8 +493,14 @@ def _movienet_labels(path, shots, damages):
         with damages:
             number, value = _whole_numbers(where, text, 2)
             if value not in (0, 1, -1): raise PrimenbError(where, f"the label is {value}", "labels are 0, 1 and -1")
-            if number not in labels: raise PrimenbError(where, f"there is no shot {number}; they go from {min(shots, default=0)} to {max(shots, default=0)}", "use shots and labels that belong together")
-            if not np.isnan(labels[number]): raise PrimenbError(where, f"shot {number} has a label already", "remove one of the two")
+            if number not in labels:
+                raise PrimenbError(
+                    where,
+                    f"there is no shot {number}; they go from {min(shots, default=0)} to {max(shots, default=0)}",
+                    "use shots and labels that belong together",
+                )
+            if not np.isnan(labels[number]):
+                raise PrimenbError(where, f"shot {number} has a label already", "remove one of the two")
             labels[number] = value
     return np.array(list(labels.values()))
 
@@ -381,14 +517,26 @@ def movienet_films(
     def records(damages):
         parts = _movienet_split(folder / "meta/split318.json")
         for film in sorted({p.stem for p in folder.glob("label318/*.txt")} - set(parts)):
-            with damages: raise PrimenbError(folder / f"label318/{film}.txt", "no split names this film", "mend meta/split318.json")
+            with damages:
+                raise PrimenbError(
+                    folder / f"label318/{film}.txt", "no split names this film", "mend meta/split318.json"
+                )
         for film, part in parts.items():
             if split not in (None, part): continue
             with damages:
                 shots = _movienet_shots(folder / f"shot_movie318/{film}.txt", damages)
-                if not shots: raise PrimenbError(folder / f"shot_movie318/{film}.txt", "it holds no shots", "download it again")
-                labels, rows = _movienet_labels(folder / f"label318/{film}.txt", shots, damages), np.array(list(shots.values()))
-                table = frames_table(film, rows[:, :2] + [0, 1], rate, rows[:, 2:], np.array(list(shots)), folder / f"shot_movie318/{film}.txt")
+                if not shots:
+                    raise PrimenbError(folder / f"shot_movie318/{film}.txt", "it holds no shots", "download it again")
+                labels = _movienet_labels(folder / f"label318/{film}.txt", shots, damages)
+                rows = np.array(list(shots.values()))
+                table = frames_table(
+                    film,
+                    rows[:, :2] + [0, 1],
+                    rate,
+                    rows[:, 2:],
+                    np.array(list(shots)),
+                    folder / f"shot_movie318/{film}.txt",
+                )
                 scenes = np.append(0, np.cumsum(np.abs(np.nan_to_num(labels[:-1])))).astype(int)
                 yield ShotFeatures(film, table, scenes, labels=labels, split=part)
     return Reader(records, folder, damaged)
@@ -400,7 +548,8 @@ def _movienet_split(path):
     if not isinstance(splits, dict): raise PrimenbError(path, "it holds no dictionary", "download it again")
     for part in ("train", "val", "test"):
         for film in splits.get(part, []):
-            if film in parts: raise PrimenbError(path, f"{film} is in {parts[film]} and in {part}", "a film belongs to one split")
+            if film in parts:
+                raise PrimenbError(path, f"{film} is in {parts[film]} and in {part}", "a film belongs to one split")
             parts[film] = part
     return parts
 
@@ -409,11 +558,17 @@ def _lvu_labels(where, task, row, classes):
     "The answer, and what it was computed from; `classes` remembers the class of each number."
     def count(name, least):
         text = row.get(name, "no column")
-        if not text.isdecimal() or len(text) > 15 or int(text) < least: raise PrimenbError(where, f"{name} is {text!r}", f"it should be a whole number from {least}")
+        if not text.isdecimal() or len(text) > 15 or int(text) < least:
+            raise PrimenbError(where, f"{name} is {text!r}", f"it should be a whole number from {least}")
         return int(text)
     if "class_name" in row:
         number, name = count("class_id", 0), row["class_name"]
-        if classes.setdefault(number, name) != name: raise PrimenbError(where, f"class {number} is {name!r} here and {classes[number]!r} above", "use lists that belong together")
+        if classes.setdefault(number, name) != name:
+            raise PrimenbError(
+                where,
+                f"class {number} is {name!r} here and {classes[number]!r} above",
+                "use lists that belong together",
+            )
         return {task: name, "class_id": number}
     if "view_count" in row: return {task: float(np.log(count("view_count", 1))), "views": count("view_count", 1)}
     likes, dislikes = count("like_count", 0), count("dislike_count", 0)
@@ -437,16 +592,29 @@ def lvu_clips(
 ) -> Reader:  # of `Clip`; labels[task] is the class's name or the number to predict; film is the IMDb number
     "The clips of one task of the long-form video benchmark."
     top = Path(folder) / task
-    if not top.is_dir(): raise PrimenbError(top, "there is no such task", f"choose one of {', '.join(sorted(p.name for p in Path(folder).glob('*') if p.is_dir())) or 'lvu_1.0, by naming it'}")
+    if not top.is_dir():
+        raise PrimenbError(
+            top,
+            "there is no such task",
+            f"choose one of {', '.join(sorted(p.name for p in Path(folder).glob('*') if p.is_dir())) or 'lvu_1.0, by naming it'}",
+        )
     def records(damages):
         classes, seen = {}, set()
         for part in ("train", "val", "test") if split is None else (split,):
-            for where, row in table_rows(top / f"{part}.csv", ("youtube_id", "imdb_id"), _separator(top / f"{part}.csv"), damages):
+            for where, row in table_rows(
+                top / f"{part}.csv", ("youtube_id", "imdb_id"), _separator(top / f"{part}.csv"), damages
+            ):
                 with damages:
                     labels, key = _lvu_labels(where, task, row, classes), row["youtube_id"]
                     if (part, key) in seen: raise PrimenbError(where, f"{key} has come before", "a clip has one answer")
                     seen.add((part, key))
-                    yield Clip(key, _video(Path(videos) / f"{key}.mp4", where, check) if videos else None, labels, part, row["imdb_id"])
+                    yield Clip(
+                        key,
+                        _video(Path(videos) / f"{key}.mp4", where, check) if videos else None,
+                        labels,
+                        part,
+                        row["imdb_id"],
+                    )
     return Reader(records, top, damaged)
 
 # %% ../../nbs/data/04_public.ipynb #c053b1e1
@@ -477,11 +645,25 @@ def feature_films(
             with damages:
                 arrays = npz_file(file)
                 shots, scenes = arrays.pop("shots", None), arrays.pop("scene_of_shot", None)
-                if shots is None or shots.ndim != 2 or shots.shape[1] != 2 or shots.dtype.kind not in "iu": raise PrimenbError(file, f"it holds no (n,2) array shots of whole numbers, but {', '.join(arrays)}", "name the first and last frame of each shot so")
-                if scenes is not None and (scenes.ndim != 1 or scenes.dtype.kind not in "iu"): raise PrimenbError(file, "scene_of_shot is no row of whole numbers", "number the scenes")
-                if scenes is not None and len(scenes) == len(shots) and (np.diff(scenes) < 0).any(): raise PrimenbError(file, f"the scene goes back after shot {np.flatnonzero(np.diff(scenes) < 0)[0]}", "scenes must follow one another")
+                if shots is None or shots.ndim != 2 or shots.shape[1] != 2 or shots.dtype.kind not in "iu":
+                    raise PrimenbError(
+                        file,
+                        f"it holds no (n,2) array shots of whole numbers, but {', '.join(arrays)}",
+                        "name the first and last frame of each shot so",
+                    )
+                if scenes is not None and (scenes.ndim != 1 or scenes.dtype.kind not in "iu"):
+                    raise PrimenbError(file, "scene_of_shot is no row of whole numbers", "number the scenes")
+                if scenes is not None and len(scenes) == len(shots) and (np.diff(scenes) < 0).any():
+                    raise PrimenbError(
+                        file,
+                        f"the scene goes back after shot {np.flatnonzero(np.diff(scenes) < 0)[0]}",
+                        "scenes must follow one another",
+                    )
                 table = frames_table(file.stem, shots + [0, 1], rate, where=file)
-                rows = {name: _feature(name, a, file, damages) for name, a in arrays.items() if a.dtype.kind == "f" and a.ndim > 1}
+                rows = {
+                    name: _feature(name, a, file, damages)
+                    for name, a in arrays.items() if a.dtype.kind == "f" and a.ndim > 1
+                }
                 with about(file): film = ShotFeatures(file.stem, table, scenes, rows)
                 yield film
     return Reader(records, path if isinstance(path, (str, Path)) else "feature files", damaged, len(files))
@@ -492,21 +674,33 @@ _style = re.compile(r"\.mw-parser-output[^{]*\{[^}]*\}")
 
 def _names(where, what, values):
     "The names in a list, each once, without scraps."
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values): raise PrimenbError(where, f"its {what} are no list of names", "write a list")
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise PrimenbError(where, f"its {what} are no list of names", "write a list")
     return tuple(dict.fromkeys(v.strip() for v in values if not _scrap.match(v.strip())))
 
 def _wikipedia_film(where, entry, seen):
     "The film in one entry."
     if not isinstance(entry, dict): raise PrimenbError(where, "it is no dictionary", "download the file again")
-    title, year = " ".join(_style.sub("", str(entry.get("title") or "")).split()), entry.get("year")
+    title = " ".join(_style.sub("", str(entry.get("title") or "")).split())
+    year = entry.get("year")
     if not title: raise PrimenbError(where, "it has no title", "add one, or remove the entry")
-    if not isinstance(year, int) or not 1870 < year < 2200: raise PrimenbError(where, f"the year of {title!r} is {year!r}", "write it as a number")
+    if not isinstance(year, int) or not 1870 < year < 2200:
+        raise PrimenbError(where, f"the year of {title!r} is {year!r}", "write it as a number")
     key = f"{title} ({year})"
     if key in seen: raise PrimenbError(where, f"{key} has come before", "remove one of the two")
-    if not isinstance(entry.get("extract") or "", str): raise PrimenbError(where, f"the extract of {key} is no text", "write text, or nothing")
+    if not isinstance(entry.get("extract") or "", str):
+        raise PrimenbError(where, f"the extract of {key} is no text", "write text, or nothing")
     seen.add(key)
     more = {k: v for k, v in entry.items() if k not in ("title", "year", "cast", "genres", "extract") and v is not None}
-    return Film(key, title, year, _names(where, "genres", entry.get("genres", [])), _names(where, "cast", entry.get("cast", [])), entry.get("extract") or "", attributes=more)
+    return Film(
+        key,
+        title,
+        year,
+        _names(where, "genres", entry.get("genres", [])),
+        _names(where, "cast", entry.get("cast", [])),
+        entry.get("extract") or "",
+        attributes=more,
+    )
 
 # %% ../../nbs/data/04_public.ipynb #1982b89d
 def wikipedia_films(
@@ -521,7 +715,8 @@ def wikipedia_films(
         for file in files:
             with damages:
                 entries = json_file(file)
-                if not isinstance(entries, list): raise PrimenbError(file, "it holds no list of films", "use the file as published")
+                if not isinstance(entries, list):
+                    raise PrimenbError(file, "it holds no list of films", "use the file as published")
                 for n, entry in enumerate(entries):
                     with damages: yield _wikipedia_film(f"{file}, entry {n}", entry, seen)
     return Reader(records, path if isinstance(path, (str, Path)) else "film lists", damaged)
@@ -529,14 +724,19 @@ def wikipedia_films(
 # %% ../../nbs/data/04_public.ipynb #6c2b4a4b
 def _audiences(ratings, keys, damages):
     "(n films, viewers) sparse; rows of length 1, whose products are the similarities."
-    place, viewers, films, users = {key: n for n, key in enumerate(keys)}, {}, array("q"), array("q")
+    place = {key: n for n, key in enumerate(keys)}
+    viewers = {}
+    films = array("q")
+    users = array("q")
     for where, row in table_rows(ratings, ("userId", "movieId"), damages=damages):
         with damages:
-            if not row["userId"].strip() or not row["movieId"].strip(): raise PrimenbError(where, "it does not say who rated what", "remove the row")
+            if not row["userId"].strip() or not row["movieId"].strip():
+                raise PrimenbError(where, "it does not say who rated what", "remove the row")
             if row["movieId"] in place:
                 films.append(place[row["movieId"]])
                 users.append(viewers.setdefault(row["userId"], len(viewers)))
-    if not films: raise PrimenbError(ratings, "nobody rated any of the films", "use films and ratings that belong together")
+    if not films:
+        raise PrimenbError(ratings, "nobody rated any of the films", "use films and ratings that belong together")
     film, viewer = np.divmod(np.unique(np.asarray(films) * len(viewers) + np.asarray(users)), len(viewers))
     weight = np.log(len(keys) / np.bincount(viewer))
     watched = sparse.csr_matrix((weight[viewer].astype(np.float32), (film, viewer)), (len(keys), len(viewers)))
@@ -588,12 +788,17 @@ def movielens_films(
     folder = Path(folder)
     def records(damages):
         links, films = {}, {}
-        for where, row in table_rows(folder / "links.csv", ("movieId", "imdbId"), damages=damages) if (folder / "links.csv").exists() else ():
+        for where, row in table_rows(
+            folder / "links.csv", ("movieId", "imdbId"), damages=damages
+        ) if (folder / "links.csv").exists() else ():
             if row["imdbId"].strip(): links[row["movieId"]] = dict(imdb=f"tt{row['imdbId'].strip():0>7}")
         for where, row in table_rows(folder / "movies.csv", ("movieId", "title", "genres"), damages=damages):
             with damages:
-                if row["movieId"] in films: raise PrimenbError(where, f"film {row['movieId']} has come before", "remove one of the two")
+                if row["movieId"] in films:
+                    raise PrimenbError(where, f"film {row['movieId']} has come before", "remove one of the two")
                 films[row["movieId"]] = _movielens_film(where, row, links)
-        near = _nearest(_audiences(folder / "ratings.csv", list(films), damages), list(films), related) if related and films else {}
+        near = _nearest(
+            _audiences(folder / "ratings.csv", list(films), damages), list(films), related
+        ) if related and films else {}
         for key, film in films.items(): yield Film(**{**vars(film), "related": near.get(key, ())})
     return Reader(records, folder, damaged)

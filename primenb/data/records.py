@@ -51,7 +51,10 @@ class Reader:
         damaged: str = "raise",  # "raise" or "skip"
         total: int | None = None,  # how many there are, where that is known beforehand
     ):
-        self.records, self.name, self.policy, self.total = records, str(name), damaged, total
+        self.records = records
+        self.name = str(name)
+        self.policy = damaged
+        self.total = total
         self.damaged, self.read = Damages(damaged), 0
 
     def __iter__(self) -> Iterator:
@@ -60,18 +63,30 @@ class Reader:
         for record in progress(self.records(damages), Path(self.name).name, self.total):
             self.read += 1
             yield record
-        if not self.read: raise PrimenbError(self.name, self._all_damaged(damages), "check the folder, the format and what was asked for")
+        if not self.read:
+            raise PrimenbError(
+                self.name, self._all_damaged(damages), "check the folder, the format and what was asked for"
+            )
         if damages: warnings.warn(f"{self.name}: {self._skipped(damages)}", stacklevel=2)
 
-    def _all_damaged(self, damages): return f"not one of {len(damages)} records can be read; the first is {damages[0].name}: {damages[0].cause}" if damages else "there is no record in it"
-    def _skipped(self, damages): return f"{len(damages)} damaged and skipped, {self.read} read; the first is {damages[0].name}: {damages[0].cause}"
+    def _all_damaged(self, damages):
+        return (
+            f"not one of {len(damages)} records can be read; the first is {damages[0].name}: {damages[0].cause}"
+            if damages
+            else "there is no record in it"
+        )
+    def _skipped(self, damages):
+        return (
+            f"{len(damages)} damaged and skipped, {self.read} read; the first is {damages[0].name}: {damages[0].cause}"
+        )
     def __repr__(self): return f"{self.name}: {self.read} read, {len(self.damaged)} damaged"
 
 # %% ../../nbs/data/00_records.ipynb #33458232
 def _exists(path):
     "The path, if it is a file that may be read."
     if os.path.isdir(path): raise PrimenbError(path, "it is a folder", "name the file in it")
-    if not os.path.exists(path): raise PrimenbError(path, "there is no such file", "check the name, or download it again")
+    if not os.path.exists(path):
+        raise PrimenbError(path, "there is no such file", "check the name, or download it again")
     if not os.access(path, os.R_OK): raise PrimenbError(path, "it may not be read", "ask its owner for permission")
     return Path(path)
 
@@ -85,8 +100,12 @@ def text_lines(
         for n, raw in enumerate(f, 1):
             with damages:
                 try: text = raw.decode("utf-8-sig" if n == 1 else "utf-8").strip()
-                except UnicodeDecodeError as e: raise PrimenbError(f"{path}, line {n}", f"byte {e.start + 1} is not UTF-8", "save the file as UTF-8") from None
-                if "\0" in text: raise PrimenbError(f"{path}, line {n}", "it holds a zero byte", "save the file as UTF-8 text")
+                except UnicodeDecodeError as e:
+                    raise PrimenbError(
+                        f"{path}, line {n}", f"byte {e.start + 1} is not UTF-8", "save the file as UTF-8"
+                    ) from None
+                if "\0" in text:
+                    raise PrimenbError(f"{path}, line {n}", "it holds a zero byte", "save the file as UTF-8 text")
                 if text: yield f"{path}, line {n}", text
 
 # %% ../../nbs/data/00_records.ipynb #e97b4174
@@ -104,7 +123,12 @@ def table_rows(
         while True:
             with damages:
                 try: row = next(reader, None)
-                except csv.Error as e: raise PrimenbError(f"{path}, line {begin}", f"the row that begins here is broken ({e}) and takes {reader.line_num - begin + 1} lines with it", "look for a quotation mark that is not closed") from None
+                except csv.Error as e:
+                    raise PrimenbError(
+                        f"{path}, line {begin}",
+                        f"the row that begins here is broken ({e}) and takes {reader.line_num - begin + 1} lines with it",
+                        "look for a quotation mark that is not closed",
+                    ) from None
                 finally: where, begin = f"{path}, line {begin}", reader.line_num + 1
                 if row is None: return
                 if row: yield where, _row(where, header, row)
@@ -113,18 +137,31 @@ def table_rows(
 def _header(path, reader, need, separator):
     "The names of the columns."
     try: header = [name.strip() for name in next(reader, [])]
-    except csv.Error as e: raise PrimenbError(path, f"its first row is broken ({e})", "write the names of the columns there") from None
+    except csv.Error as e:
+        raise PrimenbError(path, f"its first row is broken ({e})", "write the names of the columns there") from None
     found = f"it has {', '.join(map(repr, header)) or 'nothing at all'}"
     for name in need:
-        if name not in header: raise PrimenbError(path, f"there is no column {name!r}: {found}", f"name the column, or the separator, which was taken to be {separator!r}")
-    if len(set(header)) < len(header): raise PrimenbError(path, f"two columns have the same name: {found}", "rename one")
+        if name not in header:
+            raise PrimenbError(
+                path,
+                f"there is no column {name!r}: {found}",
+                f"name the column, or the separator, which was taken to be {separator!r}",
+            )
+    if len(set(header)) < len(header):
+        raise PrimenbError(path, f"two columns have the same name: {found}", "rename one")
     return header
 
 def _row(where, header, row):
     "The row as a dictionary, if it fits the header."
-    if len(row) != len(header): raise PrimenbError(where, f"it has {len(row)} fields and the header {len(header)}", "add what is missing, or quote the field that holds the separator")
+    if len(row) != len(header):
+        raise PrimenbError(
+            where,
+            f"it has {len(row)} fields and the header {len(header)}",
+            "add what is missing, or quote the field that holds the separator",
+        )
     text = "".join(row)
-    if not text.isascii() and not text.isprintable() and any("\udc80" <= c <= "\udcff" for c in text): raise PrimenbError(where, "it is not UTF-8", "save the file as UTF-8")
+    if not text.isascii() and not text.isprintable() and any("\udc80" <= c <= "\udcff" for c in text):
+        raise PrimenbError(where, "it is not UTF-8", "save the file as UTF-8")
     return dict(zip(header, row))
 
 # %% ../../nbs/data/00_records.ipynb #b97560c4
@@ -133,7 +170,10 @@ def json_file(
 ):  # what it holds
     "Reads JSON; raises `PrimenbError` with line and column where it is broken."
     try: return json.loads(_exists(path).read_text("utf-8-sig"))
-    except json.JSONDecodeError as e: raise PrimenbError(f"{path}, line {e.lineno}", f"it is no JSON from column {e.colno} on ({e.msg})", "copy or download it again") from None
+    except json.JSONDecodeError as e:
+        raise PrimenbError(
+            f"{path}, line {e.lineno}", f"it is no JSON from column {e.colno} on ({e.msg})", "copy or download it again"
+        ) from None
     except UnicodeDecodeError: raise PrimenbError(path, "it is not UTF-8", "save the file as UTF-8") from None
 
 # %% ../../nbs/data/00_records.ipynb #ed1087e4
@@ -150,7 +190,12 @@ def npz_file(
             read = {} if missing else {name: arrays[name] for name in names or arrays.files}
     except Exception as e:  # zip, zlib and NumPy each have their own
         raise PrimenbError(path, f"it cannot be read as .npz ({e})", "copy or download it again") from None
-    if missing: raise PrimenbError(path, f"there is no array {missing[0]!r} in it, but {', '.join(sorted(found)[:8])}", "make it again, or copy it from the same place as the rest")
+    if missing:
+        raise PrimenbError(
+            path,
+            f"there is no array {missing[0]!r} in it, but {', '.join(sorted(found)[:8])}",
+            "make it again, or copy it from the same place as the rest",
+        )
     return read
 
 # %% ../../nbs/data/00_records.ipynb #e0fea559
@@ -162,15 +207,25 @@ def decode_image(
     name = source if name is None else name
     if not isinstance(source, bytes): _exists(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image: return np.asarray(image.convert("RGB"))
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return np.asarray(image.convert("RGB"))
     except Exception as e:  # a decoder fails with what it likes
-        raise PrimenbError(name, f"it cannot be decoded as a picture ({str(e).split(' <')[0]})", "copy or download it again, or leave it out") from None
+        raise PrimenbError(
+            name,
+            f"it cannot be decoded as a picture ({str(e).split(' <')[0]})",
+            "copy or download it again, or leave it out",
+        ) from None
 
 # %% ../../nbs/data/00_records.ipynb #a419e9c2
 def _members(path):
     "(name, content) of each file in a tar archive; raises `PrimenbError` where it is cut off or broken."
     last = "its beginning"
-    def broken(why): return PrimenbError(path, f"it is cut off or broken after {last} ({why}); the record there and all after it are lost", "copy or download the shard again")
+    def broken(why):
+        return PrimenbError(
+            path,
+            f"it is cut off or broken after {last} ({why}); the record there and all after it are lost",
+            "copy or download the shard again",
+        )
     if not os.path.isfile(path): raise PrimenbError(path, "there is no such shard", "check the name")
     try:
         with tarfile.open(path) as tar:
@@ -200,7 +255,12 @@ def shard_records(
             endings = [(name[2].lower(), content) for name, content in group]
             files.update(ending for ending, _ in endings)
             twice = [ending for ending, n in files.items() if n > 1]
-            if key in seen or twice: raise PrimenbError(f"{path}, {key}", f"the key has come before{f' with .{twice[0]}' if twice else ''}", "give every record its own key and keep its files together")
+            if key in seen or twice:
+                raise PrimenbError(
+                    f"{path}, {key}",
+                    f"the key has come before{f' with .{twice[0]}' if twice else ''}",
+                    "give every record its own key and keep its files together",
+                )
             seen.add(key)
             yield key, dict(endings)
 
@@ -212,7 +272,11 @@ def shard_list(
     if isinstance(shards, (list, tuple)): return [path for s in shards for path in shard_list(s)]
     if braces := re.search(r"\{(\d+)\.\.(\d+)\}", str(shards)):
         first, last = braces.groups()
-        return [path for n in range(int(first), int(last) + 1) for path in shard_list(f"{str(shards)[:braces.start()]}{n:0{len(first)}d}{str(shards)[braces.end():]}")]
+        return [
+            path
+            for n in range(int(first), int(last) + 1)
+            for path in shard_list(f"{str(shards)[:braces.start()]}{n:0{len(first)}d}{str(shards)[braces.end():]}")
+        ]
     path = Path(shards)
     if "*" not in path.name and "?" not in path.name and not path.is_dir(): return [path]
     found = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz")] if path.is_dir() else path.parent.glob(path.name))
@@ -247,7 +311,10 @@ class Clip:
         **how,  # as in `primenb.media.video.read_frames`
     ) -> np.ndarray:  # (T,H,W,3) uint8
         "The clip's pictures."
-        if self.path is None: raise PrimenbError(self.key, "only its labels are at hand, not the video", "download it, and say where the videos are")
+        if self.path is None:
+            raise PrimenbError(
+                self.key, "only its labels are at hand, not the video", "download it, and say where the videos are"
+            )
         return read_frames(self.path, **how)
 
 # %% ../../nbs/data/00_records.ipynb #716bb020
@@ -285,8 +352,16 @@ def read_depth(
     _exists(path)
     try:
         with Image.open(path) as image: mode, stored = image.mode, np.asarray(image)
-    except Exception as e: raise PrimenbError(path, f"it cannot be decoded as a depth map ({str(e).split(' <')[0]})", "copy or download it again") from None
-    if stored.ndim != 2 or mode not in ("I", "I;16", "I;16B"): raise PrimenbError(path, f"it is a picture of kind {mode}, with {8 * stored.dtype.itemsize} bits", "depth maps are grey pictures with 16 bits")
+    except Exception as e:
+        raise PrimenbError(
+            path, f"it cannot be decoded as a depth map ({str(e).split(' <')[0]})", "copy or download it again"
+        ) from None
+    if stored.ndim != 2 or mode not in ("I", "I;16", "I;16B"):
+        raise PrimenbError(
+            path,
+            f"it is a picture of kind {mode}, with {8 * stored.dtype.itemsize} bits",
+            "depth maps are grey pictures with 16 bits",
+        )
     return np.where(np.isin(stored, list(void)), np.nan, stored * scale).astype(np.float32)
 
 # %% ../../nbs/data/00_records.ipynb #4699724b
@@ -317,8 +392,20 @@ class ShotFeatures:
 
     def __post_init__(self):
         columns = dict(scene_of_shot=self.scene_of_shot, labels=self.labels, **self.features)
-        wrong = {name: len(values) for name, values in columns.items() if values is not None and len(values) != len(self.shots)}
-        if wrong: raise PrimenbError(self.film, f"there are {len(self.shots)} shots, but " + ", ".join(f"{n} rows of {name}" for name, n in wrong.items()), "join them by shot number first")
+        wrong = {
+            name: len(values)
+            for name, values in columns.items()
+            if values is not None and len(values) != len(self.shots)
+        }
+        if wrong:
+            raise PrimenbError(
+                self.film,
+                f"there are {len(self.shots)} shots, but " + ", ".join(
+                    f"{n} rows of {name}"
+                    for name, n in wrong.items()
+                ),
+                "join them by shot number first",
+            )
     def __len__(self): return len(self.shots)
     @property
     def frames(self) -> np.ndarray:
@@ -327,7 +414,8 @@ class ShotFeatures:
     @property
     def boundaries(self) -> np.ndarray:
         "(n-1,) bool: whether a scene ends between a shot and the next."
-        if self.scene_of_shot is None: raise PrimenbError(self.film, "its scenes are not marked", "use a film with scene labels")
+        if self.scene_of_shot is None:
+            raise PrimenbError(self.film, "its scenes are not marked", "use a film with scene labels")
         return np.diff(self.scene_of_shot) != 0
 
 # %% ../../nbs/data/00_records.ipynb #f62fdc47
@@ -343,8 +431,16 @@ def frames_table(
     frames = np.asarray(frames, np.int64).reshape(-1, 2)
     begin, end = frames.T
     numbers = np.arange(len(frames)) if numbers is None else np.asarray(numbers)
-    for wrong, cause in ((end <= begin, "ends before it begins"), (np.append(False, begin[1:] < end[:-1]), "begins before the one before it has ended")):
-        if wrong.any(): raise PrimenbError(where or film, f"shot {numbers[wrong][0]} {cause} (frames {begin[wrong][0]} to {end[wrong][0]})", "mend the list of shots")
+    for wrong, cause in (
+        (end <= begin, "ends before it begins"),
+        (np.append(False, begin[1:] < end[:-1]), "begins before the one before it has ended"),
+    ):
+        if wrong.any():
+            raise PrimenbError(
+                where or film,
+                f"shot {numbers[wrong][0]} {cause} (frames {begin[wrong][0]} to {end[wrong][0]})",
+                "mend the list of shots",
+            )
     keys = begin[:, None] + (end - begin)[:, None] * np.array([1, 3, 5]) // 6 if keys is None else np.asarray(keys)
     table = dict(film=film, shot=numbers, start=begin / rate, end=end / rate, start_frame=begin, end_frame=end)
     return pd.DataFrame({**table, **{f"key{i + 1}": keys[:, i] / rate for i in range(3)}}).round(6)

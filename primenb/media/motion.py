@@ -41,7 +41,8 @@ def _displacements(rows, counts, since, until):
     "(N,) complex displacement in pixels per frame, and whether the vector points to the past."
     past, scale = rows["source"] < 0, np.float32(rows["motion_scale"][0])
     per_frame = np.repeat((-1 / scale / since).astype(np.float32), counts)
-    if not past.all(): per_frame = np.where(past, per_frame, np.repeat((1 / scale / np.maximum(until, 1)).astype(np.float32), counts))
+    if not past.all():
+        per_frame = np.where(past, per_frame, np.repeat((1 / scale / np.maximum(until, 1)).astype(np.float32), counts))
     d = np.empty(len(rows), np.complex64)
     d.real, d.imag = rows["motion_x"], rows["motion_y"]
     d *= per_frame
@@ -62,10 +63,13 @@ def _fields(vectors: list[Vectors], grid, empty):
     if not sum(counts):
         grid[...] = empty
         return
-    rows = np.concatenate([v.table.view(np.uint64) for v in vectors if v.table is not None]).view(next(v.table.dtype for v in vectors if v.table is not None))
+    rows = np.concatenate([v.table.view(np.uint64) for v in vectors if v.table is not None]).view(
+        next(v.table.dtype for v in vectors if v.table is not None)
+    )
     d, past = _displacements(rows, counts, *np.array([(v.since, v.until) for v in vectors]).T)
     wide, high = rows["w"] == 16, rows["h"] == 16
-    top, left = (rows["dst_y"] - (rows["h"] >> 1)) >> 3, (rows["dst_x"] - (rows["w"] >> 1)) >> 3
+    top = (rows["dst_y"] - (rows["h"] >> 1)) >> 3
+    left = (rows["dst_x"] - (rows["w"] >> 1)) >> 3
     first = np.arange(len(vectors), dtype=np.int32) * np.int32(grid[0].size)
     at = np.repeat(first, counts) + top * np.int32(grid.shape[2]) + left
     if past.all(): return _paint(grid, at, d, wide, high, empty)
@@ -89,7 +93,8 @@ class Motion:
     def __len__(self): return len(self.field)
     def __getitem__(self, frames: slice):
         "A shorter stretch of the same motion."
-        if not isinstance(frames, slice): raise TypeError("a Motion is cut with slices, such as motion[3:4]; single fields are in motion.field")
+        if not isinstance(frames, slice):
+            raise TypeError("a Motion is cut with slices, such as motion[3:4]; single fields are in motion.field")
         per_frame = {k: getattr(self, k) for k in ("field", "times", "numbers", "kinds", "measured", "camera")}
         return replace(self, **{k: v if v is None else v[frames] for k, v in per_frame.items()})
     @property
@@ -125,11 +130,20 @@ def _borders(length, turned_end):
 
 def _gather(path, vectors, remove_camera, room, after_cut=False) -> Motion:
     "The motion of at most `room` consecutive frames from their vectors, which are let go of every few frames."
-    vectors, grid, notes, block = iter(vectors), None, [], 1
+    vectors = iter(vectors)
+    grid = None
+    notes = []
+    block = 1
     while some := list(islice(vectors, block)):
-        if len({v.size for v in (*some, *notes[:1])}) > 1: raise VideoError(path, "the size of its frames changes", "make a copy of one size with primenb.media.video.canonicalise(path, out)")
+        if len({v.size for v in (*some, *notes[:1])}) > 1:
+            raise VideoError(
+                path,
+                "the size of its frames changes",
+                "make a copy of one size with primenb.media.video.canonicalise(path, out)",
+            )
         if grid is None:
-            (width, height), block = some[0].size, max(1, 2**20 // (some[0].size[0] * some[0].size[1]))
+            (width, height) = some[0].size
+            block = max(1, 2**20 // (some[0].size[0] * some[0].size[1]))
             grid = np.empty((room, -(-height // 32) * 4, -(-width // 16) * 2), np.complex64)
         _fields(some, grid[len(notes) : len(notes) + len(some)], np.nan if remove_camera else 0)
         notes += [v._replace(table=v.table is not None) for v in some]
@@ -144,7 +158,16 @@ def _motion(grid, notes, remove_camera, after_cut):
     for t in np.flatnonzero(~measured): grid[t] = grid[source[t]]
     times, numbers, kinds = (np.array([getattr(v, name) for v in notes]) for name in ("time", "number", "kind"))
     width, height = notes[0].size[:: -1 if turns % 2 else 1]
-    return Motion(grid.view(np.float32).reshape(*grid.shape, 2), _borders(width, turns in (2, 3)), _borders(height, turns in (1, 2)), times, numbers, kinds, measured, camera if camera is None else camera[source])
+    return Motion(
+        grid.view(np.float32).reshape(*grid.shape, 2),
+        _borders(width, turns in (2, 3)),
+        _borders(height, turns in (1, 2)),
+        times,
+        numbers,
+        kinds,
+        measured,
+        camera if camera is None else camera[source],
+    )
 
 # %% ../../nbs/media/01_motion.ipynb #afd16ca9
 def iter_motion(
@@ -172,9 +195,15 @@ def read_motion(
 ) -> Motion:
     "The motion of one stretch; raises `NoMotionVectors` if there are none in it to read."
     vectors = iter_vectors(path, frames=frames, seconds=seconds, stream=stream, damaged=damaged)
-    motion = _gather(path, vectors, remove_camera, len(frame_numbers(path, frames=frames, seconds=seconds, stream=stream)))
+    motion = _gather(
+        path, vectors, remove_camera, len(frame_numbers(path, frames=frames, seconds=seconds, stream=stream))
+    )
     if len(motion) > 1 and not motion.measured.any():
-        raise NoMotionVectors(path, "every frame asked for is coded on its own", "make a copy that has motion vectors with primenb.media.video.canonicalise(path, out)")
+        raise NoMotionVectors(
+            path,
+            "every frame asked for is coded on its own",
+            "make a copy that has motion vectors with primenb.media.video.canonicalise(path, out)",
+        )
     return motion
 
 # %% ../../nbs/media/01_motion.ipynb #7b0340c1
@@ -212,7 +241,9 @@ def _window(motion, patch, size, crop, flip):
     if not (across and down): raise ValueError(f"{width:g}x{height:g} pixels do not hold one token of {patch}x{patch}")
     Ay = _shares(motion.y, top, top + down * patch / zoom[1], down)
     if not flip: return Ay, _shares(motion.x, left, left + across * patch / zoom[0], across), zoom
-    return Ay, _shares(motion.x, right - across * patch / zoom[0], right, across)[::-1], zoom * np.array([-1, 1], np.float32)
+    return Ay, _shares(
+        motion.x, right - across * patch / zoom[0], right, across
+    )[::-1], zoom * np.array([-1, 1], np.float32)
 
 # %% ../../nbs/media/01_motion.ipynb #b3ce61a4
 def to_tokens(
@@ -231,7 +262,9 @@ def to_tokens(
     if not slots: raise ValueError(f"{len(motion)} frames do not fill one token of {tubelet}")
     d = motion.field[: slots * tubelet].view(np.complex64)[..., 0].reshape(slots, tubelet, *motion.field.shape[1:3])
     uniform = abs(zoom[0]) == abs(zoom[1])
-    lengths = (lambda d: d) if vectors else np.abs if uniform else lambda d: np.abs(d.real * zoom[0] + 1j * (d.imag * zoom[1]))
+    lengths = (lambda d: d) if vectors else np.abs if uniform else lambda d: np.abs(
+        d.real * zoom[0] + 1j * (d.imag * zoom[1])
+    )
     pooled = np.concatenate([Ay @ (lengths(some).mean(1) @ Ax.T) for some in np.array_split(d, -(-slots // 8))])
     return np.stack([pooled.real, pooled.imag], -1) * zoom if vectors else pooled * zoom[1] if uniform else pooled
 
@@ -259,8 +292,12 @@ def cached_motion(
 def _save(sidecar, motion):
     rows = {k: v for k, v in vars(motion).items() if v is not None}
     try:
-        with atomic(sidecar) as temporary: np.savez_compressed(temporary, **{**rows, "field": motion.field.astype(np.float16)})
-    except OSError as e: raise VideoError(sidecar, f"the sidecar file cannot be written ({e.strerror})", "give a folder that can be written to") from None
+        with atomic(sidecar) as temporary:
+            np.savez_compressed(temporary, **{**rows, "field": motion.field.astype(np.float16)})
+    except OSError as e:
+        raise VideoError(
+            sidecar, f"the sidecar file cannot be written ({e.strerror})", "give a folder that can be written to"
+        ) from None
 
 def _load(sidecar):
     with np.load(sidecar) as z: rows = {k: z[k] for k in z.files}

@@ -25,14 +25,20 @@ detectors = dict(
 )
 
 def _detector(name, min_length, settings):
-    if name not in detectors: raise PrimenbError(f"detector {name!r}", "it is not known", f"choose one of {', '.join(detectors)}")
+    if name not in detectors:
+        raise PrimenbError(f"detector {name!r}", "it is not known", f"choose one of {', '.join(detectors)}")
     try: return detectors[name](min_scene_len=float(min_length), **settings)
-    except TypeError as e: raise PrimenbError(f"detector {name!r}", str(e).split("__init__() ")[-1], "see PySceneDetect's documentation for its settings") from None
+    except TypeError as e:
+        raise PrimenbError(
+            f"detector {name!r}", str(e).split("__init__() ")[-1], "see PySceneDetect's documentation for its settings"
+        ) from None
 
 # %% ../../nbs/media/02_shots.ipynb #5d440271
 def _timecode(frame: Frame, rate):
     "The frame's place in time as PySceneDetect wants it, in microseconds."
-    clock = scenedetect.common.Timecode(pts=round(frame.time * 1e6), time_base=scenedetect.common.Fraction(1, 1_000_000))
+    clock = scenedetect.common.Timecode(
+        pts=round(frame.time * 1e6), time_base=scenedetect.common.Fraction(1, 1_000_000)
+    )
     return scenedetect.FrameTimecode(clock, rate)
 
 def _watch(frames, detector, rate) -> list[float]:
@@ -59,7 +65,14 @@ def shot_table(
     stops = np.append(starts[1:], len(times))
     borders = np.append(times, end)
     keys = times[(starts[:, None] + (stops - starts)[:, None] * np.array([1, 3, 5]) / 6).astype(int)]
-    rows = dict(film=film, shot=np.arange(len(starts)), start=borders[starts], end=borders[stops], start_frame=starts, end_frame=stops)
+    rows = dict(
+        film=film,
+        shot=np.arange(len(starts)),
+        start=borders[starts],
+        end=borders[stops],
+        start_frame=starts,
+        end_frame=stops,
+    )
     return pd.DataFrame({**rows, "key1": keys[:, 0], "key2": keys[:, 1], "key3": keys[:, 2]})[columns].round(6)
 
 # %% ../../nbs/media/02_shots.ipynb #235854e8
@@ -73,7 +86,9 @@ def detect_shots(
     **settings,  # the detector's own, such as adaptive_threshold=3.5
 ) -> pd.DataFrame:  # the shot table
     "The film's shots, found by one of PySceneDetect's detectors (defaults: PySceneDetect's)."
-    watcher, info, times = _detector(detector, min_length, settings), probe(path, stream), frame_times(path, stream)
+    watcher = _detector(detector, min_length, settings)
+    info = probe(path, stream)
+    times = frame_times(path, stream)
     frames = iter_frames(path, size=min(144, info.width, info.height), stream=stream, damaged=damaged)
     seconds = _watch(progress(frames, "shots", info.frames, "frame"), watcher, info.rate)
     nearest = np.searchsorted((times[1:] + times[:-1]) / 2, seconds)
@@ -92,8 +107,12 @@ def load_shots(
 ) -> pd.DataFrame:  # the shot table
     "Reads a shot table; raises `PrimenbError` for a file that is none."
     try: shots = pd.read_csv(path, dtype={"film": str})
-    except (OSError, ValueError) as e: raise PrimenbError(path, f"it cannot be read as a shot table ({e})", "make it again with detect_shots") from None
-    if missing := [c for c in columns if c not in shots]: raise PrimenbError(path, f"it has no column {missing[0]!r}", "make it again with detect_shots")
+    except (OSError, ValueError) as e:
+        raise PrimenbError(
+            path, f"it cannot be read as a shot table ({e})", "make it again with detect_shots"
+        ) from None
+    if missing := [c for c in columns if c not in shots]:
+        raise PrimenbError(path, f"it has no column {missing[0]!r}", "make it again with detect_shots")
     return shots
 
 # %% ../../nbs/media/02_shots.ipynb #cc0e961d
@@ -117,5 +136,10 @@ def score_cuts(
     true: int,  # true cuts
 ) -> dict:  # precision, recall, f1
     "Precision, recall and their harmonic mean from counts."
-    precision, recall = right / found if found else float(not true), right / true if true else 1.0
-    return dict(precision=precision, recall=recall, f1=2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    precision = right / found if found else float(not true)
+    recall = right / true if true else 1.0
+    return dict(
+        precision=precision,
+        recall=recall,
+        f1=2 * precision * recall / (precision + recall) if precision + recall else 0.0,
+    )

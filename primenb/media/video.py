@@ -40,17 +40,24 @@ def _open(path, stream=None, threads=1, vectors=False):
     if path.stat().st_size == 0: raise VideoError(path, "it is empty", "copy or download it again")
     try: container = av.open(f"file:{path}", metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as e:
-        raise VideoError(path, f"FFmpeg cannot open it ({getattr(e, 'strerror', None) or e})", "check that it is a whole video file, not cut off while copying") from None
+        raise VideoError(
+            path,
+            f"FFmpeg cannot open it ({getattr(e, 'strerror', None) or e})",
+            "check that it is a whole video file, not cut off while copying",
+        ) from None
     with container:
-        if container.format.name == "tty": raise VideoError(path, "it is a text, which FFmpeg would draw as a film of a terminal", "name a film")
+        if container.format.name == "tty":
+            raise VideoError(path, "it is a text, which FFmpeg would draw as a film of a terminal", "name a film")
         chosen = _choose(path, container, stream)
         chosen.thread_type = "SLICE" if vectors else "AUTO"
         chosen.codec_context.thread_count = threads
-        if vectors: chosen.codec_context.options = {"flags2": "+export_mvs", "skip_loop_filter": "all", "skip_idct": "all"}
+        if vectors:
+            chosen.codec_context.options = {"flags2": "+export_mvs", "skip_loop_filter": "all", "skip_idct": "all"}
         yield container, chosen
 
 # %% ../../nbs/media/00_video.ipynb #32096782
-def _videos(container): return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+def _videos(container):
+    return [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
 
 def _choose(path, container, stream):
     "The video stream asked for by position, or the best one."
@@ -60,7 +67,8 @@ def _choose(path, container, stream):
         raise VideoError(path, f"there is no video stream {stream}", f"choose 0 to {len(videos) - 1}")
     chosen = videos[stream] if stream is not None else container.streams.best("video")
     if chosen not in videos: chosen = videos[0]
-    if chosen.codec_context is None: raise VideoError(path, "FFmpeg has no decoder for its codec", "convert it to H.264 first")
+    if chosen.codec_context is None:
+        raise VideoError(path, "FFmpeg has no decoder for its codec", "convert it to H.264 first")
     return chosen
 
 # %% ../../nbs/media/00_video.ipynb #253d13ec
@@ -77,7 +85,8 @@ class _Index:
     damage: str | None  # why the file is known to be incomplete
 
     def __len__(self): return len(self.pts)
-    def at(self, seconds): return np.clip(np.searchsorted(self.times, np.asarray(seconds) + 1e-6, "right") - 1, 0, len(self) - 1)
+    def at(self, seconds):
+        return np.clip(np.searchsorted(self.times, np.asarray(seconds) + 1e-6, "right") - 1, 0, len(self) - 1)
 
 # %% ../../nbs/media/00_video.ipynb #ea10b74c
 def _damage(path, container, stream, rows, end):
@@ -86,7 +95,9 @@ def _damage(path, container, stream, rows, end):
     if kind == "avi" and rows and rows[-1][0] is not None: held = max(row[0] for row in rows) + 1
     if held < stream.frames: return f"it promises {stream.frames} frames and holds {held}"
     if "matroska" in kind:
-        size, promised, frame = _matroska_size(path), (container.duration or 0) / av.time_base, float(1 / (stream.average_rate or 25))
+        size = _matroska_size(path)
+        promised = (container.duration or 0) / av.time_base
+        frame = float(1 / (stream.average_rate or 25))
         if size and path.stat().st_size < size: return f"it promises {size} bytes and holds {path.stat().st_size}"
         if promised - end > max(2 * frame, 0.05): return f"it promises {promised:.2f} s and ends at {end:.2f} s"
     if kind == "gif" and not _gif_is_whole(path.read_bytes()): return "its chain of blocks is broken"
@@ -120,10 +131,14 @@ def _gif_is_whole(data):
 # %% ../../nbs/media/00_video.ipynb #edf124bb
 def _demux(path, container, stream):
     "Every packet of `stream` that holds data as (pts, shown, key, duration), and why the file is known to be incomplete. Matroska promises a duration, which another stream may fill."
-    rows, ends, ours = [], {}, stream.index
+    rows = []
+    ends = {}
+    ours = stream.index
     try:
         for packet in container.demux() if "matroska" in container.format.name else container.demux(stream):
-            pts, duration, i = packet.pts, packet.duration or 0, packet.stream_index
+            pts = packet.pts
+            duration = packet.duration or 0
+            i = packet.stream_index
             if i == ours and packet.size: rows.append((pts, not packet.is_discard, packet.is_keyframe, duration))
             if pts is not None and pts + duration > ends.get(i, 0): ends[i] = pts + duration
     except av.error.FFmpegError as e: return rows, f"reading stopped after {len(rows)} frames ({e.strerror})"
@@ -136,7 +151,8 @@ def _scan_file(path, stream, size, modified):
     with _open(path, stream) as (container, s):
         rows, damage = _demux(path, container, s)
         rate = s.average_rate or s.guessed_rate or 25
-        counted = container.format.name == "avi" and s.codec_context.has_b_frames  # AVI stores no presentation times; what FFmpeg gives is out of order
+        # AVI stores no presentation times; what FFmpeg gives is out of order
+        counted = container.format.name == "avi" and s.codec_context.has_b_frames
     stamped = bool(rows) and not counted and all(pts is not None for pts, *_ in rows)
     if not stamped: rows = [(i, True, i == 0, 1) for i in range(len(rows))]
     tick = s.time_base if stamped else 1 / Fraction(rate)
@@ -146,7 +162,9 @@ def _scan_file(path, stream, size, modified):
     key_pts = np.array([r[0] for r in rows if r[2]], np.int64)
     keys = np.searchsorted(pts, key_pts)
     times = (pts - pts[0]) * float(tick)
-    last = float(rows[-1][3] * tick) or (float(np.median(np.diff(times))) if len(pts) > 1 else float(1 / Fraction(rate)))
+    last = float(rows[-1][3] * tick) or (
+        float(np.median(np.diff(times))) if len(pts) > 1 else float(1 / Fraction(rate))
+    )
     return _Index(pts, times, keys[keys < len(pts)], key_pts[keys < len(pts)], order, stamped, last, damage)
 
 def _scan(path, stream=None):
@@ -186,8 +204,11 @@ class VideoInfo:
     audio: tuple[AudioInfo, ...]
     damage: str | None  # why the file is known to be incomplete
     def __str__(self):
-        rate, sound = f"{'about ' if self.variable else ''}{float(self.rate):.6g} frames/s", ", ".join(f"{a.codec} {a.rate} Hz x{a.channels}" for a in self.audio)
-        return f"{self.path.name}: {self.codec} {self.width}x{self.height} {self.bits} bit{' ' + self.hdr if self.hdr else ''}, {self.duration:.2f} s, {self.frames} frames, {rate}, {sound or 'no sound'}"
+        rate = f"{'about ' if self.variable else ''}{float(self.rate):.6g} frames/s"
+        sound = ", ".join(f"{a.codec} {a.rate} Hz x{a.channels}" for a in self.audio)
+        return (
+            f"{self.path.name}: {self.codec} {self.width}x{self.height} {self.bits} bit{' ' + self.hdr if self.hdr else ''}, {self.duration:.2f} s, {self.frames} frames, {rate}, {sound or 'no sound'}"
+        )
 
 # %% ../../nbs/media/00_video.ipynb #f75fbfd6
 _transfers = {16: "pq", 18: "hlg"}
@@ -204,13 +225,26 @@ def probe(
         gaps = np.diff(index.times)
         middle = float(np.median(gaps)) if len(gaps) else index.last
         rate = s.average_rate or s.guessed_rate or Fraction(1 / middle).limit_denominator(1001)
-        return VideoInfo(Path(path), container.format.name, s.codec_context.codec.canonical_name,
-            *_shown(frame), _turns(frame) * 90,
-            frame.format.name, max(c.bits for c in frame.format.components), _transfers.get(int(frame.color_trc)),
-            s.time_base, Fraction(rate), bool(len(gaps) and np.ptp(gaps) > max(0.002, 0.05 * middle)),
-            float(index.pts[0] * s.time_base) if index.stamped else 0.0, float(index.times[-1] + index.last), len(index),
-            _videos(container).index(s), len(_videos(container)),
-            tuple(AudioInfo(a.codec_context.name, a.rate, a.channels) for a in container.streams.audio), index.damage)
+        return VideoInfo(
+            Path(path),
+            container.format.name,
+            s.codec_context.codec.canonical_name,
+            *_shown(frame),
+            _turns(frame) * 90,
+            frame.format.name,
+            max(c.bits for c in frame.format.components),
+            _transfers.get(int(frame.color_trc)),
+            s.time_base,
+            Fraction(rate),
+            bool(len(gaps) and np.ptp(gaps) > max(0.002, 0.05 * middle)),
+            float(index.pts[0] * s.time_base) if index.stamped else 0.0,
+            float(index.times[-1] + index.last),
+            len(index),
+            _videos(container).index(s),
+            len(_videos(container)),
+            tuple(AudioInfo(a.codec_context.name, a.rate, a.channels) for a in container.streams.audio),
+            index.damage,
+        )
 
 # %% ../../nbs/media/00_video.ipynb #e051e817
 def frame_times(
@@ -243,11 +277,16 @@ def _shown(frame): return (frame.width, frame.height)[:: -1 if _turns(frame) % 2
 # %% ../../nbs/media/00_video.ipynb #fba2856f
 def _decode(container, stream, index, numbers):
     "Yields (n, frame) for each of the sorted `numbers`, with None for a frame that cannot be had."
-    frames, held, at, jumped = _numbered(container, stream, index), None, 0, False
+    frames = _numbered(container, stream, index)
+    held = None
+    at = 0
+    jumped = False
     for n, k in zip(numbers, np.searchsorted(index.keys, numbers, "right") - 1):
         if index.stamped and k >= 0 and index.keys[k] > at:
             container.seek(int(index.key_pts[k]), stream=stream)
-            frames, held, jumped = _numbered(container, stream, index), None, True
+            frames = _numbered(container, stream, index)
+            held = None
+            jumped = True
         if held is None or held[0] < n: held = next((f for f in frames if f[0] >= n), None)
         if jumped and (held is None or held[0] != n or held[1].is_corrupt):
             container.seek(int(index.key_pts[0]), stream=stream)
@@ -257,7 +296,11 @@ def _decode(container, stream, index, numbers):
         yield n, held[1] if held and held[0] == n and not held[1].is_corrupt else None
 
 # %% ../../nbs/media/00_video.ipynb #5b0a797f
-_m1, _m2, _c1, _c2, _c3 = 2610 / 16384, 2523 / 32, 3424 / 4096, 2413 / 128, 2392 / 128
+_m1 = 2610 / 16384
+_m2 = 2523 / 32
+_c1 = 3424 / 4096
+_c2 = 2413 / 128
+_c3 = 2392 / 128
 
 def _pq_to_nits(E):
     p = np.asarray(E, np.float64) ** (1 / _m2)
@@ -268,7 +311,9 @@ def _nits_to_pq(L):
     return ((_c1 + _c2 * p) / (1 + _c3 * p)) ** _m2
 
 def _hlg_to_scene(E):
-    a, b, c = 0.17883277, 0.28466892, 0.55991073
+    a = 0.17883277
+    b = 0.28466892
+    c = 0.55991073
     return np.where(E <= 0.5, E**2 / 3, (np.exp((E - c) / a) + b) / 12)
 
 def _scene_to_nits(scene, peak=1000):
@@ -316,8 +361,11 @@ _kept = threading.local()
 
 def _scaled(frame, **how):
     "A frame in another format and size, as an array."
-    if getattr(_kept, "process", None) != os.getpid():  # a forked process needs its own; the parent's is kept, for freeing it there would wait for threads that are not there
-        _kept.parents, _kept.process, _kept.scaler = getattr(_kept, "scaler", None), os.getpid(), VideoReformatter()
+    # a forked process needs its own; the parent's is kept, for freeing it there would wait for threads that are not there
+    if getattr(_kept, "process", None) != os.getpid():
+        _kept.parents = getattr(_kept, "scaler", None)
+        _kept.process = os.getpid()
+        _kept.scaler = VideoReformatter()
     return _kept.scaler.reformat(frame, **how).to_ndarray()
 
 def _rgb(frame, size=None):
@@ -325,7 +373,10 @@ def _rgb(frame, size=None):
     turns, transfer = _turns(frame), _transfers.get(int(frame.color_trc))
     width, height = (size[::-1] if turns % 2 else size) if size else (frame.width, frame.height)
     scaler = "AREA" if width < frame.width else "BICUBIC"
-    if transfer: image = hdr_to_srgb(_scaled(frame, format="rgb48le", width=width, height=height, interpolation=scaler), transfer)
+    if transfer:
+        image = hdr_to_srgb(
+            _scaled(frame, format="rgb48le", width=width, height=height, interpolation=scaler), transfer
+        )
     else: image = _scaled(frame, format="rgb24", width=width, height=height, interpolation=scaler)
     return np.ascontiguousarray(np.rot90(image, turns))
 
@@ -352,8 +403,15 @@ def frame_numbers(
     if step < 1: raise ValueError(f"step is {step}; it counts frames from one picture to the next, so at least 1")
     first, stop = frames or (0, None)
     if seconds is not None:
-        begin, end, length = seconds[0] or 0, seconds[1], index.times[-1] + index.last
-        if not 0 <= begin <= (length if end is None else end) <= length + 1e-3: raise VideoError(path, f"seconds {begin} to {end} were asked for and it lasts {length:.3f} s", "ask for a range within the film")
+        begin = seconds[0] or 0
+        end = seconds[1]
+        length = index.times[-1] + index.last
+        if not 0 <= begin <= (length if end is None else end) <= length + 1e-3:
+            raise VideoError(
+                path,
+                f"seconds {begin} to {end} were asked for and it lasts {length:.3f} s",
+                "ask for a range within the film",
+            )
         first, stop = (None if s is None else int(np.searchsorted(index.times, s - 1e-6)) for s in seconds)
     first, stop = first or 0, len(index) if stop is None else stop
     if not 0 <= first <= stop <= len(index):
@@ -382,9 +440,16 @@ def _whole(path, index, numbers, decoded, damaged):
         warnings.warn(f"{path}: {error.cause}; what is whole was read")
 
 def _broken(path, index, lost):
-    missing = lost and f"frame {lost[0]} at {index.times[lost[0]]:.2f} s cannot be decoded" + (f", nor {len(lost) - 1} more" if lost[1:] else "")
+    missing = (
+        lost
+        and f"frame {lost[0]} at {index.times[lost[0]]:.2f} s cannot be decoded" + (
+            f", nor {len(lost) - 1} more" if lost[1:] else ""
+        )
+    )
     cause = ", and ".join(filter(None, (index.damage, missing)))
-    return VideoError(path, cause, 'copy it again, or read what is whole: damaged="skip", on the command line --skip-damaged')
+    return VideoError(
+        path, cause, 'copy it again, or read what is whole: damaged="skip", on the command line --skip-damaged'
+    )
 
 # %% ../../nbs/media/00_video.ipynb #2bb63617
 def _pictures(path, index, numbers, size, stream, threads, damaged):
@@ -430,13 +495,18 @@ def frames_at(
     index = _scan(path, stream)
     seconds = np.asarray(list(seconds), float)
     if len(seconds) and not (-1e-6 <= seconds.min() and seconds.max() <= index.times[-1] + index.last + 1e-6):
-        raise VideoError(path, f"{seconds.min():.2f} to {seconds.max():.2f} s was asked for and it lasts {index.times[-1] + index.last:.2f} s", "ask for times within the film")
+        raise VideoError(
+            path,
+            f"{seconds.min():.2f} to {seconds.max():.2f} s was asked for and it lasts {index.times[-1] + index.last:.2f} s",
+            "ask for times within the film",
+        )
     return _pictures(path, index, np.unique(index.at(seconds)).tolist(), size, stream, 0, damaged)
 
 # %% ../../nbs/media/00_video.ipynb #690fb0d5
 class Vectors(NamedTuple):
     "The motion vectors stored with one frame."
-    table: np.ndarray | None  # (N,) structured: source, w, h, src_x, src_y, dst_x, dst_y, flags, motion_x, motion_y, motion_scale; None if the frame has none
+    # (N,) structured: source, w, h, src_x, src_y, dst_x, dst_y, flags, motion_x, motion_y, motion_scale; None if the frame has none
+    table: np.ndarray | None
     kind: str  # "I", "P" or "B"; "?" for others
     time: float  # seconds since the film's first frame
     number: int  # place among the shown frames
@@ -462,7 +532,9 @@ def _references(
     order,  # (N,) place of each shown frame in the order of decoding
 ):
     "(since, until): how many frames back and ahead each frame's presumed references lie; until is 0 if there is none."
-    since, until, ahead = np.ones(len(order), int), np.zeros(len(order), int), np.zeros(len(order), bool)
+    since = np.ones(len(order), int)
+    until = np.zeros(len(order), int)
+    ahead = np.zeros(len(order), bool)
     gaps = range(min(16, len(order) - 1), 0, -1)
     for k in gaps:
         overtaken = order[k:] < order[:-k]
@@ -483,19 +555,30 @@ def iter_vectors(
     damaged: str = "raise",  # as in `iter_frames`
 ) -> Iterator[Vectors]:
     "The motion vectors of each frame; raises `NoMotionVectors` for codecs that have none to give (HEVC, VP8, VP9, AV1 …)."
-    index, numbers = _scan(path, stream), frame_numbers(path, frames=frames, seconds=seconds, stream=stream)
+    index = _scan(path, stream)
+    numbers = frame_numbers(path, frames=frames, seconds=seconds, stream=stream)
     with _open(path, stream, threads=1, vectors=True) as (container, s):
         if s.codec_context.codec.canonical_name not in vector_codecs:
-            raise NoMotionVectors(path, f"FFmpeg gives no motion vectors for {s.codec_context.codec.canonical_name}", "make a copy that has them with primenb.media.video.canonicalise(path, out)")
-        (since, until), decoded = _references(index.order), numbers if index.stamped else range(numbers.stop)
-        turns, anchor, b_vectors = None, None, s.codec_context.codec.canonical_name != "mpeg4"
+            raise NoMotionVectors(
+                path,
+                f"FFmpeg gives no motion vectors for {s.codec_context.codec.canonical_name}",
+                "make a copy that has them with primenb.media.video.canonicalise(path, out)",
+            )
+        (since, until) = _references(index.order)
+        decoded = numbers if index.stamped else range(numbers.stop)
+        turns = None
+        anchor = None
+        b_vectors = s.codec_context.codec.canonical_name != "mpeg4"
         for n, frame in _whole(path, index, numbers, _decode(container, s, index, decoded), damaged):
-            turns, kind = _turns(frame) if turns is None else turns, _kinds.get(int(frame.pict_type), "?")
+            turns = _turns(frame) if turns is None else turns
+            kind = _kinds.get(int(frame.pict_type), "?")
             if not index.stamped and anchor is not None: since[n] = n - anchor
             if kind != "B": anchor = n
             if n < numbers.start: continue
             table = None if kind == "B" and not b_vectors else _table(frame)
-            yield Vectors(table, kind, float(index.times[n]), n, (frame.width, frame.height), turns, int(since[n]), int(until[n]))
+            yield Vectors(
+                table, kind, float(index.times[n]), n, (frame.width, frame.height), turns, int(since[n]), int(until[n])
+            )
 
 # %% ../../nbs/media/00_video.ipynb #cded3bda
 def read_audio(
@@ -507,10 +590,18 @@ def read_audio(
 ) -> np.ndarray:  # (N,) float32 in about [-1,1], mono
     "The film's sound, mixed to one channel and aligned with its pictures; raises `VideoError` if it has none."
     info = probe(path)
-    if not 0 <= track < len(info.audio): raise VideoError(path, f"it holds {len(info.audio)} sound tracks, so none numbered {track}", "choose another track or film")
+    if not 0 <= track < len(info.audio):
+        raise VideoError(
+            path, f"it holds {len(info.audio)} sound tracks, so none numbered {track}", "choose another track or film"
+        )
     start, stop = seconds or (0, None)
     stop = info.duration if stop is None else stop
-    if not 0 <= start < stop <= info.duration + 1e-3: raise VideoError(path, f"{start} to {stop} s was asked for and it lasts {info.duration:.2f} s", "ask for times within the film")
+    if not 0 <= start < stop <= info.duration + 1e-3:
+        raise VideoError(
+            path,
+            f"{start} to {stop} s was asked for and it lasts {info.duration:.2f} s",
+            "ask for times within the film",
+        )
     samples = np.zeros(round((stop - start) * rate), np.float32)
     for at, chunk in _sound(path, track, rate, start + info.start):
         i = round((at - info.start - start) * rate)
@@ -551,10 +642,17 @@ def encode(
     "Writes a film, whole or not at all; raises `VideoError` for pictures that do not fit together."
     path, rate = Path(path), Fraction(rate).limit_denominator(100000)
     if rate <= 0: raise VideoError(path, f"{rate} frames per second were asked for", "give a rate above 0")
-    options = {"crf": str(crf), "preset": preset, **({"x264-params": "cpu-independent=1"} if codec == "libx264" else {}), **(options or {})}
+    options = {
+        "crf": str(crf),
+        "preset": preset,
+        **({"x264-params": "cpu-independent=1"} if codec == "libx264" else {}),
+        **(options or {}),
+    }
     with atomic(path) as temporary:
         with _explained(path):
-            container = av.open(f"file:{temporary}", "w", options={"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {})
+            container = av.open(
+                f"file:{temporary}", "w", options={"movflags": "+faststart"} if path.suffix in (".mp4", ".mov") else {}
+            )
         with container:
             with _explained(path): stream = container.add_stream(codec, rate=rate, options=options)
             n = 0
@@ -571,26 +669,46 @@ def _explained(path):
     try: yield
     except VideoError: raise
     except (av.error.FFmpegError, av.codec.codec.UnknownCodecError, ValueError) as e:
-        raise VideoError(path, f"FFmpeg cannot write it ({getattr(e, 'strerror', None) or e})", "check its ending, the codec, the preset, and that times grow") from e
+        raise VideoError(
+            path,
+            f"FFmpeg cannot write it ({getattr(e, 'strerror', None) or e})",
+            "check its ending, the codec, the preset, and that times grow",
+        ) from e
 
 # %% ../../nbs/media/00_video.ipynb #6f2a0b5a
-_clock = 90000  # time stamps a second in films we write: the customary clock, which 24, 25, 30 and 60 divide; AVI counts frames instead
+# time stamps a second in films we write: the customary clock, which 24, 25, 30 and 60 divide; AVI counts frames instead
+_clock = 90000
 
 def _to_encode(path, picture, n, stream, rate):
     "Picture `n` as the encoder wants it; the first one sets the size."
     image, time = (picture.image, picture.time) if isinstance(picture, Frame) else (np.asarray(picture), n / rate)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise VideoError(path, f"picture {n} is {image.dtype} of shape {image.shape}", "give (height, width, 3) arrays of uint8")
+        raise VideoError(
+            path, f"picture {n} is {image.dtype} of shape {image.shape}", "give (height, width, 3) arrays of uint8"
+        )
     if n == 0:
-        if image.shape[0] % 2 or image.shape[1] % 2: raise VideoError(path, f"its size would be {image.shape[1]}x{image.shape[0]}", "crop or resize to even sides, which the 4:2:0 format needs")
+        if image.shape[0] % 2 or image.shape[1] % 2:
+            raise VideoError(
+                path,
+                f"its size would be {image.shape[1]}x{image.shape[0]}",
+                "crop or resize to even sides, which the 4:2:0 format needs",
+            )
         stream.height, stream.width, stream.pix_fmt = *image.shape[:2], "yuv420p"
         stream.codec_context.time_base = Fraction(1, _clock) if path.suffix != ".avi" else 1 / rate
         for tag in ("colorspace", "color_primaries", "color_trc", "color_range"): setattr(stream.codec_context, tag, 1)
     if image.shape[:2] != (stream.height, stream.width):
-        raise VideoError(path, f"picture {n} is {image.shape[1]}x{image.shape[0]} and the first was {stream.width}x{stream.height}", "give all pictures one size")
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+        raise VideoError(
+            path,
+            f"picture {n} is {image.shape[1]}x{image.shape[0]} and the first was {stream.width}x{stream.height}",
+            "give all pictures one size",
+        )
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "rgb24").reformat(
+        format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
+    )
     tick = stream.codec_context.time_base
-    frame.pts, frame.time_base, frame.pict_type = round(time / tick), tick, 0
+    frame.pts = round(time / tick)
+    frame.time_base = tick
+    frame.pict_type = 0
     frame.duration = round(1 / rate / tick)
     return frame
 
@@ -606,8 +724,16 @@ def canonicalise(
 ) -> Path:  # `out`
     "A copy whose motion vectors follow motion: H.264, each frame predicted from the one before, without sound."
     info = probe(path, stream)
-    if Path(out).exists() and Path(out).samefile(path): raise VideoError(out, "it is the film itself", "give the copy another name")
+    if Path(out).exists() and Path(out).samefile(path):
+        raise VideoError(out, "it is the film itself", "give the copy another name")
     pictures = iter_frames(path, size=min(short_side, *_even(info)), stream=stream, damaged=damaged)
-    return encode(out, progress(pictures, "canonical copy", info.frames, "frame"), info.rate, crf=crf, preset="veryfast", options=dict(bf="0", refs="1", sc_threshold="0", threads="1"))
+    return encode(
+        out,
+        progress(pictures, "canonical copy", info.frames, "frame"),
+        info.rate,
+        crf=crf,
+        preset="veryfast",
+        options=dict(bf="0", refs="1", sc_threshold="0", threads="1"),
+    )
 
 def _even(info): return info.width // 2 * 2, info.height // 2 * 2
