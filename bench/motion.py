@@ -36,7 +36,7 @@ def decode(path):
 
 def motion(path):
     "Ours, from opening the file to tokens of 16 pixels and 2 frames; nothing is remembered from the round before."
-    from primenb import video
+    from primenb.media import video
     from primenb.media.motion import read_motion, to_tokens
 
     video._scan_file.cache_clear()
@@ -45,7 +45,7 @@ def motion(path):
 
 def vectors(path):
     "Ours, as far as mv_extractor goes: the table of vectors of each frame."
-    from primenb import video
+    from primenb.media import video
 
     video._scan_file.cache_clear()
     for _ in video.iter_vectors(path):

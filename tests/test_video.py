@@ -645,11 +645,11 @@ plain = np.zeros((64, 96, 3), np.uint8)
     [
         ([plain[:63]], "96x63"),
         ([plain[:, :95]], "95x64"),
-        ([plain, plain[:32]], "picture 1 is 96x32"),
+        ([plain, plain[:32]], "image 1 is 96x32"),
         ([plain.astype(float)], "float64"),
         ([plain[..., 0]], "shape"),
         ([np.zeros((64, 96, 4), np.uint8)], "shape"),
-        ([], "no pictures"),
+        ([], "no images"),
         (RuntimeError("stop"), RuntimeError),
         (KeyboardInterrupt(), KeyboardInterrupt),
     ],
