@@ -283,7 +283,7 @@ damage_of_a_frame = {
     "depth of another size": (
         lambda h: Image.fromarray(np.zeros((12, 16), np.uint16)).save(h / "depth/9.png"),
         "9.png",
-        "16x12 and the picture 32x24",
+        "16x12 and the image 32x24",
     ),
     "no depth": (lambda h: (h / "depth/9.png").unlink(), "depth", "no depth map for frame 9"),
     "fifteen numbers": (lambda h: poses_line(h, 1, "1 " * 15), "poses.txt, line 2", "15 numbers"),
@@ -329,7 +329,7 @@ def test_a_sequence_without_depth_has_none(walk):
 @pytest.mark.parametrize(
     "K, words",
     [
-        ("60 0 32 0 60 24 0 0 1", "far from the middle of a picture of 32x24"),
+        ("60 0 32 0 60 24 0 0 1", "far from the middle of an image of 32x24"),
         ("15 0 8 0 15 6 0 0 1", "far from the middle"),
         ("-30 0 16 0 30 12 0 0 1", "no matrix of intrinsics"),
         ("30 0 0 0 30 0 16 12 1", "no matrix of intrinsics"),
@@ -439,7 +439,7 @@ def test_every_damaged_row_is_named_with_its_line(pictures):
         5: "no such file",
         6: "0.png has come before",
         8: "same caption",
-        10: "names no picture",
+        10: "names no image",
         11: "1 fields",
         12: "no such file",
     }
@@ -503,7 +503,7 @@ def test_words_make_captions_of_labels(tmp_path):
 
 damaged_records = {
     "cut picture": ([("x.png", whole_png[:300]), ("x.txt", b"x")], "cannot be decoded"),
-    "no picture": ([("x.txt", b"x")], "no picture, only txt"),
+    "no picture": ([("x.txt", b"x")], "no image, only txt"),
     "no caption": ([("x.png", whole_png)], "no caption"),
     "empty caption": ([("x.png", whole_png), ("x.txt", b" \n")], "empty"),
     "one empty caption": ([("x.png", whole_png), ("x.json", b'{"captions": ["a", ""]}')], "empty"),
