@@ -576,9 +576,8 @@ class ShotDataset(_Labelled):
             raise PrimenbError("the shot table", f"it has no column {label!r}", f"choose one of {', '.join(shots)}")
         self.folder = _part(None, "films") if folder is None else Path(folder)
         self.rows = list(shots[["film", "key1", "key2", "key3"]].itertuples(index=False, name=None))
-        keys = (shots.film + "/" + shots.shot.astype(str)).tolist()
-        values = shots[label].tolist() if label else [None] * len(shots)
-        super().__init__(keys, values, label, classes, transform, seed)
+        keys, values = shots.film + "/" + shots.shot.astype(str), shots[label].tolist() if label else [None] * len(shots)
+        super().__init__(keys.tolist(), values, label, classes, transform, seed)
     def _frames(self, i): return _key_frames(self.folder / f"{self.rows[i][0]}.mp4", self.rows[i][1:])
 
 # %% ../../nbs/data/03_corpus.ipynb #b81d5e02
