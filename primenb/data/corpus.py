@@ -572,12 +572,12 @@ class ShotDataset(_Labelled):
         classes: list | None = None,  # the label's values in the order of their numbers; None for those that occur
         seed: int = 0,  # of transforms
     ):
-        if label and label not in shots:
-            raise PrimenbError("the shot table", f"it has no column {label!r}", f"choose one of {', '.join(shots)}")
+        if label and label not in shots: raise _no_column(label, shots)
         self.folder = _part(None, "films") if folder is None else Path(folder)
         self.rows = list(shots[["film", "key1", "key2", "key3"]].itertuples(index=False, name=None))
-        keys, values = shots.film + "/" + shots.shot.astype(str), shots[label].tolist() if label else [None] * len(shots)
-        super().__init__(keys.tolist(), values, label, classes, transform, seed)
+        keys = (shots.film + "/" + shots.shot.astype(str)).tolist()
+        values = shots[label].tolist() if label else keys
+        super().__init__(keys, values, label, classes, transform, seed)
     def _frames(self, i): return _key_frames(self.folder / f"{self.rows[i][0]}.mp4", self.rows[i][1:])
 
 # %% ../../nbs/data/03_corpus.ipynb #b81d5e02
@@ -586,6 +586,9 @@ def _key_frames(path, seconds):
     frames = list(frames_at(path, seconds))
     at = np.searchsorted([f.time for f in frames], np.array(seconds) + 1e-6, "right") - 1
     return np.stack([frames[n].image for n in at])
+
+def _no_column(label, shots):
+    return PrimenbError("the shot table", f"it has no column {label!r}", f"choose one of {', '.join(shots)}")
 
 # %% ../../nbs/data/03_corpus.ipynb #732a1367
 class _Stream(_Drawn):
@@ -600,8 +603,7 @@ class _Stream(_Drawn):
         yield from (self.shards[i] for i in order)
     def read(self, shards):
         "The pairs in them."
-        damages = Damages(self.damaged)
-        yield from _stills(shards, False, damages)
+        yield from _stills(shards, False, damages := Damages(self.damaged))
         _warn(damages)
     def mixed(self, pairs):
         "The same, out of order."
