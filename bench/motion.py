@@ -1,9 +1,9 @@
-"""How long does motion take, beside decoding alone, optical flow, and another reader of motion vectors?
+"""How long does motion take, compared with decoding, optical flow, and another reader of motion vectors?
 
     make bench
 
-Each contender is a process of its own on one core with one thread; they take turns over all files, several rounds, and a
-ratio is that of the medians. Writes runs/bench/motion.json. Uses the clips in PRIMENB_REAL, or else the starter film.
+Each contender is a process of its own on one core with one thread; they take turns over all files, several rounds, and
+a ratio is that of the medians. Writes runs/bench/motion.json. Uses the clips in PRIMENB_REAL, or else the starter film.
 """
 
 import datetime
@@ -81,7 +81,7 @@ def dis_ultrafast(path):
 
 
 def mv_extractor(path):
-    "The package motion-vector-extractor in its quickest mode, which leaves out the pictures."
+    "The package motion-vector-extractor in its fastest mode, which leaves out the images."
     from mvextractor.videocap import VideoCap
 
     reader = VideoCap()
@@ -146,21 +146,21 @@ def ten_minutes(clip, folder):
     from primenb.media.video import encode, iter_frames, probe
 
     info = probe(clip)
-    loops = itertools.chain.from_iterable(
-        iter_frames(clip, size=min(360, info.width, info.height))
-        for _ in itertools.count()
-    )
-    pictures = (frame.image for frame in itertools.islice(loops, round(600 * info.rate)))
-    film = encode(folder / "ten_minutes.mp4", pictures, info.rate, crf=23, preset="ultrafast")
-    # VmHWM is the peak of the new program alone; ru_maxrss of a child starts at what its parent held when it was started
-    code = "import sys; from primenb.cli import main; failed = main(); print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))); sys.exit(failed)"
+    size = min(360, info.width, info.height)
+    loops = itertools.chain.from_iterable(iter_frames(clip, size=size) for _ in itertools.count())
+    images = (frame.image for frame in itertools.islice(loops, round(600 * info.rate)))
+    film = encode(folder / "ten_minutes.mp4", images, info.rate, crf=23, preset="ultrafast")
+    # VmHWM is the peak of the new program alone; ru_maxrss of a child starts at its parent's memory
+    code = "\n".join([
+        "import sys",
+        "from primenb.cli import main",
+        "failed = main()",
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))",
+        "sys.exit(failed)",
+    ])
     start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", code, "analyse", film, "-o", folder / "report"],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
+    command = [sys.executable, "-c", code, "analyse", film, "-o", folder / "report"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return {
         "minutes": probe(film).duration / 60,
         "seconds": time.perf_counter() - start,
@@ -173,23 +173,16 @@ def main():
     from primenb.media.video import encode, iter_frames, probe
 
     started = time.perf_counter()
-    real = Path(os.environ.get("PRIMENB_REAL", root() / "../shared/real"))
+    real = Path(os.environ.get("PRIMENB_REAL", root() / "data/real"))
     starter = root() / "data/starter/starter.mp4"
     clips, large = ([real / f for f in names] for names in (CLIPS, LARGE)) if real.is_dir() else ([starter], [starter])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         memory = ten_minutes(max(clips, key=lambda f: probe(f).duration), folder)
-        small = [
-            str(
-                encode(
-                    folder / f"{f.stem}_340x256.mp4",
-                    (x.image for x in iter_frames(f, size=(340, 256))),
-                    probe(f).rate,
-                    crf=23,
-                )
-            )
-            for f in clips
-        ]
+        small = []
+        for f in clips:
+            images = (frame.image for frame in iter_frames(f, size=(340, 256)))
+            small.append(str(encode(folder / f"{f.stem}_340x256.mp4", images, probe(f).rate, crf=23)))
         large = [str(f) for f in large]
         times = race(["decode", "motion", "vectors", "dis_ultrafast", "mv_extractor"], small)
         times |= race(["decode", "motion", "vectors", "mv_extractor"], large)
@@ -219,12 +212,9 @@ def main():
         date=datetime.date.today().isoformat(),
         footage=[f.name for f in clips],
     )
-    print(
-        json.dumps(
-            {k: v for k, v in json.loads(out.read_text()).items() if k not in ("run", "milliseconds_per_frame")},
-            indent=1,
-        )
-    )
+    results = json.loads(out.read_text())
+    for name in ("run", "milliseconds_per_frame"): del results[name]
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -121,8 +121,8 @@ def test_a_film_of_key_frames_only(tmp_path):
 # ---- from vectors to a field
 
 def paint(vectors):
-    "The field by its definition, vector for vector and pixel for pixel: (T,H,W,2), the stored way up; NaN where there is none."
-    pictures = []
+    "The field by its definition, vector by vector and pixel by pixel: (T,H,W,2) as stored; NaN where there is none."
+    images = []
     for v in vectors:
         width, height = v.size
         sides = {True: np.full((height, width, 2), np.nan), False: np.full((height, width, 2), np.nan)}
@@ -134,15 +134,15 @@ def paint(vectors):
             left, top = int(row["dst_x"]) - w // 2, int(row["dst_y"]) - h // 2
             sides[past][max(top, 0) : top + h, max(left, 0) : left + w] = -m / v.since if past else m / max(v.until, 1)
         one_side = np.where(np.isnan(sides[True]), sides[False], sides[True])
-        pictures.append(
+        images.append(
             np.where(np.isnan(sides[True]) | np.isnan(sides[False]), one_side, (sides[True] + sides[False]) / 2)
         )
-    return np.stack(pictures)
+    return np.stack(images)
 
-def fill(pictures, measured):
+def fill(images, measured):
     "Frames that were not measured take the nearest one that was; of two, the later."
     known = np.flatnonzero(measured)
-    return np.stack([pictures[min(known, key=lambda k: (abs(k - t), -k))] for t in range(len(pictures))])
+    return np.stack([images[min(known, key=lambda k: (abs(k - t), -k))] for t in range(len(images))])
 
 def pixels(motion):
     "The field with a displacement for every pixel."
@@ -183,7 +183,7 @@ def test_camera_motion_is_the_median_where_there_are_vectors(real, name, frames)
     assert np.allclose(motion.camera, fill(camera, measured), atol=1e-4)
 
 def window(n, dx, dy, width=192, height=128, seed=0):
-    "A camera that moves by whole pixels over a large soft picture with something to see everywhere."
+    "A camera that moves by whole pixels over a large soft image with something to see everywhere."
     noise = np.random.default_rng(seed).normal(size=(height + 320, width + 320, 3))
     spectrum = np.fft.rfft2(noise, axes=(0, 1))
     fy, fx = np.fft.fftfreq(noise.shape[0])[:, None], np.fft.rfftfreq(noise.shape[1])
@@ -212,14 +212,15 @@ def test_a_pan_is_measured_in_pixels_per_frame(tmp_path_factory, how, dx, dy, se
     taken = read_motion(path, remove_camera=True)
     assert np.abs(np.median(taken.camera, 0) - (-dx, -dy)).max() < 0.3 and np.median(taken.speed) < 0.1
 
-def write(path, pictures, codec, **options):
+def write(path, images, codec, **options):
     "A film made with PyAV alone, in a codec and with settings of our choice."
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=25, options={k: str(v) for k, v in options.items()})
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             if not i:
-                stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *picture.shape[:2], "yuv420p", 3_000_000
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+                stream.height, stream.width = image.shape[:2]
+                stream.pix_fmt, stream.bit_rate = "yuv420p", 3_000_000
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -255,10 +256,10 @@ def test_nothing_is_left_when_everything_pans(tmp_path_factory, dx, dy):
 def test_what_moves_by_itself_is_left(tmp_path):
     def scene():
         thing = next(window(1, 0, 0, 64, 64, seed=5))
-        for i, picture in enumerate(window(10, 3, 1)):
-            picture = picture.copy()
-            picture[32:96, 40 + 4 * i : 104 + 4 * i] = thing
-            yield picture
+        for i, image in enumerate(window(10, 3, 1)):
+            image = image.copy()
+            image[32:96, 40 + 4 * i : 104 + 4 * i] = thing
+            yield image
     field = read_motion(encode(tmp_path / "film.mp4", scene(), **canonical), remove_camera=True).field
     for i in range(3, 10):
         assert np.abs(np.median(field[i, 5:11, 6 + (4 * i) // 8 : 12 + (4 * i) // 8], (0, 1)) - (7, 1)).max() < 0.3
@@ -270,7 +271,7 @@ def test_a_turned_film_has_turned_motion(tmp_path, clockwise, size):
     path = encode(tmp_path / "film.mp4", window(8, 3, 1, *size), **canonical)
     stored = pixels(read_motion(path))
     turn(path, clockwise)
-    a, b, c, d = matrices[clockwise]
+    (a, b), (c, d) = np.reshape(matrices[clockwise], (2, 2))
     q, p = np.mgrid[: stored.shape[1], : stored.shape[2]]
     x, y = a * p + c * q, b * p + d * q
     expected = np.empty((len(stored), np.ptp(y) + 1, np.ptp(x) + 1, 2), np.float32)
@@ -295,8 +296,8 @@ def random_motion(seed, frames, width, height, narrow_first):
     )
 
 def slow_tokens(motion, patch, tubelet, crop, up, down, flip, vectors):
-    "Pixel by pixel: crop, enlarge by `up` and shrink by `down`, mirror, average over boxes; displacements grow with the picture."
-    left, top, right, bottom = crop
+    "Pixel by pixel: crop, enlarge by `up` and shrink by `down`, mirror, average over boxes; displacements grow too."
+    (left, top), (right, bottom) = crop[:2], crop[2:]
     d = pixels(motion)[:, top:bottom, left:right]
     d = d.repeat(up[1], 1).repeat(up[0], 2) * (np.array(up) / down)
     if flip: d = d[:, :, ::-1] * (-1, 1)
@@ -466,9 +467,9 @@ def test_the_folder_is_a_file(film, tmp_path):
     assert "taken" in str(error.value) and error.value.remedy
 
 def test_nothing_is_measured_across_a_cut(tmp_path):
-    pictures = [*window(12, 3, 1, seed=1), *window(12, -2, 2, seed=2)]
+    images = [*window(12, 3, 1, seed=1), *window(12, -2, 2, seed=2)]
     film = encode(
-        tmp_path / "cut.mp4", pictures, crf=10, preset="veryfast", options={"bf": "0", "refs": "1", "sc_threshold": "0"}
+        tmp_path / "cut.mp4", images, crf=10, preset="veryfast", options={"bf": "0", "refs": "1", "sc_threshold": "0"}
     )
     before, after = iter_motion(film, [0, 12, 24])
     assert read_motion(film).measured[12] and not after.measured[0]

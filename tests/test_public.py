@@ -37,7 +37,7 @@ def png(image) -> bytes:
     return buffer.getvalue()
 
 
-def picture(seed, shape=(24, 32, 3)): return np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
+def noise_image(seed, shape=(24, 32, 3)): return np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
 
 
 def refused(make, *words):
@@ -143,27 +143,27 @@ def test_json_says_where_it_breaks(tmp_path):
     refused(lambda: json_file(tmp_path / "a.json"), "not UTF-8")
 
 
-whole_png = png(picture(0))
+whole_png = png(noise_image(0))
 
 
 @quick
 @given(st.integers(0, len(whole_png)))
-def test_a_cut_picture_is_whole_or_refused(cut):
+def test_a_truncated_image_is_whole_or_refused(cut):
     try: image = decode_image(whole_png[:cut], "cut.png")
     except PrimenbError as e: assert e.what == "cut.png" and "cannot be decoded" in e.cause
-    else: assert (image == picture(0)).all()
+    else: assert (image == noise_image(0)).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "CMYK", "LA"])
-def test_pictures_of_every_kind_are_rgb(mode):
-    Image.fromarray(picture(1)).convert(mode).save(buffer := io.BytesIO(), "TIFF" if mode == "CMYK" else "PNG")
+def test_images_of_every_mode_are_rgb(mode):
+    Image.fromarray(noise_image(1)).convert(mode).save(buffer := io.BytesIO(), "TIFF" if mode == "CMYK" else "PNG")
     image = decode_image(buffer.getvalue())
     assert image.shape == (24, 32, 3) and image.dtype == np.uint8
 
 
-def test_a_pair_decodes_once_and_only_when_asked(tmp_path):
+def test_a_pair_decodes_once_and_only_when_used(tmp_path):
     pair = Pair("a", whole_png, ("noise",))
-    assert "image" not in vars(pair) and pair.image is pair.image and (pair.image == picture(0)).all()
+    assert "image" not in vars(pair) and pair.image is pair.image and (pair.image == noise_image(0)).all()
     (tmp_path / "a.png").write_bytes(whole_png[:200])
     with pytest.raises(PrimenbError, match="a.png"): Pair("a", tmp_path / "a.png").image
     with pytest.raises(PrimenbError, match="only its labels"): Clip("c", None, {}).frames()
@@ -236,7 +236,7 @@ def walk(tmp_path):
         depth[0, 0] = 65535
         poses.append(pose)
         for path in (holo / f"images/{n + 8}.png", seven / f"frame-{n + 8:06d}.color.png"):
-            path.write_bytes(png(picture(n)))
+            path.write_bytes(png(noise_image(n)))
         for path in (holo / f"depth/{n + 8}.png", seven / f"frame-{n + 8:06d}.depth.png"):
             Image.fromarray(depth).save(path)
         np.savetxt(seven / f"frame-{n + 8:06d}.pose.txt", pose)
@@ -247,12 +247,12 @@ def walk(tmp_path):
 
 
 def test_both_layouts_give_the_same_frames(walk):
-    holo, seven, poses = walk
+    (holo, seven), poses = walk[:2], walk[2]
     for a, b, pose in zip(posed_frames(holo), posed_frames(seven), poses, strict=True):
         assert a.index == b.index
         assert np.allclose(a.cam_from_world, np.linalg.inv(pose))
         assert np.allclose(a.cam_from_world, b.cam_from_world)
-        assert (a.image == picture(a.index - 8)).all()
+        assert (a.image == noise_image(a.index - 8)).all()
         assert (a.image == b.image).all()
         assert np.array_equal(a.depth, b.depth, equal_nan=True)
         stored = np.asarray(Image.open(b.depth_path))
@@ -270,16 +270,16 @@ def poses_line(folder, n, text):
 
 cut_in_half = lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 damage_of_a_frame = {
-    "cut picture": (lambda h: cut_in_half(h / "images/9.png"), "9.png", "cannot be decoded"),
-    "no picture at all": (lambda h: (h / "images/9.png").write_text("<html>"), "9.png", "cannot be"),
+    "cut image": (lambda h: cut_in_half(h / "images/9.png"), "9.png", "cannot be decoded"),
+    "no image at all": (lambda h: (h / "images/9.png").write_text("<html>"), "9.png", "cannot be"),
     "another size": (
-        lambda h: (h / "images/9.png").write_bytes(png(picture(0, (12, 16, 3)))),
+        lambda h: (h / "images/9.png").write_bytes(png(noise_image(0, (12, 16, 3)))),
         "9.png",
         "16x12 and those before it 32x24",
     ),
     "cut depth": (lambda h: cut_in_half(h / "depth/9.png"), "9.png", "depth map"),
-    "colour as depth": (lambda h: (h / "depth/9.png").write_bytes(png(picture(0))), "9.png", "kind RGB"),
-    "depth of 8 bits": (lambda h: (h / "depth/9.png").write_bytes(png(picture(0, (24, 32)))), "9.png", "8 bits"),
+    "colour as depth": (lambda h: (h / "depth/9.png").write_bytes(png(noise_image(0))), "9.png", "kind RGB"),
+    "depth of 8 bits": (lambda h: (h / "depth/9.png").write_bytes(png(noise_image(0, (24, 32)))), "9.png", "8 bits"),
     "depth of another size": (
         lambda h: Image.fromarray(np.zeros((12, 16), np.uint16)).save(h / "depth/9.png"),
         "9.png",
@@ -320,7 +320,7 @@ def test_a_seven_scenes_frame_without_its_parts_is_named(walk):
 
 
 def test_a_sequence_without_depth_has_none(walk):
-    holo, seven, _ = walk
+    holo, seven = walk[:2]
     for path in [*holo.glob("depth/*"), *seven.glob("*.depth.png")]: path.unlink()
     (holo / "depth").rmdir()
     assert all(f.depth is None for f in (*posed_frames(holo), *posed_frames(seven)))
@@ -345,7 +345,7 @@ def test_intrinsics_that_do_not_fit_are_refused_in_any_case(walk, K, words):
 
 
 def test_a_folder_that_is_no_sequence_is_refused(walk):
-    holo, seven, _ = walk
+    holo, seven = walk[:2]
     (holo / "images/8.png").unlink()
     refused(lambda: posed_frames(holo, damaged="skip"), "poses.txt", "5 poses for 4 images")
     refused(lambda: posed_frames(holo / "images", damaged="skip"), "no poses")
@@ -385,36 +385,36 @@ def test_real_sequences_are_whole_and_their_depths_agree(real, name, first, coun
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    for n in range(4): (tmp_path / f"{n}.png").write_bytes(png(picture(n)))
+def photos(tmp_path):
+    for n in range(4): (tmp_path / f"{n}.png").write_bytes(png(noise_image(n)))
     (tmp_path / "cut.png").write_bytes(whole_png[: len(whole_png) // 2])
     return tmp_path
 
 
-def test_tables_of_any_columns_and_separator(pictures):
-    (pictures / "a.csv").write_text(
+def test_tables_of_any_columns_and_separator(photos):
+    (photos / "a.csv").write_text(
         'image,caption,licence\n0.png,"red, round",cc0\n0.png,a ball,cc0\n1.png,"a ""cube""",by\n'
     )
-    a, b = table_pairs(pictures / "a.csv", image="image", caption="caption", separator=",")
+    a, b = table_pairs(photos / "a.csv", image="image", caption="caption", separator=",")
     assert a.key == "0.png"
     assert a.captions == ("red, round", "a ball")
     assert a.attributes == dict(licence="cc0")
-    assert (a.image == picture(0)).all()
+    assert (a.image == noise_image(0)).all()
     assert b.captions == ('a "cube"',) and b.attributes == dict(licence="by")
-    refused(lambda: table_pairs(pictures / "a.csv", damaged="skip"), "no column 'filepath'", "separator", r"'\t'")
-    (pictures / "lists").mkdir()
-    (pictures / "a.csv").rename(pictures / "lists/a.csv")
+    refused(lambda: table_pairs(photos / "a.csv", damaged="skip"), "no column 'filepath'", "separator", r"'\t'")
+    (photos / "lists").mkdir()
+    (photos / "a.csv").rename(photos / "lists/a.csv")
     assert len(
-        list(table_pairs(pictures / "lists/a.csv", image="image", caption="caption", separator=",", folder=pictures))
+        list(table_pairs(photos / "lists/a.csv", image="image", caption="caption", separator=",", folder=photos))
     ) == 2
     refused(
-        lambda: table_pairs(pictures / "lists/a.csv", image="image", caption="caption", separator=","),
+        lambda: table_pairs(photos / "lists/a.csv", image="image", caption="caption", separator=","),
         "a.csv, line 2",
         "0.png: there is no such file",
     )
 
 
-def test_every_damaged_row_is_named_with_its_line(pictures):
+def test_every_damaged_row_is_named_with_its_line(photos):
     rows = [
         "0.png\tzero",
         "1.png\t ",
@@ -428,8 +428,8 @@ def test_every_damaged_row_is_named_with_its_line(pictures):
         "3.png",
         "n" * 400 + ".png\tlong",
     ]
-    (pictures / "a.tsv").write_text("filepath\ttitle\n" + "\n".join(rows) + "\n")
-    reader = table_pairs(pictures / "a.tsv", damaged="skip")
+    (photos / "a.tsv").write_text("filepath\ttitle\n" + "\n".join(rows) + "\n")
+    reader = table_pairs(photos / "a.tsv", damaged="skip")
     pairs, causes = skipping(reader)
     assert [p.captions for p in pairs] == [("zero",), ("two", "deux")]
     named = {int(d.name.rsplit(" ", 1)[1]): d.cause for d in reader.damaged}
@@ -444,9 +444,9 @@ def test_every_damaged_row_is_named_with_its_line(pictures):
         12: "no such file",
     }
     assert set(named) == set(words) and all(word in named[line] for line, word in words.items()), named
-    unchecked, causes = skipping(table_pairs(pictures / "a.tsv", damaged="skip", check=False))
+    unchecked, causes = skipping(table_pairs(photos / "a.tsv", damaged="skip", check=False))
     assert len(unchecked) == 3 and any("no such file" in c for c in causes)
-    refused(lambda: table_pairs(pictures / "a.tsv"), "line 3", "empty", "remove the row")
+    refused(lambda: table_pairs(photos / "a.tsv"), "line 3", "empty", "remove the row")
 
 
 def pack(path, files, mode="w"):
@@ -463,7 +463,7 @@ def three(n=3):
         (f"{i:03d}.{e}", c)
         for i in range(n)
         for e, c in (
-            ("png", png(picture(i))), ("txt", f"noise {i}".encode()), ("json", json.dumps(dict(seed=i)).encode())
+            ("png", png(noise_image(i))), ("txt", f"noise {i}".encode()), ("json", json.dumps(dict(seed=i)).encode())
         )
     ]
 
@@ -482,11 +482,12 @@ def test_a_shard_says_what_it_holds(tmp_path):
             ("c.seg.png", b"mask"),
         ],
     )
-    a, b, c = shard_pairs(tmp_path / "a.tar")
+    a, *others = shard_pairs(tmp_path / "a.tar")
+    b, c = others
     assert a.key == "a/000"
     assert a.captions == ("noise 0",)
     assert a.attributes == dict(seed=0)
-    assert (a.image == picture(0)).all()
+    assert (a.image == noise_image(0)).all()
     assert b.key == "a/b/1" and b.captions == ("one", "ein", "uno") and b.attributes == dict(cls=7)
     assert c.attributes == {"seg.png": b"mask"}
 
@@ -496,14 +497,14 @@ def test_words_make_captions_of_labels(tmp_path):
         tmp_path / "a.tar",
         [("0.png", whole_png), ("0.cls", b"3"), ("1.png", whole_png), ("1.txt", b"own"), ("1.cls", b"4")],
     )
-    pairs = list(shard_pairs(tmp_path / "a.tar", words=lambda a: [f"class {a['cls']}", "a picture"]))
-    assert [p.captions for p in pairs] == [("class 3", "a picture"), ("own", "class 4", "a picture")]
+    pairs = list(shard_pairs(tmp_path / "a.tar", words=lambda a: [f"class {a['cls']}", "an image"]))
+    assert [p.captions for p in pairs] == [("class 3", "an image"), ("own", "class 4", "an image")]
     refused(lambda: shard_pairs(tmp_path / "a.tar"), "a.tar, 0", "no caption", "words=")
 
 
 damaged_records = {
-    "cut picture": ([("x.png", whole_png[:300]), ("x.txt", b"x")], "cannot be decoded"),
-    "no picture": ([("x.txt", b"x")], "no image, only txt"),
+    "cut image": ([("x.png", whole_png[:300]), ("x.txt", b"x")], "cannot be decoded"),
+    "no image": ([("x.txt", b"x")], "no image, only txt"),
     "no caption": ([("x.png", whole_png)], "no caption"),
     "empty caption": ([("x.png", whole_png), ("x.txt", b" \n")], "empty"),
     "one empty caption": ([("x.png", whole_png), ("x.json", b'{"captions": ["a", ""]}')], "empty"),
@@ -637,7 +638,7 @@ def test_real_labels_and_their_noise(real):
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
     return encode(
-        tmp_path_factory.mktemp("film") / "f.mp4", [picture(n, (32, 48, 3)) for n in range(6)], 6, preset="ultrafast"
+        tmp_path_factory.mktemp("film") / "f.mp4", [noise_image(n, (32, 48, 3)) for n in range(6)], 6, preset="ultrafast"
     ).read_bytes()
 
 
@@ -914,7 +915,8 @@ def test_damaged_lvu_lists(tmp_path):
     lvu(
         tmp_path,
         "scene",
-        "class_id class_name youtube_id imdb_id\n0 office a tt1\n0 hotel b tt2\nx prison c tt3\n1 movie theatre d tt4\n0 office a tt1\n1 airport e tt5\n",
+        "class_id class_name youtube_id imdb_id\n0 office a tt1\n0 hotel b tt2\nx prison c tt3\n"
+        "1 movie theatre d tt4\n0 office a tt1\n1 airport e tt5\n",
     )
     clips, causes = skipping(lvu_clips(tmp_path, "scene", "test", damaged="skip"))
     assert [c.key for c in clips] == ["a", "e"]
@@ -925,7 +927,8 @@ def test_damaged_lvu_lists(tmp_path):
     lvu(
         tmp_path,
         "like_ratio",
-        "like_count dislike_count youtube_id imdb_id\n0 0 a tt1\n-1 5 b tt2\n3 4 c tt3\n\u00b2 4 d tt4\n1 %s e tt5\n" % (
+        "like_count dislike_count youtube_id imdb_id\n0 0 a tt1\n-1 5 b tt2\n3 4 c tt3\n"
+        "\u00b2 4 d tt4\n1 %s e tt5\n" % (
             "9" * 400
         ),
     )
@@ -1233,7 +1236,7 @@ def test_depth_maps_refuse_what_they_are_not(tmp_path):
         read_depth(tmp_path / "d.png", 0.5, (1,)), np.array([[0, np.nan], [32767.5, 1000]], np.float32), equal_nan=True
     )
     for make in (
-        lambda: (tmp_path / "d.png").write_bytes(b"\x89PNG"), lambda: (tmp_path / "d.png").write_bytes(png(picture(0)))
+        lambda: (tmp_path / "d.png").write_bytes(b"\x89PNG"), lambda: (tmp_path / "d.png").write_bytes(png(noise_image(0)))
     ):
         make()
         with pytest.raises(PrimenbError, match="d.png"): read_depth(tmp_path / "d.png")

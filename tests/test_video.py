@@ -63,7 +63,7 @@ hdr = {"bt2020_10bit.mp4", "nasa_13013_hdr.mp4", "testsrc2_12bit_hdr.mp4", "test
 
 
 def pattern(n, width=96, height=64, seed=0):
-    "Pictures that differ from each other: soft coloured blobs that drift, with a bar that counts."
+    "Images that differ from each other: soft coloured blobs that drift, with a bar that counts."
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     phases = rng.uniform(0, 6, 3)
@@ -120,11 +120,13 @@ def check_seeks(path, step, turned=False):
             iter_frames(path),
         )
     )
-    numbers, times, shapes, dtypes, prints, spread = zip(*whole)
-    assert numbers == tuple(range(info.frames))
+    numbers, times = ([row[i] for row in whole] for i in (0, 1))
+    shapes, dtypes = ([row[i] for row in whole] for i in (2, 3))
+    prints, spread = ([row[i] for row in whole] for i in (4, 5))
+    assert numbers == list(range(info.frames))
     assert set(shapes) == {(info.height, info.width, 3)}
     assert set(dtypes) == {np.dtype(np.uint8)}
-    assert info.frames == 1 or max(spread) > 10  # a picture and no grey slab
+    assert info.frames == 1 or max(spread) > 10  # an image and no grey slab
     if not turned:
         expected = [(t, print_of(image)) for t, image in linear(path)]
         assert [p for _, p in expected] == list(prints)
@@ -164,7 +166,7 @@ matrices = {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
 def turn(path, clockwise):
     "Writes a display matrix into an MP4."
     data = bytearray(path.read_bytes())
-    a, b, c, d = matrices[clockwise]
+    (a, b), (c, d) = np.reshape(matrices[clockwise], (2, 2))
     at = data.index(b"tkhd") + 4 + 40
     data[at : at + 36] = b"".join(
         int(v).to_bytes(4, "big", signed=True)
@@ -176,7 +178,7 @@ def turn(path, clockwise):
 def test_rotation_by_the_display_matrix(tmp_path, clockwise):
     stored = read_frames(small(tmp_path / "film.mp4"))
     turn(tmp_path / "film.mp4", clockwise)
-    a, b, c, d = matrices[clockwise]
+    (a, b), (c, d) = np.reshape(matrices[clockwise], (2, 2))
     q, p = np.mgrid[: stored.shape[1], : stored.shape[2]]
     x, y = a * p + c * q, b * p + d * q
     expected = np.empty((len(stored), np.ptp(y) + 1, np.ptp(x) + 1, 3), np.uint8)
@@ -254,7 +256,7 @@ def test_matrix_and_range(real, name, matrix, range_):
 
 
 def tone_map(code, transfer):
-    "One pixel, as the standards put it: ST 2084 or BT.2100 HLG, the curve of BT.2390 from 1000 to 203 cd/m², BT.2020 to BT.709, sRGB."
+    "One pixel by the standards: ST 2084 or BT.2100 HLG, BT.2390 from 1000 to 203 cd/m², BT.2020 to BT.709, sRGB."
     m1 = 0.1593017578125
     m2 = 78.84375
     c1 = 0.8359375
@@ -336,23 +338,25 @@ def sound(seconds=2.0, rate=44100, pitch=440):
     t = np.arange(int(seconds * rate)) / rate
     return (0.5 * np.sin(2 * np.pi * pitch * t)).astype(np.float32)
 
-def mux(path, pictures=(), samples=None, late=0.0, cover=None, rate=44100, start=0.0, audio_codec="aac"):
-    "Writes a file with PyAV alone; the sound begins `late` seconds after the pictures, which begin at `start`."
+def mux(path, images=(), samples=None, late=0.0, cover=None, rate=44100, start=0.0, audio_codec="aac"):
+    "Writes a file with PyAV alone; the sound begins `late` seconds after the images, which begin at `start`."
     with av.open(str(path), "w") as out:
         video = cover_stream = audio = None
         if cover is not None:
             cover_stream = out.add_stream("mjpeg", rate=25, options={"q": "3"})
-            cover_stream.height, cover_stream.width, cover_stream.pix_fmt = *cover.shape[:2], "yuvj420p"
+            cover_stream.height, cover_stream.width = cover.shape[:2]
+            cover_stream.pix_fmt = "yuvj420p"
             cover_stream.disposition = av.stream.Disposition.attached_pic
-        if len(pictures):
+        if len(images):
             video = out.add_stream("libx264", rate=25)
-            video.height, video.width, video.pix_fmt = *pictures[0].shape[:2], "yuv420p"
+            video.height, video.width = images[0].shape[:2]
+            video.pix_fmt = "yuv420p"
         if samples is not None: audio = out.add_stream(audio_codec, rate=rate, layout="mono")
         if cover_stream: out.mux(cover_stream.encode(av.VideoFrame.from_ndarray(cover, "rgb24")))
         if video:
             video.codec_context.time_base = Fraction(1, 25)
-            for i, picture in enumerate(pictures):
-                frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            for i, image in enumerate(images):
+                frame = av.VideoFrame.from_ndarray(image, "rgb24")
                 frame.pts, frame.time_base = round(25 * start) + i, Fraction(1, 25)
                 out.mux(video.encode(frame))
             out.mux(video.encode())
@@ -403,7 +407,7 @@ def test_names(tmp_path, name, monkeypatch):
 # ---- damage
 
 def judge(paths, promised=None):
-    "Reads each file; what it holds must come whole or a helpful VideoError must. Prints a line each, so that the last one is the culprit."
+    "Reads each file: all of it, or a VideoError with a remedy. Prints a line each; the last one is the culprit."
     for path in paths:
         print(path, flush=True)
         outcomes = {}
@@ -559,7 +563,7 @@ def test_times_outside_the_film(tmp_path, t):
 # ---- streaming
 
 def growth(path, reader):
-    "Prints by how many megabytes memory grows between the 100th and the last item. The cycle collector is off: what is let go must go at once."
+    "Prints by how many megabytes memory grows after the 100th item, with the cycle collector off."
     import gc, primenb.media.video
     gc.disable()
     def resident(): return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
@@ -585,7 +589,7 @@ def test_memory_stays_flat_however_long_the_film(tmp_path, reader):
     assert frames == 2400 and megabytes < 30  # the decoded frames are 275 MB
 
 def test_reading_begins_before_the_film_is_over(tmp_path):
-    "A picture is handed out before the next one is decoded: closing early is quick and leaves no thread and no open file."
+    "A frame is returned before the next one is decoded: closing early is fast and leaves no thread and no open file."
     path = small(tmp_path / "film.mp4", 200)
     threads = threading.active_count()
     files = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
@@ -607,12 +611,12 @@ def test_reading_begins_before_the_film_is_over(tmp_path):
     suffix=st.sampled_from([".mp4", ".mkv", ".mov"]),
 )
 def test_what_is_written_is_read_again(tmp_path_factory, n, width, height, rate, suffix):
-    pictures = list(pattern(n, 2 * width, 2 * height))
-    path = encode(tmp_path_factory.mktemp("written") / f"film{suffix}", pictures, rate, crf=1)
+    images = list(pattern(n, 2 * width, 2 * height))
+    path = encode(tmp_path_factory.mktemp("written") / f"film{suffix}", images, rate, crf=1)
     found, info = read_frames(path), probe(path)
     assert found.shape == (n, 2 * height, 2 * width, 3)
-    assert np.abs(found.astype(int) - pictures).mean() < 8  # chroma has half the resolution
-    assert np.abs(found.astype(int).mean((1, 2)) - np.mean(pictures, (1, 2))).max() < 4
+    assert np.abs(found.astype(int) - images).mean() < 8  # chroma has half the resolution
+    assert np.abs(found.astype(int).mean((1, 2)) - np.mean(images, (1, 2))).max() < 4
     assert np.abs(frame_times(path) - np.arange(n) / float(rate)).max() < 1.1e-3
     assert not info.variable
     assert abs(info.duration - n / float(rate)) < 3e-3
@@ -641,7 +645,7 @@ def broken_off(error):
 plain = np.zeros((64, 96, 3), np.uint8)
 @pytest.mark.parametrize("existing", [False, True])
 @pytest.mark.parametrize(
-    "pictures, expected",
+    "images, expected",
     [
         ([plain[:63]], "96x63"),
         ([plain[:, :95]], "95x64"),
@@ -654,12 +658,12 @@ plain = np.zeros((64, 96, 3), np.uint8)
         (KeyboardInterrupt(), KeyboardInterrupt),
     ],
 )
-def test_a_film_is_written_whole_or_not_at_all(tmp_path, pictures, expected, existing):
+def test_a_film_is_written_whole_or_not_at_all(tmp_path, images, expected, existing):
     path = tmp_path / "film.mp4"
     if existing: path.write_bytes(b"what was there")
     error = expected if isinstance(expected, type) else VideoError
     with pytest.raises(error, match=expected if error is VideoError else None) as raised:
-        encode(path, pictures if isinstance(pictures, list) else broken_off(pictures))
+        encode(path, images if isinstance(images, list) else broken_off(images))
     if error is VideoError: assert_helpful(raised, path)
     assert [(f.name, f.read_bytes()) for f in tmp_path.iterdir()] == (
         [("film.mp4", b"what was there")] if existing else []
@@ -794,9 +798,9 @@ def avi(path, codec, drop=(), **options):
         stream.height = 64
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 25)
-        for i, picture in enumerate(pattern(30)):
+        for i, image in enumerate(pattern(30)):
             if i in drop: continue
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
@@ -863,7 +867,8 @@ def test_a_copy_is_the_same_on_any_number_of_cores(tmp_path):
     film = encode(tmp_path / "film.mp4", pattern(12))
     copies = []
     for cores in (1, len(os.sched_getaffinity(0))):
-        code = f"import os, sys; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); from primenb.media.video import canonicalise; canonicalise(*sys.argv[1:])"
+        code = f"import os, sys; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); "
+        code += "from primenb.media.video import canonicalise; canonicalise(*sys.argv[1:])"
         subprocess.run([sys.executable, "-c", code, film, tmp_path / f"{cores}.mp4"], check=True)
         copies.append((tmp_path / f"{cores}.mp4").read_bytes())
     assert copies[0] == copies[-1]
