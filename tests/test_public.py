@@ -637,9 +637,8 @@ def test_real_labels_and_their_noise(real):
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
-    return encode(
-        tmp_path_factory.mktemp("film") / "f.mp4", [noise_image(n, (32, 48, 3)) for n in range(6)], 6, preset="ultrafast"
-    ).read_bytes()
+    images = [noise_image(n, (32, 48, 3)) for n in range(6)]
+    return encode(tmp_path_factory.mktemp("film") / "f.mp4", images, 6, preset="ultrafast").read_bytes()
 
 
 @pytest.fixture
@@ -1236,7 +1235,8 @@ def test_depth_maps_refuse_what_they_are_not(tmp_path):
         read_depth(tmp_path / "d.png", 0.5, (1,)), np.array([[0, np.nan], [32767.5, 1000]], np.float32), equal_nan=True
     )
     for make in (
-        lambda: (tmp_path / "d.png").write_bytes(b"\x89PNG"), lambda: (tmp_path / "d.png").write_bytes(png(noise_image(0)))
+        lambda: (tmp_path / "d.png").write_bytes(b"\x89PNG"),
+        lambda: (tmp_path / "d.png").write_bytes(png(noise_image(0))),
     ):
         make()
         with pytest.raises(PrimenbError, match="d.png"): read_depth(tmp_path / "d.png")
