@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from primenb import video
+from primenb.media import video
 from primenb.core import root, save_metrics
 from primenb.mgm.masks import MASKS, Guide, Masks, flow_of, guide
 from primenb.media.motion import cached_motion, read_motion

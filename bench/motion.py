@@ -1,9 +1,9 @@
-"""How long does motion take, beside decoding alone, optical flow, and another reader of motion vectors?
+"""How long does motion take, compared with decoding, optical flow, and another reader of motion vectors?
 
     make bench
 
-Each contender is a process of its own on one core with one thread; they take turns over all files, several rounds, and a
-ratio is that of the medians. Writes runs/bench/motion.json. Uses the clips in PRIMENB_REAL, or else the starter film.
+Each contender is a process of its own on one core with one thread; they take turns over all files, several rounds, and
+a ratio is that of the medians. Writes runs/bench/motion.json. Uses the clips in PRIMENB_REAL, or else the starter film.
 """
 
 import datetime
@@ -36,7 +36,7 @@ def decode(path):
 
 def motion(path):
     "Ours, from opening the file to tokens of 16 pixels and 2 frames; nothing is remembered from the round before."
-    from primenb import video
+    from primenb.media import video
     from primenb.media.motion import read_motion, to_tokens
 
     video._scan_file.cache_clear()
@@ -45,7 +45,7 @@ def motion(path):
 
 def vectors(path):
     "Ours, as far as mv_extractor goes: the table of vectors of each frame."
-    from primenb import video
+    from primenb.media import video
 
     video._scan_file.cache_clear()
     for _ in video.iter_vectors(path):
@@ -81,7 +81,7 @@ def dis_ultrafast(path):
 
 
 def mv_extractor(path):
-    "The package motion-vector-extractor in its quickest mode, which leaves out the pictures."
+    "The package motion-vector-extractor in its fastest mode, which leaves out the images."
     from mvextractor.videocap import VideoCap
 
     reader = VideoCap()
@@ -113,7 +113,10 @@ def alone(contender, core, jobs, results):
 def race(contenders, files, rounds=ROUNDS):
     "Median seconds by (contender, file); the contenders take turns."
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    spawn, core, teams, seconds = multiprocessing.get_context("spawn"), max(os.sched_getaffinity(0)), {}, {}
+    spawn = multiprocessing.get_context("spawn")
+    core = max(os.sched_getaffinity(0))
+    teams = {}
+    seconds = {}
     for name in contenders:
         jobs, results = spawn.Queue(), spawn.Queue()
         process = spawn.Process(target=alone, args=(name, core, jobs, results), daemon=True)
@@ -143,44 +146,75 @@ def ten_minutes(clip, folder):
     from primenb.media.video import encode, iter_frames, probe
 
     info = probe(clip)
-    loops = itertools.chain.from_iterable(iter_frames(clip, size=min(360, info.width, info.height)) for _ in itertools.count())
-    pictures = (frame.image for frame in itertools.islice(loops, round(600 * info.rate)))
-    film = encode(folder / "ten_minutes.mp4", pictures, info.rate, crf=23, preset="ultrafast")
-    # VmHWM is the peak of the new program alone; ru_maxrss of a child starts at what its parent held when it was started
-    code = "import sys; from primenb.cli import main; failed = main(); print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))); sys.exit(failed)"
+    size = min(360, info.width, info.height)
+    loops = itertools.chain.from_iterable(iter_frames(clip, size=size) for _ in itertools.count())
+    images = (frame.image for frame in itertools.islice(loops, round(600 * info.rate)))
+    film = encode(folder / "ten_minutes.mp4", images, info.rate, crf=23, preset="ultrafast")
+    # VmHWM is the peak of the new program alone; ru_maxrss of a child starts at its parent's memory
+    code = "\n".join([
+        "import sys",
+        "from primenb.cli import main",
+        "failed = main()",
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))",
+        "sys.exit(failed)",
+    ])
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code, "analyse", film, "-o", folder / "report"], stdout=subprocess.PIPE, text=True, check=True)
-    return {"minutes": probe(film).duration / 60, "seconds": time.perf_counter() - start, "peak_mb": int(done.stdout.split()[-1]) / 1000}
+    command = [sys.executable, "-c", code, "analyse", film, "-o", folder / "report"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return {
+        "minutes": probe(film).duration / 60,
+        "seconds": time.perf_counter() - start,
+        "peak_mb": int(done.stdout.split()[-1]) / 1000,
+    }
 
 
 def main():
     from primenb.core import root, save_metrics
     from primenb.media.video import encode, iter_frames, probe
 
-    started, real = time.perf_counter(), Path(os.environ.get("PRIMENB_REAL", root() / "../shared/real"))
+    started = time.perf_counter()
+    real = Path(os.environ.get("PRIMENB_REAL", root() / "data/real"))
     starter = root() / "data/starter/starter.mp4"
     clips, large = ([real / f for f in names] for names in (CLIPS, LARGE)) if real.is_dir() else ([starter], [starter])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         memory = ten_minutes(max(clips, key=lambda f: probe(f).duration), folder)
-        small = [str(encode(folder / f"{f.stem}_340x256.mp4", (x.image for x in iter_frames(f, size=(340, 256))), probe(f).rate, crf=23)) for f in clips]
+        small = []
+        for f in clips:
+            images = (frame.image for frame in iter_frames(f, size=(340, 256)))
+            small.append(str(encode(folder / f"{f.stem}_340x256.mp4", images, probe(f).rate, crf=23)))
         large = [str(f) for f in large]
         times = race(["decode", "motion", "vectors", "dis_ultrafast", "mv_extractor"], small)
         times |= race(["decode", "motion", "vectors", "mv_extractor"], large)
         times |= {("farneback", f): t for (_, f), t in race(["farneback"], small, rounds=1).items()}
         metrics = {
-            "motion_over_plain_decode": {"340x256": ratios(times, "motion", "decode", small), "720p": ratios(times, "motion", "decode", large)},
+            "motion_over_plain_decode": {
+                "340x256": ratios(times, "motion", "decode", small), "720p": ratios(times, "motion", "decode", large)
+            },
             "farneback_over_motion": ratios(times, "farneback", "motion", small),
             "dis_ultrafast_over_motion": ratios(times, "dis_ultrafast", "motion", small),
             "mv_extractor_over_motion": ratios(times, "mv_extractor", "motion", small + large),
             "mv_extractor_over_vectors": ratios(times, "mv_extractor", "vectors", small + large),
-            "milliseconds_per_frame": {name: {Path(f).name: 1000 * times[name, f] / probe(f).frames for n, f in times if n == name} for name in dict.fromkeys(n for n, _ in times)},
+            "milliseconds_per_frame": {
+                name: {Path(f).name: 1000 * times[name, f] / probe(f).frames for n, f in times if n == name}
+                for name in dict.fromkeys(n for n, _ in times)
+            },
             "analyse_ten_minutes": memory,
         }
     sizes = {"rounds": ROUNDS, "frames_340x256": sum(probe(f).frames for f in clips)}
     out = root() / "runs/bench/motion.json"
-    save_metrics(out, metrics, seconds=time.perf_counter() - started, seeds=[], sizes=sizes, date=datetime.date.today().isoformat(), footage=[f.name for f in clips])
-    print(json.dumps({k: v for k, v in json.loads(out.read_text()).items() if k not in ("run", "milliseconds_per_frame")}, indent=1))
+    save_metrics(
+        out,
+        metrics,
+        seconds=time.perf_counter() - started,
+        seeds=[],
+        sizes=sizes,
+        date=datetime.date.today().isoformat(),
+        footage=[f.name for f in clips],
+    )
+    results = json.loads(out.read_text())
+    for name in ("run", "milliseconds_per_frame"): del results[name]
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

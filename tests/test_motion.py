@@ -22,7 +22,11 @@ def facts(v):
 
 def all_facts(path): return [facts(v) for v in iter_vectors(path)]
 
-def same(a, b): return all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in ((getattr(a, k), getattr(b, k)) for k in vars(a)))
+def same(a, b):
+    return all(
+        np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y
+        for x, y in ((getattr(a, k), getattr(b, k)) for k in vars(a))
+    )
 
 
 # ---- vectors as stored
@@ -32,7 +36,11 @@ def test_vectors_equal_the_reference(real, codec):
     folder = real / "motion_vectors"
     for v in iter_vectors(folder / f"vid_{codec}.mp4", frames=(0, 20)):
         expected = np.load(folder / f"reference/{codec}/mvs-{v.number}.npy")
-        found = np.empty((0, 10), int) if v.table is None else np.stack([v.table[name].astype(int) for name in fields], 1)
+        found = (
+            np.empty((0, 10), int)
+            if v.table is None
+            else np.stack([v.table[name].astype(int) for name in fields], 1)
+        )
         assert np.array_equal(found, expected.reshape(-1, 10)), f"frame {v.number}"
     assert v.number == 19
 
@@ -44,7 +52,15 @@ def test_frame_types_equal_the_reference(real, codec):
     assert [v.kind for v in iter_vectors(folder / f"vid_{codec}.mp4")] == expected
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, b_frames", [("film_clips/bigbuckbunny.mp4", False), ("film_clips/bbb_60s.mp4", False), ("film_clips/bikes.mp4", True), ("codecs/nasa_13013.mp4", True)])
+@pytest.mark.parametrize(
+    "name, b_frames",
+    [
+        ("film_clips/bigbuckbunny.mp4", False),
+        ("film_clips/bbb_60s.mp4", False),
+        ("film_clips/bikes.mp4", True),
+        ("codecs/nasa_13013.mp4", True),
+    ],
+)
 def test_every_reading_gives_the_same_vectors(real, name, b_frames):
     path = real / name
     once = all_facts(path)
@@ -52,7 +68,15 @@ def test_every_reading_gives_the_same_vectors(real, name, b_frames):
     with multiprocessing.get_context("spawn").Pool(4) as pool: readings = pool.map(all_facts, [path] * 10, chunksize=1)
     assert all(r == once for r in readings)
 
-@pytest.mark.parametrize("name", ["film_clips/bikes.mp4", "film_clips/bigbuckbunny.mp4", "motion_vectors/vid_mpeg4_part2.mp4", "codecs/nasa_13013.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "film_clips/bikes.mp4",
+        "film_clips/bigbuckbunny.mp4",
+        "motion_vectors/vid_mpeg4_part2.mp4",
+        "codecs/nasa_13013.mp4",
+    ],
+)
 @pytest.mark.parametrize("a, b", [(0, 3), (17, 40), (101, 104), (125, 131)])
 def test_a_stretch_of_vectors_is_a_slice_of_the_whole(real, name, a, b):
     path = real / name
@@ -69,11 +93,14 @@ def test_stretches_in_one_pass_equal_each_alone(real):
     path, bounds = real / "film_clips/bikes.mp4", [5, 30, 76, 77, 137]
     found = list(iter_motion(path, bounds, remove_camera=True))
     assert len(found) == 4
-    for motion, a, b in zip(found, bounds, bounds[1:]):  # but for the first frame, which is measured from before the stretch when it is read alone
+    # but for the first frame, which is measured from before the stretch when it is read alone
+    for motion, a, b in zip(found, bounds, bounds[1:]):
         assert motion.numbers.tolist() == list(range(a, b)) and not motion.measured[0] or b - a == 1
         assert b - a == 1 or same(motion[1:], read_motion(path, frames=(a, b), remove_camera=True)[1:])
 
-@pytest.mark.parametrize("name", ["h265_video.mp4", "testsrc2_vp8.webm", "testsrc2_odd_height_and_width_vp9.mp4", "testsrc2_av1_10bit.mp4"])
+@pytest.mark.parametrize(
+    "name", ["h265_video.mp4", "testsrc2_vp8.webm", "testsrc2_odd_height_and_width_vp9.mp4", "testsrc2_av1_10bit.mp4"]
+)
 def test_codecs_without_vectors(real, tmp_path, name):
     path = real / "codecs" / name
     for reader in (read_motion, lambda p: list(iter_vectors(p)), lambda p: cached_motion(p, tmp_path)):
@@ -94,43 +121,61 @@ def test_a_film_of_key_frames_only(tmp_path):
 # ---- from vectors to a field
 
 def paint(vectors):
-    "The field by its definition, vector for vector and pixel for pixel: (T,H,W,2), the stored way up; NaN where there is none."
-    pictures = []
+    "The field by its definition, vector by vector and pixel by pixel: (T,H,W,2) as stored; NaN where there is none."
+    images = []
     for v in vectors:
         width, height = v.size
         sides = {True: np.full((height, width, 2), np.nan), False: np.full((height, width, 2), np.nan)}
         for row in v.table if v.table is not None else ():
-            past, w, h = row["source"] < 0, int(row["w"]), int(row["h"])
+            past = row["source"] < 0
+            w = int(row["w"])
+            h = int(row["h"])
             m = np.array([row["motion_x"], row["motion_y"]]) / row["motion_scale"]
             left, top = int(row["dst_x"]) - w // 2, int(row["dst_y"]) - h // 2
             sides[past][max(top, 0) : top + h, max(left, 0) : left + w] = -m / v.since if past else m / max(v.until, 1)
         one_side = np.where(np.isnan(sides[True]), sides[False], sides[True])
-        pictures.append(np.where(np.isnan(sides[True]) | np.isnan(sides[False]), one_side, (sides[True] + sides[False]) / 2))
-    return np.stack(pictures)
+        images.append(
+            np.where(np.isnan(sides[True]) | np.isnan(sides[False]), one_side, (sides[True] + sides[False]) / 2)
+        )
+    return np.stack(images)
 
-def fill(pictures, measured):
+def fill(images, measured):
     "Frames that were not measured take the nearest one that was; of two, the later."
     known = np.flatnonzero(measured)
-    return np.stack([pictures[min(known, key=lambda k: (abs(k - t), -k))] for t in range(len(pictures))])
+    return np.stack([images[min(known, key=lambda k: (abs(k - t), -k))] for t in range(len(images))])
 
 def pixels(motion):
     "The field with a displacement for every pixel."
     cells = lambda borders: np.searchsorted(borders, np.arange(borders[-1]) + 0.5) - 1
     return motion.field[:, cells(motion.y)][:, :, cells(motion.x)]
 
-@pytest.mark.parametrize("name, frames", [
-    ("film_clips/bigbuckbunny.mp4", (3, 9)), ("film_clips/bikes.mp4", (26, 36)), ("motion_vectors/vid_h264.mp4", (0, 5)), ("motion_vectors/vid_mpeg4_part2.mp4", (8, 15)),
-    ("codecs/nasa_13013.mp4", (245, 255)), ("codecs/testsrc2_odd_height_and_width_mpeg2.mp4", (0, 10)), ("codecs/testsrc2_odd_height_and_width_444.mp4", (0, 12)), ("codecs/test_non_zero_start.mp4", (0, 12))])
+@pytest.mark.parametrize(
+    "name, frames",
+    [
+        ("film_clips/bigbuckbunny.mp4", (3, 9)),
+        ("film_clips/bikes.mp4", (26, 36)),
+        ("motion_vectors/vid_h264.mp4", (0, 5)),
+        ("motion_vectors/vid_mpeg4_part2.mp4", (8, 15)),
+        ("codecs/nasa_13013.mp4", (245, 255)),
+        ("codecs/testsrc2_odd_height_and_width_mpeg2.mp4", (0, 10)),
+        ("codecs/testsrc2_odd_height_and_width_444.mp4", (0, 12)),
+        ("codecs/test_non_zero_start.mp4", (0, 12)),
+    ],
+)
 def test_the_field_equals_the_slow_painting(real, name, frames):
     vectors = list(iter_vectors(real / name, frames=frames))
-    motion, painted, measured = read_motion(real / name, frames=frames), paint(vectors), [v.table is not None for v in vectors]
+    motion = read_motion(real / name, frames=frames)
+    painted = paint(vectors)
+    measured = [v.table is not None for v in vectors]
     assert np.array_equal(motion.measured, measured) and motion.speed.max() > 0
     assert np.allclose(pixels(motion), fill(np.nan_to_num(painted), measured), atol=1e-4)
 
 @pytest.mark.parametrize("name, frames", [("film_clips/bikes.mp4", (26, 36)), ("codecs/nasa_13013.mp4", (245, 255))])
 def test_camera_motion_is_the_median_where_there_are_vectors(real, name, frames):
     vectors = list(iter_vectors(real / name, frames=frames))
-    motion, painted, measured = read_motion(real / name, frames=frames, remove_camera=True), paint(vectors), [v.table is not None for v in vectors]
+    motion = read_motion(real / name, frames=frames, remove_camera=True)
+    painted = paint(vectors)
+    measured = [v.table is not None for v in vectors]
     corners = painted[:, ::8, ::8]  # every cell once
     camera = np.array([np.nanmedian(p.reshape(-1, 2), 0) if m else (0, 0) for p, m in zip(corners, measured)])
     expected = np.nan_to_num(corners - camera[:, None, None])
@@ -138,7 +183,7 @@ def test_camera_motion_is_the_median_where_there_are_vectors(real, name, frames)
     assert np.allclose(motion.camera, fill(camera, measured), atol=1e-4)
 
 def window(n, dx, dy, width=192, height=128, seed=0):
-    "A camera that moves by whole pixels over a large soft picture with something to see everywhere."
+    "A camera that moves by whole pixels over a large soft image with something to see everywhere."
     noise = np.random.default_rng(seed).normal(size=(height + 320, width + 320, 3))
     spectrum = np.fft.rfft2(noise, axes=(0, 1))
     fy, fx = np.fft.fftfreq(noise.shape[0])[:, None], np.fft.rfftfreq(noise.shape[1])
@@ -149,7 +194,8 @@ def window(n, dx, dy, width=192, height=128, seed=0):
         yield image[y : y + height, x : x + width]
 
 canonical = dict(crf=10, preset="veryfast", options={"bf": "0", "refs": "1"})
-b_frames = dict(crf=10, options={"bf": "3", "refs": "1", "b-pyramid": "none"})  # several frames between references, and only one to choose
+# several frames between references, and only one to choose
+b_frames = dict(crf=10, options={"bf": "3", "refs": "1", "b-pyramid": "none"})
 steps = st.integers(-6, 6)
 
 @pytest.mark.slow
@@ -166,19 +212,30 @@ def test_a_pan_is_measured_in_pixels_per_frame(tmp_path_factory, how, dx, dy, se
     taken = read_motion(path, remove_camera=True)
     assert np.abs(np.median(taken.camera, 0) - (-dx, -dy)).max() < 0.3 and np.median(taken.speed) < 0.1
 
-def write(path, pictures, codec, **options):
+def write(path, images, codec, **options):
     "A film made with PyAV alone, in a codec and with settings of our choice."
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=25, options={k: str(v) for k, v in options.items()})
-        for i, picture in enumerate(pictures):
-            if not i: stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *picture.shape[:2], "yuv420p", 3_000_000
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+        for i, image in enumerate(images):
+            if not i:
+                stream.height, stream.width = image.shape[:2]
+                stream.pix_fmt, stream.bit_rate = "yuv420p", 3_000_000
+            frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame.pts, frame.time_base = i, Fraction(1, 25)
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return path
 
-@pytest.mark.parametrize("codec, name", [("mpeg4", "pan.mp4"), ("mpeg4", "pan.avi"), ("mpeg2video", "pan.mkv"), ("mpeg2video", "pan.ts"), ("mpeg1video", "pan.mkv")])
+@pytest.mark.parametrize(
+    "codec, name",
+    [
+        ("mpeg4", "pan.mp4"),
+        ("mpeg4", "pan.avi"),
+        ("mpeg2video", "pan.mkv"),
+        ("mpeg2video", "pan.ts"),
+        ("mpeg1video", "pan.mkv"),
+    ],
+)
 @pytest.mark.parametrize("b_frames", [0, 2])
 def test_a_pan_in_older_codecs(tmp_path, codec, name, b_frames):
     motion = read_motion(write(tmp_path / name, window(13, 3, -2), codec, bf=b_frames, g=60))
@@ -189,7 +246,9 @@ def test_a_pan_in_older_codecs(tmp_path, codec, name, b_frames):
 @given(dx=steps, dy=steps)
 def test_nothing_is_left_when_everything_pans(tmp_path_factory, dx, dy):
     assume(dx or dy)
-    motion = read_motion(encode(tmp_path_factory.mktemp("pan") / "pan.mp4", window(8, dx, dy), **canonical), remove_camera=True)
+    motion = read_motion(
+        encode(tmp_path_factory.mktemp("pan") / "pan.mp4", window(8, dx, dy), **canonical), remove_camera=True
+    )
     inner = motion.field[2:, 2:-2, 2:-2]  # at the border comes in what nobody has seen before
     assert np.array_equal(motion.camera[2:], np.broadcast_to((-dx, -dy), (6, 2)))
     assert np.mean(inner == 0) > 0.97
@@ -197,10 +256,10 @@ def test_nothing_is_left_when_everything_pans(tmp_path_factory, dx, dy):
 def test_what_moves_by_itself_is_left(tmp_path):
     def scene():
         thing = next(window(1, 0, 0, 64, 64, seed=5))
-        for i, picture in enumerate(window(10, 3, 1)):
-            picture = picture.copy()
-            picture[32:96, 40 + 4 * i : 104 + 4 * i] = thing
-            yield picture
+        for i, image in enumerate(window(10, 3, 1)):
+            image = image.copy()
+            image[32:96, 40 + 4 * i : 104 + 4 * i] = thing
+            yield image
     field = read_motion(encode(tmp_path / "film.mp4", scene(), **canonical), remove_camera=True).field
     for i in range(3, 10):
         assert np.abs(np.median(field[i, 5:11, 6 + (4 * i) // 8 : 12 + (4 * i) // 8], (0, 1)) - (7, 1)).max() < 0.3
@@ -212,7 +271,7 @@ def test_a_turned_film_has_turned_motion(tmp_path, clockwise, size):
     path = encode(tmp_path / "film.mp4", window(8, 3, 1, *size), **canonical)
     stored = pixels(read_motion(path))
     turn(path, clockwise)
-    a, b, c, d = matrices[clockwise]
+    (a, b), (c, d) = np.reshape(matrices[clockwise], (2, 2))
     q, p = np.mgrid[: stored.shape[1], : stored.shape[2]]
     x, y = a * p + c * q, b * p + d * q
     expected = np.empty((len(stored), np.ptp(y) + 1, np.ptp(x) + 1, 2), np.float32)
@@ -232,16 +291,20 @@ def random_motion(seed, frames, width, height, narrow_first):
         return n - b[::-1] if narrow_first else b
     x, y = borders(width), borders(height)
     field = rng.normal(size=(frames, len(y) - 1, len(x) - 1, 2)).astype(np.float32)
-    return Motion(field, x, y, np.arange(frames) / 25, np.arange(frames), np.full(frames, "P"), np.ones(frames, bool), None)
+    return Motion(
+        field, x, y, np.arange(frames) / 25, np.arange(frames), np.full(frames, "P"), np.ones(frames, bool), None
+    )
 
 def slow_tokens(motion, patch, tubelet, crop, up, down, flip, vectors):
-    "Pixel by pixel: crop, enlarge by `up` and shrink by `down`, mirror, average over boxes; displacements grow with the picture."
-    left, top, right, bottom = crop
+    "Pixel by pixel: crop, enlarge by `up` and shrink by `down`, mirror, average over boxes; displacements grow too."
+    (left, top), (right, bottom) = crop[:2], crop[2:]
     d = pixels(motion)[:, top:bottom, left:right]
     d = d.repeat(up[1], 1).repeat(up[0], 2) * (np.array(up) / down)
     if flip: d = d[:, :, ::-1] * (-1, 1)
     across, deep = patch * down[0], patch * down[1]
-    T, h, w = len(d) // tubelet, d.shape[1] // deep, d.shape[2] // across
+    T = len(d) // tubelet
+    h = d.shape[1] // deep
+    w = d.shape[2] // across
     values = d if vectors else np.hypot(d[..., 0], d[..., 1])[..., None]
     boxes = values[: T * tubelet, : h * deep, : w * across].reshape(T, tubelet, h, deep, w, across, -1).mean((1, 3, 5))
     return boxes if vectors else boxes[..., 0]
@@ -249,19 +312,38 @@ def slow_tokens(motion, patch, tubelet, crop, up, down, flip, vectors):
 zooms = st.sampled_from([(1, 1), (2, 1), (3, 1), (3, 2), (1, 2), (2, 3), (5, 4)])
 
 @settings(max_examples=150, deadline=None)
-@given(data=st.data(), width=st.integers(20, 90), height=st.integers(20, 70), frames=st.integers(1, 5), tubelet=st.integers(1, 3), patch=st.sampled_from([4, 7, 8, 16]), flip=st.booleans(), vectors=st.booleans(), narrow_first=st.booleans(), zoom_x=zooms, zoom_y=zooms)
-def test_tokens_equal_the_pixelwise_way(data, width, height, frames, tubelet, patch, flip, vectors, narrow_first, zoom_x, zoom_y):
+@given(
+    data=st.data(),
+    width=st.integers(20, 90),
+    height=st.integers(20, 70),
+    frames=st.integers(1, 5),
+    tubelet=st.integers(1, 3),
+    patch=st.sampled_from([4, 7, 8, 16]),
+    flip=st.booleans(),
+    vectors=st.booleans(),
+    narrow_first=st.booleans(),
+    zoom_x=zooms,
+    zoom_y=zooms,
+)
+def test_tokens_equal_the_pixelwise_way(
+    data, width, height, frames, tubelet, patch, flip, vectors, narrow_first, zoom_x, zoom_y
+):
     (ux, dx), (uy, dy) = zoom_x, zoom_y
-    across, deep = data.draw(st.integers(1, width // dx)) * dx, data.draw(st.integers(1, height // dy)) * dy
+    across = data.draw(st.integers(1, width // dx)) * dx
+    deep = data.draw(st.integers(1, height // dy)) * dy
     size = across * ux // dx, deep * uy // dy
     assume(size[0] >= patch and size[1] >= patch and frames >= tubelet)
-    left, top = data.draw(st.integers(0, width - across)), data.draw(st.integers(0, height - deep))
-    crop, motion = (left, top, left + across, top + deep), random_motion(width, frames, width, height, narrow_first)
+    left = data.draw(st.integers(0, width - across))
+    top = data.draw(st.integers(0, height - deep))
+    crop = (left, top, left + across, top + deep)
+    motion = random_motion(width, frames, width, height, narrow_first)
     found = to_tokens(motion, patch, tubelet, size=size, crop=crop, flip=flip, vectors=vectors)
     expected = slow_tokens(motion, patch, tubelet, crop, (ux, uy), (dx, dy), flip, vectors)
     assert found.shape == expected.shape and np.allclose(found, expected, atol=1e-4)
 
-@pytest.mark.parametrize("crop, size", [((0, 0, 97, 64), None), ((-1, 0, 50, 50), None), ((5, 5, 5, 50), None), (None, (8, 8))])
+@pytest.mark.parametrize(
+    "crop, size", [((0, 0, 97, 64), None), ((-1, 0, 50, 50), None), ((5, 5, 5, 50), None), (None, (8, 8))]
+)
 def test_tokens_that_cannot_be(crop, size):
     with pytest.raises(ValueError): to_tokens(random_motion(0, 4, 96, 64, False), 16, 2, crop=crop, size=size)
     with pytest.raises(ValueError): to_tokens(random_motion(0, 1, 96, 64, False), 16, 2)
@@ -275,13 +357,24 @@ def film(tmp_path): return encode(tmp_path / "film.mp4", window(6, 2, 1, 64, 48)
 def test_the_sidecar_holds_what_was_read(film, tmp_path):
     for how in ({}, dict(remove_camera=True), dict(frames=(1, 4)), dict(seconds=(0.04, 0.2), remove_camera=True)):
         found, expected = cached_motion(film, tmp_path / "cache", **how), read_motion(film, **how)
-        assert np.allclose(found.field, expected.field, rtol=1e-3) and (found.camera is None) == (expected.camera is None)
-        for k in ("x", "y", "times", "numbers", "kinds", "measured"): assert np.array_equal(getattr(found, k), getattr(expected, k))
+        assert np.allclose(found.field, expected.field, rtol=1e-3)
+        assert (found.camera is None) == (expected.camera is None)
+        for k in ("x", "y", "times", "numbers", "kinds", "measured"):
+            assert np.array_equal(getattr(found, k), getattr(expected, k))
         assert same(found, cached_motion(film, tmp_path / "cache", **how))
 
 def test_a_sidecar_for_each_content_and_setting(film, tmp_path):
     cache = tmp_path / "cache"
-    settings_ = [{}, dict(frames=(0, 3)), dict(frames=(0, 4)), dict(seconds=(0, 0.1)), dict(remove_camera=True), dict(damaged="skip"), dict(stream=0), dict(canonical=True)]
+    settings_ = [
+        {},
+        dict(frames=(0, 3)),
+        dict(frames=(0, 4)),
+        dict(seconds=(0, 0.1)),
+        dict(remove_camera=True),
+        dict(damaged="skip"),
+        dict(stream=0),
+        dict(canonical=True),
+    ]
     for i, how in enumerate(settings_, 1):
         cached_motion(film, cache, **how)
         assert len(list(cache.iterdir())) == i
@@ -297,7 +390,8 @@ def test_a_film_replaced_under_its_name(film, tmp_path):
     before = cached_motion(film, tmp_path / "cache")
     encode(film, window(6, -3, 0, 64, 48))
     after = cached_motion(film, tmp_path / "cache")
-    assert np.abs(np.median(before.field, (0, 1, 2)) - (-2, -1)).max() < 0.3 and np.abs(np.median(after.field, (0, 1, 2)) - (3, 0)).max() < 0.3
+    assert np.abs(np.median(before.field, (0, 1, 2)) - (-2, -1)).max() < 0.3
+    assert np.abs(np.median(after.field, (0, 1, 2)) - (3, 0)).max() < 0.3
 
 @pytest.mark.parametrize("harm", ["empty", "cut", "text", "flips", "other arrays"])
 def test_a_damaged_sidecar_is_made_again(film, tmp_path, harm):
@@ -308,7 +402,8 @@ def test_a_damaged_sidecar_is_made_again(film, tmp_path, harm):
     def broken():
         if harm == "empty": yield b""
         if harm == "text": yield b"no archive"
-        if harm == "cut": yield from (whole[:n] for n in (1, 4, len(whole) // 3, len(whole) // 2, len(whole) - 30, len(whole) - 1))
+        if harm == "cut":
+            yield from (whole[:n] for n in (1, 4, len(whole) // 3, len(whole) // 2, len(whole) - 30, len(whole) - 1))
         if harm == "flips":
             for at in rng.integers(0, len(whole), 150):
                 data = bytearray(whole)
@@ -372,8 +467,10 @@ def test_the_folder_is_a_file(film, tmp_path):
     assert "taken" in str(error.value) and error.value.remedy
 
 def test_nothing_is_measured_across_a_cut(tmp_path):
-    pictures = [*window(12, 3, 1, seed=1), *window(12, -2, 2, seed=2)]
-    film = encode(tmp_path / "cut.mp4", pictures, crf=10, preset="veryfast", options={"bf": "0", "refs": "1", "sc_threshold": "0"})
+    images = [*window(12, 3, 1, seed=1), *window(12, -2, 2, seed=2)]
+    film = encode(
+        tmp_path / "cut.mp4", images, crf=10, preset="veryfast", options={"bf": "0", "refs": "1", "sc_threshold": "0"}
+    )
     before, after = iter_motion(film, [0, 12, 24])
     assert read_motion(film).measured[12] and not after.measured[0]
     assert (after.field[0] == after.field[1]).all() and np.abs(np.median(after.field[0], (0, 1)) - (2, -2)).max() < 0.3

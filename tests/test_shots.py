@@ -31,7 +31,9 @@ def test_same_cuts_as_scenedetect_reading_by_itself(real, name):
 
 
 def test_threshold_finds_a_fade(tmp_path):
-    ramp = np.concatenate([np.full(30, 1.0), np.linspace(1, 0, 15), np.zeros(10), np.linspace(0, 1, 15), np.full(30, 1.0)])
+    ramp = np.concatenate(
+        [np.full(30, 1.0), np.linspace(1, 0, 15), np.zeros(10), np.linspace(0, 1, 15), np.full(30, 1.0)]
+    )
     noise = np.random.default_rng(0).integers(60, 255, (90, 120, 3))
     film = encode(tmp_path / "fade.mp4", [(noise * r).astype(np.uint8) for r in ramp], 25)
     shots = detect_shots(film, "threshold")
@@ -89,7 +91,11 @@ def test_matching_is_one_to_one_near_and_leaves_no_pair_unmatched(found, true, t
     pairs = match_cuts(sorted(found), sorted(true), tolerance)
     assert len({f for f, _ in pairs}) == len({t for _, t in pairs}) == len(pairs)
     assert all(f in found and t in true and abs(f - t) <= tolerance for f, t in pairs)
-    left = [(f, t) for f in found - {f for f, _ in pairs} for t in true - {t for _, t in pairs} if abs(f - t) <= tolerance]
+    left = [
+        (f, t)
+        for f in found - {f for f, _ in pairs}
+        for t in true - {t for _, t in pairs} if abs(f - t) <= tolerance
+    ]
     assert left == []
 
 
@@ -106,4 +112,7 @@ def test_frames_of_the_table_are_those_of_the_reader(real):
     film = real / "film_clips/bikes.mp4"
     shots = detect_shots(film)
     assert shots.start.tolist() == pytest.approx(frame_times(film)[shots.start_frame].tolist())
-    assert sum(1 for _ in iter_frames(film, seconds=(shots.start[2], shots.end[2]), size=32)) == shots.end_frame[2] - shots.start_frame[2]
+    assert sum(
+        1
+        for _ in iter_frames(film, seconds=(shots.start[2], shots.end[2]), size=32)
+    ) == shots.end_frame[2] - shots.start_frame[2]

@@ -13,7 +13,7 @@ import numpy as np
 # %% ../../nbs/data/01_claims.ipynb #2f9ac2aa
 @dataclass
 class Claims:
-    "What a picture shows, or what a caption says about it."
+    "What an image shows, or what a caption claims about it."
     place: str | None = None  # "street"
     time: str | None = None   # "day", "dusk" or "night"
     size: str | None = None   # "wide", "full", "medium" or "close"
@@ -21,20 +21,23 @@ class Claims:
     people: list[dict] = field(default_factory=list)  # a dictionary each: action, shirt, hat, ...
 
     def as_dict(self) -> dict:
-        "Only what is said, for files; `Claims(**d)` is the way back."
+        "Only the claims that are made, for files; `Claims(**d)` is the inverse."
         return {k: v for k, v in vars(self).items() if v not in (None, [])}
 
 SCALARS = ("place", "time", "size", "count")
 
 # %% ../../nbs/data/01_claims.ipynb #60a9b2a7
 def holds(
-    said: Claims,   # by a caption
-    shown: Claims,  # by a picture
+    claims: Claims,  # of a caption
+    shown: Claims,  # in an image
 ) -> bool:
-    "Whether all that is said is shown; different people in the caption must be different people in the picture."
-    if any(getattr(said, name) not in (None, getattr(shown, name)) for name in SCALARS): return False
-    fits = [{i for i, person in enumerate(shown.people) if all(person.get(k) == v for k, v in claim.items())} for claim in said.people]
-    return _can_be_paired(fits)
+    "Whether all claims hold; different people in the caption must be different people in the image."
+    if any(getattr(claims, name) not in (None, getattr(shown, name)) for name in SCALARS): return False
+    return _can_be_paired([_matches(person, shown.people) for person in claims.people])
+
+def _matches(claim, people):
+    "The indices of the people of whom a claim is true."
+    return {i for i, person in enumerate(people) if all(person.get(k) == v for k, v in claim.items())}
 
 def _can_be_paired(fits: list[set], taken=frozenset()):
     "Whether each set can give an element of its own."
@@ -42,29 +45,59 @@ def _can_be_paired(fits: list[set], taken=frozenset()):
 
 # %% ../../nbs/data/01_claims.ipynb #123f8c0f
 def gt_matrix(
-    said: list[Claims],   # m captions
-    shown: list[Claims],  # n pictures
+    claims: list[Claims],  # of m captions
+    shown: list[Claims],  # in n images
 ) -> np.ndarray:  # (n,m) bool
-    "Which caption is true of which picture."
-    columns, matrix = {}, np.zeros((len(shown), len(said)), bool)
+    "Ground truth: which caption is true of which image."
+    columns, matrix = {}, np.zeros((len(shown), len(claims)), bool)
     scalars = {name: np.array([getattr(s, name) for s in shown], object) for name in SCALARS}
-    for j, claims in enumerate(said):
-        if (key := repr(claims)) not in columns:
+    for j, claim in enumerate(claims):
+        if (key := repr(claim)) not in columns:
             ok = np.ones(len(shown), bool)
             for name in SCALARS:
-                if getattr(claims, name) is not None: ok &= scalars[name] == getattr(claims, name)
-            for i in np.flatnonzero(ok): ok[i] = holds(claims, shown[i])
+                if getattr(claim, name) is not None: ok &= scalars[name] == getattr(claim, name)
+            for i in np.flatnonzero(ok): ok[i] = holds(claim, shown[i])
             columns[key] = ok
         matrix[:, j] = columns[key]
     return matrix
 
 # %% ../../nbs/data/01_claims.ipynb #ef15f994
 PLACE_WORDS = {  # kind of place -> preposition and noun phrases
-    "living room": ("in", "a living room", "a sitting room"), "kitchen": ("in", "a kitchen"), "office": ("in", "an office"), "corridor": ("in", "a corridor", "a hallway"),
-    "stage": ("on", "a stage", "a theatre stage"), "street": ("on", "a street", "a city street"), "forest": ("in", "a forest", "the woods"), "harbour": ("at", "a harbour", "a port"),
-    "desert": ("in", "a desert"), "snow field": ("in", "the snow", "a snowy field"), "park": ("in", "a park"), "cafe": ("in", "a cafe", "a coffee house"), "warehouse": ("in", "a warehouse", "a depot")}
+    "living room": ("in", "a living room", "a sitting room"),
+    "kitchen": ("in", "a kitchen"),
+    "office": ("in", "an office"),
+    "corridor": ("in", "a corridor", "a hallway"),
+    "stage": ("on", "a stage", "a theatre stage"),
+    "street": ("on", "a street", "a city street"),
+    "forest": ("in", "a forest", "the woods"),
+    "harbour": ("at", "a harbour", "a port"),
+    "desert": ("in", "a desert"),
+    "snow field": ("in", "the snow", "a snowy field"),
+    "park": ("in", "a park"),
+    "cafe": ("in", "a cafe", "a coffee house"),
+    "warehouse": ("in", "a warehouse", "a depot"),
+}
 TIME_WORDS = dict(day=["by day", "in daylight"], dusk=["at dusk", "at sunset"], night=["at night", "by night"])
-SIZE_WORDS = dict(wide=["wide shot", "long shot"], full=["full shot"], medium=["medium shot", "waist shot"], close=["close-up", "close shot"])
-ACTION_WORDS = {"walk": "walking", "run": "running", "wave": "waving", "jump": "jumping", "sit": "sitting down", "turn": "turning around", "fall": "falling",
-                "dance": "dancing", "carry": "carrying a box", "point": "pointing", "stand": "standing", "talk": "talking"}
+
+# %% ../../nbs/data/01_claims.ipynb #ea4cef33
+SIZE_WORDS = dict(
+    wide=["wide shot", "long shot"],
+    full=["full shot"],
+    medium=["medium shot", "waist shot"],
+    close=["close-up", "close shot"],
+)
+ACTION_WORDS = {
+    "walk": "walking",
+    "run": "running",
+    "wave": "waving",
+    "jump": "jumping",
+    "sit": "sitting down",
+    "turn": "turning around",
+    "fall": "falling",
+    "dance": "dancing",
+    "carry": "carrying a box",
+    "point": "pointing",
+    "stand": "standing",
+    "talk": "talking",
+}
 COUNT_WORDS = ["nobody", "one person", "two people", "three people"]

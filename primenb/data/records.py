@@ -30,7 +30,7 @@ class Damage:
     cause: str  # what is wrong with it
 
 class Damages(list):
-    "The guard around each record: `with damages: ...` refuses what is damaged, or writes it down and goes on."
+    "The guard around each record: `with damages: ...` refuses what is damaged, or records it and goes on."
     def __init__(self,
         damaged: str = "raise",  # "raise" or "skip"
     ):
@@ -46,12 +46,13 @@ class Damages(list):
 class Reader:
     "Goes through a data set record by record; what is damaged is refused, or named in `damaged` and skipped."
     def __init__(self,
-        records: Callable[[Damages], Iterable],  # yields the records, each made inside the guard it is given
+        records: Callable[[Damages], Iterable],  # yields the records, each made inside the guard that it gets
         name,  # the file or folder, for messages
         damaged: str = "raise",  # "raise" or "skip"
         total: int | None = None,  # how many there are, where that is known beforehand
     ):
-        self.records, self.name, self.policy, self.total = records, str(name), damaged, total
+        self.records, self.name = records, str(name)
+        self.policy, self.total = damaged, total
         self.damaged, self.read = Damages(damaged), 0
 
     def __iter__(self) -> Iterator:
@@ -60,18 +61,22 @@ class Reader:
         for record in progress(self.records(damages), Path(self.name).name, self.total):
             self.read += 1
             yield record
-        if not self.read: raise PrimenbError(self.name, self._all_damaged(damages), "check the folder, the format and what was asked for")
-        if damages: warnings.warn(f"{self.name}: {self._skipped(damages)}", stacklevel=2)
+        first = f"the first is {damages[0].name}: {damages[0].cause}" if damages else ""
+        if not self.read:
+            none = f"not one of {len(damages)} records can be read; {first}"
+            cause = none if damages else "there is no record in it"
+            raise PrimenbError(self.name, cause, "check the folder, the format and the selection")
+        summary = f"{len(damages)} damaged and skipped, {self.read} read; {first}"
+        if damages: warnings.warn(f"{self.name}: {summary}", stacklevel=2)
 
-    def _all_damaged(self, damages): return f"not one of {len(damages)} records can be read; the first is {damages[0].name}: {damages[0].cause}" if damages else "there is no record in it"
-    def _skipped(self, damages): return f"{len(damages)} damaged and skipped, {self.read} read; the first is {damages[0].name}: {damages[0].cause}"
     def __repr__(self): return f"{self.name}: {self.read} read, {len(self.damaged)} damaged"
 
 # %% ../../nbs/data/00_records.ipynb #33458232
 def _exists(path):
     "The path, if it is a file that may be read."
     if os.path.isdir(path): raise PrimenbError(path, "it is a folder", "name the file in it")
-    if not os.path.exists(path): raise PrimenbError(path, "there is no such file", "check the name, or download it again")
+    if not os.path.exists(path):
+        raise PrimenbError(path, "there is no such file", "check the name, or download it again")
     if not os.access(path, os.R_OK): raise PrimenbError(path, "it may not be read", "ask its owner for permission")
     return Path(path)
 
@@ -79,15 +84,17 @@ def text_lines(
     path: str | Path,  # a text file
     damages: Damages | None = None,  # the guard; None to refuse what is damaged
 ) -> Iterator[tuple[str, str]]:  # (file and line number, text)
-    "The lines of a text file that hold something, each with its place; for UTF-8."
+    "The lines of a UTF-8 text file that are not empty, each with its place."
     damages = Damages() if damages is None else damages
     with open(_exists(path), "rb") as f:
         for n, raw in enumerate(f, 1):
+            where = f"{path}, line {n}"
             with damages:
                 try: text = raw.decode("utf-8-sig" if n == 1 else "utf-8").strip()
-                except UnicodeDecodeError as e: raise PrimenbError(f"{path}, line {n}", f"byte {e.start + 1} is not UTF-8", "save the file as UTF-8") from None
-                if "\0" in text: raise PrimenbError(f"{path}, line {n}", "it holds a zero byte", "save the file as UTF-8 text")
-                if text: yield f"{path}, line {n}", text
+                except UnicodeDecodeError as e:
+                    raise PrimenbError(where, f"byte {e.start + 1} is not UTF-8", "save the file as UTF-8") from None
+                if "\0" in text: raise PrimenbError(where, "it holds a zero byte", "save the file as UTF-8 text")
+                if text: yield where, text
 
 # %% ../../nbs/data/00_records.ipynb #e97b4174
 def table_rows(
@@ -104,7 +111,10 @@ def table_rows(
         while True:
             with damages:
                 try: row = next(reader, None)
-                except csv.Error as e: raise PrimenbError(f"{path}, line {begin}", f"the row that begins here is broken ({e}) and takes {reader.line_num - begin + 1} lines with it", "look for a quotation mark that is not closed") from None
+                except csv.Error as e:
+                    lost = f"({e}) and takes {reader.line_num - begin + 1} lines with it"
+                    cause, remedy = f"the row that begins here is broken {lost}", "close the open quotation mark"
+                    raise PrimenbError(f"{path}, line {begin}", cause, remedy) from None
                 finally: where, begin = f"{path}, line {begin}", reader.line_num + 1
                 if row is None: return
                 if row: yield where, _row(where, header, row)
@@ -113,18 +123,24 @@ def table_rows(
 def _header(path, reader, need, separator):
     "The names of the columns."
     try: header = [name.strip() for name in next(reader, [])]
-    except csv.Error as e: raise PrimenbError(path, f"its first row is broken ({e})", "write the names of the columns there") from None
+    except csv.Error as e:
+        raise PrimenbError(path, f"its first row is broken ({e})", "write the names of the columns there") from None
     found = f"it has {', '.join(map(repr, header)) or 'nothing at all'}"
-    for name in need:
-        if name not in header: raise PrimenbError(path, f"there is no column {name!r}: {found}", f"name the column, or the separator, which was taken to be {separator!r}")
-    if len(set(header)) < len(header): raise PrimenbError(path, f"two columns have the same name: {found}", "rename one")
+    if missing := [name for name in need if name not in header]:
+        remedy = f"name the column, or the separator, which was taken to be {separator!r}"
+        raise PrimenbError(path, f"there is no column {missing[0]!r}: {found}", remedy)
+    if len(set(header)) < len(header):
+        raise PrimenbError(path, f"two columns have the same name: {found}", "rename one")
     return header
 
 def _row(where, header, row):
     "The row as a dictionary, if it fits the header."
-    if len(row) != len(header): raise PrimenbError(where, f"it has {len(row)} fields and the header {len(header)}", "add what is missing, or quote the field that holds the separator")
+    if len(row) != len(header):
+        cause = f"it has {len(row)} fields and the header {len(header)}"
+        raise PrimenbError(where, cause, "add what is missing, or quote the field that holds the separator")
     text = "".join(row)
-    if not text.isascii() and not text.isprintable() and any("\udc80" <= c <= "\udcff" for c in text): raise PrimenbError(where, "it is not UTF-8", "save the file as UTF-8")
+    if not text.isascii() and not text.isprintable() and any("\udc80" <= c <= "\udcff" for c in text):
+        raise PrimenbError(where, "it is not UTF-8", "save the file as UTF-8")
     return dict(zip(header, row))
 
 # %% ../../nbs/data/00_records.ipynb #b97560c4
@@ -133,7 +149,9 @@ def json_file(
 ):  # what it holds
     "Reads JSON; raises `PrimenbError` with line and column where it is broken."
     try: return json.loads(_exists(path).read_text("utf-8-sig"))
-    except json.JSONDecodeError as e: raise PrimenbError(f"{path}, line {e.lineno}", f"it is no JSON from column {e.colno} on ({e.msg})", "copy or download it again") from None
+    except json.JSONDecodeError as e:
+        cause = f"it is no JSON from column {e.colno} on ({e.msg})"
+        raise PrimenbError(f"{path}, line {e.lineno}", cause, "copy or download it again") from None
     except UnicodeDecodeError: raise PrimenbError(path, "it is not UTF-8", "save the file as UTF-8") from None
 
 # %% ../../nbs/data/00_records.ipynb #ed1087e4
@@ -141,7 +159,7 @@ def npz_file(
     path: str | Path,  # an .npz file
     names: Iterable[str] | None = None,  # the arrays to read, which must be there; None for all
 ) -> dict:  # name -> array
-    "Reads arrays from an .npz file; raises `PrimenbError` for a broken one, or one without the arrays that are needed."
+    "Reads arrays from an .npz file; raises `PrimenbError` for a broken one, or one without the named arrays."
     _exists(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -150,27 +168,33 @@ def npz_file(
             read = {} if missing else {name: arrays[name] for name in names or arrays.files}
     except Exception as e:  # zip, zlib and NumPy each have their own
         raise PrimenbError(path, f"it cannot be read as .npz ({e})", "copy or download it again") from None
-    if missing: raise PrimenbError(path, f"there is no array {missing[0]!r} in it, but {', '.join(sorted(found)[:8])}", "make it again, or copy it from the same place as the rest")
+    if missing:
+        cause = f"there is no array {missing[0]!r} in it, but {', '.join(sorted(found)[:8])}"
+        raise PrimenbError(path, cause, "make it again, or copy it from the same place as the rest")
     return read
 
 # %% ../../nbs/data/00_records.ipynb #e0fea559
 def decode_image(
     source: bytes | str | Path,  # the file's content, or where it is
     name=None,  # what to call it in an error; None for the path
-) -> np.ndarray:  # (H,W,3) uint8, as stored: not turned by EXIF, transparency dropped
-    "Decodes a JPEG, PNG, WebP or other still picture to RGB; raises `PrimenbError` for what is none."
+) -> np.ndarray:  # (H,W,3) uint8, as stored: not rotated by EXIF, transparency dropped
+    "Decodes a JPEG, PNG, WebP or other still image to RGB; raises `PrimenbError` for what is none."
     name = source if name is None else name
     if not isinstance(source, bytes): _exists(source)
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image: return np.asarray(image.convert("RGB"))
-    except Exception as e:  # a decoder fails with what it likes
-        raise PrimenbError(name, f"it cannot be decoded as a picture ({str(e).split(' <')[0]})", "copy or download it again, or leave it out") from None
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as e:  # decoders raise all kinds of exceptions
+        cause = f"it cannot be decoded as an image ({str(e).split(' <')[0]})"
+        raise PrimenbError(name, cause, "copy or download it again, or leave it out") from None
 
 # %% ../../nbs/data/00_records.ipynb #a419e9c2
 def _members(path):
-    "(name, content) of each file in a tar archive; raises `PrimenbError` where it is cut off or broken."
+    "(name, content) of each file in a tar archive; raises `PrimenbError` where it is truncated or broken."
     last = "its beginning"
-    def broken(why): return PrimenbError(path, f"it is cut off or broken after {last} ({why}); the record there and all after it are lost", "copy or download the shard again")
+    def broken(why):
+        cause = f"it is cut off or broken after {last} ({why}); the record there and all after it are lost"
+        return PrimenbError(path, cause, "copy or download the shard again")
     if not os.path.isfile(path): raise PrimenbError(path, "there is no such shard", "check the name")
     try:
         with tarfile.open(path) as tar:
@@ -200,19 +224,23 @@ def shard_records(
             endings = [(name[2].lower(), content) for name, content in group]
             files.update(ending for ending, _ in endings)
             twice = [ending for ending, n in files.items() if n > 1]
-            if key in seen or twice: raise PrimenbError(f"{path}, {key}", f"the key has come before{f' with .{twice[0]}' if twice else ''}", "give every record its own key and keep its files together")
+            if key in seen or twice:
+                cause = f"the key has come before{f' with .{twice[0]}' if twice else ''}"
+                raise PrimenbError(f"{path}, {key}", cause, "give every record its own key and keep its files together")
             seen.add(key)
             yield key, dict(endings)
 
 # %% ../../nbs/data/00_records.ipynb #54e1b0c9
 def shard_list(
-    shards: str | Path | list,  # a tar file (.tar or .tar.gz), a folder of them, a pattern like "train-*.tar" or "train-{00..04}.tar", or a list of these
+    shards: str | Path | list,  # a tar file, a folder of them, "train-*.tar", "train-{00..04}.tar", or a list of these
 ) -> list[Path]:  # the shards, in order
-    "The files that a name for shards stands for; raises `PrimenbError` if there are none."
+    "The .tar and .tar.gz files that a name for shards stands for; raises `PrimenbError` if there are none."
     if isinstance(shards, (list, tuple)): return [path for s in shards for path in shard_list(s)]
     if braces := re.search(r"\{(\d+)\.\.(\d+)\}", str(shards)):
         first, last = braces.groups()
-        return [path for n in range(int(first), int(last) + 1) for path in shard_list(f"{str(shards)[:braces.start()]}{n:0{len(first)}d}{str(shards)[braces.end():]}")]
+        head, tail = str(shards)[: braces.start()], str(shards)[braces.end() :]
+        names = [f"{head}{n:0{len(first)}d}{tail}" for n in range(int(first), int(last) + 1)]
+        return shard_list(names)
     path = Path(shards)
     if "*" not in path.name and "?" not in path.name and not path.is_dir(): return [path]
     found = sorted([*path.glob("*.tar"), *path.glob("*.tar.gz")] if path.is_dir() else path.parent.glob(path.name))
@@ -224,30 +252,32 @@ def shard_list(
 class Pair:
     "An image and its captions."
     key: str  # unique within the data set
-    source: bytes | Path = field(repr=False)  # the picture, still encoded, or where it is
+    source: bytes | Path = field(repr=False)  # the image, still encoded, or where it is
     captions: tuple[str, ...] = ()  # all of them true, unless the data set says otherwise
     attributes: dict = field(default_factory=dict)  # whatever else is known: class, place, true caption, ...
 
     @cached_property
     def image(self) -> np.ndarray:
-        "(H,W,3) uint8, decoded at the first look."
+        "(H,W,3) uint8, decoded at first use."
         return decode_image(self.source, self.key if isinstance(self.source, bytes) else self.source)
 
 # %% ../../nbs/data/00_records.ipynb #8369d572
 @dataclass(frozen=True)
 class Clip:
-    "A short piece of film and what it shows."
+    "A short piece of film and its labels."
     key: str  # unique within the data set
-    path: Path | None  # the video file; None where only the labels are at hand
-    labels: dict  # what is asked -> the answer: dict(action="jump", direction=3)
+    path: Path | None  # the video file; None where there are only labels
+    labels: dict  # task -> label: dict(action="jump", direction=3)
     split: str = ""  # "train", "val", "test" or as the data set has it
     film: str = ""  # the film it was cut from, where that is known
 
     def frames(self,
         **how,  # as in `primenb.media.video.read_frames`
     ) -> np.ndarray:  # (T,H,W,3) uint8
-        "The clip's pictures."
-        if self.path is None: raise PrimenbError(self.key, "only its labels are at hand, not the video", "download it, and say where the videos are")
+        "The clip's frames."
+        if self.path is None:
+            remedy = "download it, and say where the videos are"
+            raise PrimenbError(self.key, "only its labels are at hand, not the video", remedy)
         return read_frames(self.path, **how)
 
 # %% ../../nbs/data/00_records.ipynb #716bb020
@@ -258,7 +288,7 @@ class PosedFrame:
     image_path: Path
     cam_from_world: np.ndarray  # (4,4) rigid; the camera looks along +z, x to the right, y down
     K: np.ndarray  # (3,3) intrinsics, pixels
-    depth_path: Path | None = None  # 16-bit picture, or None
+    depth_path: Path | None = None  # 16-bit image, or None
     depth_scale: float = 0.001  # metres per unit
     depth_void: tuple = (0, 65535)  # stored values that mean "not measured"
 
@@ -277,16 +307,20 @@ class PosedFrame:
 
 # %% ../../nbs/data/00_records.ipynb #921d194b
 def read_depth(
-    path: str | Path,  # a 16-bit grey picture
+    path: str | Path,  # a 16-bit grey image
     scale: float = 0.001,  # metres per unit
     void: Iterable[int] = (0, 65535),  # values that mean "not measured"
 ) -> np.ndarray:  # (H,W) float32 metres, NaN where not measured
-    "Reads a depth map as depth sensors store it; raises `PrimenbError` for a picture of another kind."
+    "Reads a depth map as depth sensors store it; raises `PrimenbError` for an image of another kind."
     _exists(path)
     try:
         with Image.open(path) as image: mode, stored = image.mode, np.asarray(image)
-    except Exception as e: raise PrimenbError(path, f"it cannot be decoded as a depth map ({str(e).split(' <')[0]})", "copy or download it again") from None
-    if stored.ndim != 2 or mode not in ("I", "I;16", "I;16B"): raise PrimenbError(path, f"it is a picture of kind {mode}, with {8 * stored.dtype.itemsize} bits", "depth maps are grey pictures with 16 bits")
+    except Exception as e:
+        cause = f"it cannot be decoded as a depth map ({str(e).split(' <')[0]})"
+        raise PrimenbError(path, cause, "copy or download it again") from None
+    if stored.ndim != 2 or mode not in ("I", "I;16", "I;16B"):
+        cause = f"it is an image of kind {mode}, with {8 * stored.dtype.itemsize} bits"
+        raise PrimenbError(path, cause, "depth maps are grey images with 16 bits")
     return np.where(np.isin(stored, list(void)), np.nan, stored * scale).astype(np.float32)
 
 # %% ../../nbs/data/00_records.ipynb #4699724b
@@ -299,7 +333,7 @@ class Film:
     genres: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
     synopsis: str = ""
-    related: tuple[str, ...] = ()  # keys of films that the same people watch, the nearest first
+    related: tuple[str, ...] = ()  # keys of films with the same audience, the nearest first
     attributes: dict = field(default_factory=dict)  # whatever else is known: director, IMDb number, ...
     path: Path | None = None  # the video file, where there is one
     split: str = ""  # "train", "val", "test" or ""
@@ -310,15 +344,12 @@ class ShotFeatures:
     "The shots of one film, with scenes and features."
     film: str
     shots: pd.DataFrame  # (n rows) the shot table
-    scene_of_shot: np.ndarray | None = None  # (n,) number of the scene, growing; None if nobody marked scenes
+    scene_of_shot: np.ndarray | None = None  # (n,) number of the scene, growing; None without scene labels
     features: dict = field(default_factory=dict)  # name -> (n,d) float32; a row of NaN where there is none
     labels: np.ndarray | None = None  # (n,) what the data set says of the end of each shot; NaN where it says nothing
     split: str = ""
 
-    def __post_init__(self):
-        columns = dict(scene_of_shot=self.scene_of_shot, labels=self.labels, **self.features)
-        wrong = {name: len(values) for name, values in columns.items() if values is not None and len(values) != len(self.shots)}
-        if wrong: raise PrimenbError(self.film, f"there are {len(self.shots)} shots, but " + ", ".join(f"{n} rows of {name}" for name, n in wrong.items()), "join them by shot number first")
+    def __post_init__(self): _check_lengths(self)
     def __len__(self): return len(self.shots)
     @property
     def frames(self) -> np.ndarray:
@@ -327,8 +358,19 @@ class ShotFeatures:
     @property
     def boundaries(self) -> np.ndarray:
         "(n-1,) bool: whether a scene ends between a shot and the next."
-        if self.scene_of_shot is None: raise PrimenbError(self.film, "its scenes are not marked", "use a film with scene labels")
+        if self.scene_of_shot is None:
+            raise PrimenbError(self.film, "its scenes are not marked", "use a film with scene labels")
         return np.diff(self.scene_of_shot) != 0
+
+# %% ../../nbs/data/00_records.ipynb #1d4b4177
+def _check_lengths(film):
+    "Raises `PrimenbError` if scenes, labels or features have another number of rows than there are shots."
+    columns = dict(scene_of_shot=film.scene_of_shot, labels=film.labels, **film.features)
+    lengths = {name: len(values) for name, values in columns.items() if values is not None}
+    wrong = [f"{n} rows of {name}" for name, n in lengths.items() if n != len(film.shots)]
+    if wrong:
+        cause = f"there are {len(film.shots)} shots, but {', '.join(wrong)}"
+        raise PrimenbError(film.film, cause, "join them by shot number first")
 
 # %% ../../nbs/data/00_records.ipynb #f62fdc47
 def frames_table(
@@ -339,12 +381,18 @@ def frames_table(
     numbers: np.ndarray | None = None,  # (n,) shot numbers; None to count from 0
     where=None,  # what to call it in an error; None for the film
 ) -> pd.DataFrame:  # the shot table
-    "The shot table of a film whose shots are known by their frames; raises `PrimenbError` for shots that are empty or overlap."
+    "The shot table of a film whose shots are given in frames; raises `PrimenbError` for empty or overlapping shots."
     frames = np.asarray(frames, np.int64).reshape(-1, 2)
     begin, end = frames.T
     numbers = np.arange(len(frames)) if numbers is None else np.asarray(numbers)
-    for wrong, cause in ((end <= begin, "ends before it begins"), (np.append(False, begin[1:] < end[:-1]), "begins before the one before it has ended")):
-        if wrong.any(): raise PrimenbError(where or film, f"shot {numbers[wrong][0]} {cause} (frames {begin[wrong][0]} to {end[wrong][0]})", "mend the list of shots")
+    empty, overlapping = end <= begin, np.append(False, begin[1:] < end[:-1])
+    for wrong, cause in (
+        (empty, "ends before it begins"),
+        (overlapping, "begins before the one before it has ended"),
+    ):
+        if wrong.any():
+            place = f"(frames {begin[wrong][0]} to {end[wrong][0]})"
+            raise PrimenbError(where or film, f"shot {numbers[wrong][0]} {cause} {place}", "mend the list of shots")
     keys = begin[:, None] + (end - begin)[:, None] * np.array([1, 3, 5]) // 6 if keys is None else np.asarray(keys)
     table = dict(film=film, shot=numbers, start=begin / rate, end=end / rate, start_frame=begin, end_frame=end)
     return pd.DataFrame({**table, **{f"key{i + 1}": keys[:, i] / rate for i in range(3)}}).round(6)

@@ -25,39 +25,47 @@ def _filters(bins, mels, rate):
 def log_mel(
     sound: np.ndarray,  # (T,) float32, mono; 1 is full scale
     rate: int = 32000,  # samples per second
-    mels: int = 64,     # bands; 64 is what PANNs have
-    hop: float = 0.032, # seconds from one frame to the next, each of which hears twice as much
+    mels: int = 64,  # bands; 64 as in PANNs
+    hop: float = 0.032,  # seconds from one frame to the next, each of which covers twice as much
 ) -> np.ndarray:  # (mels,frames) uint8, low bands first: 0 is -100 dB or less, 255 is 0 dB, a pure tone of full scale
-    "Sound as a picture, a frame every `hop` with the first in the middle of silence; raises `PrimenbError` for samples that are not finite."
-    if not np.isfinite(sound).all(): raise PrimenbError("sound", f"sample {np.flatnonzero(~np.isfinite(sound))[0]} is not finite", "repair it, or leave it out")
+    "Log-mel spectrogram as bytes; raises `PrimenbError` for samples that are not finite."
+    if not np.isfinite(sound).all():
+        cause = f"sample {np.flatnonzero(~np.isfinite(sound))[0]} is not finite"
+        raise PrimenbError("sound", cause, "repair it, or leave it out")
     step = round(hop * rate)
     window = window_function(2 * step, "hann")
-    level = spectrogram(sound, window * np.sqrt(2 / step / (window**2).sum()), 2 * step, step, power=2.0, pad_mode="constant", mel_filters=_filters(step + 1, mels, rate), log_mel="dB")
+    window = window * np.sqrt(2 / step / (window**2).sum())
+    bands = dict(mel_filters=_filters(step + 1, mels, rate), log_mel="dB")
+    level = spectrogram(sound, window, 2 * step, step, power=2.0, pad_mode="constant", **bands)
     return np.rint(255 * (level + 100) / 100).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/media/03_sound.ipynb #10195f23
 def centred(
     sound: np.ndarray,  # (T,)
-    size: int,  # samples wanted
+    size: int,  # number of samples
 ) -> np.ndarray:  # (size,)
     "The middle of a sound, or all of it in the middle of silence."
-    spare = size - len(sound)
-    return np.pad(sound, (spare // 2, spare - spare // 2)) if spare >= 0 else sound[-spare // 2 :][:size]
+    padding = size - len(sound)
+    if padding < 0: return sound[-padding // 2 :][:size]
+    return np.pad(sound, (padding // 2, padding - padding // 2))
 
 # %% ../../nbs/media/03_sound.ipynb #49736df3
 def film_sound(
     path: str | Path,  # the film
     shots: pd.DataFrame,  # its shot table
     *,
-    seconds: float = 10.0,  # that are heard of each shot, at most
+    seconds: float = 10.0,  # of each shot, at most
     rate: int = 32000,  # samples per second
-    mels: int = 64,     # as in `log_mel`
-    hop: float = 0.032, # as in `log_mel`
+    mels: int = 64,  # as in `log_mel`
+    hop: float = 0.032,  # as in `log_mel`
 ) -> np.ndarray:  # (n,mels,frames,1) uint8
-    "The sound in the middle of each shot; raises `PrimenbError` for a film without sound, or shots that are not its own."
-    if not probe(path).audio: raise PrimenbError(path, "it has no sound", "leave it out, or tell its shots by their pictures")
+    "The sound in the middle of each shot; raises `PrimenbError` for a film without sound, or shots of another film."
+    if not probe(path).audio: raise PrimenbError(path, "it has no sound", "leave it out, or use its images alone")
     sound, (begin, end) = read_audio(path, rate=rate), shots[["start", "end"]].to_numpy().T
     last, whole = end.max(initial=0), len(sound) / rate
-    if not len(shots) or last > whole + 0.1: raise PrimenbError(path, f"there are {len(shots)} shots up to {last:.2f} s for a film of {whole:.2f} s", "give its own shot table")
+    if not len(shots) or last > whole + 0.1:
+        cause = f"there are {len(shots)} shots up to {last:.2f} s for a film of {whole:.2f} s"
+        raise PrimenbError(path, cause, "give its own shot table")
     parts = (sound[round(a * rate) : round(b * rate)] for a, b in zip(begin, end))
-    with about(path): return np.stack([log_mel(centred(part, round(seconds * rate)), rate, mels, hop) for part in parts])[..., None]
+    size = round(seconds * rate)
+    with about(path): return np.stack([log_mel(centred(part, size), rate, mels, hop) for part in parts])[..., None]
