@@ -306,6 +306,14 @@ def _bundle(model, tokenizer, config):
     how = {k: list(v) if isinstance(v, tuple) else v for k, v in model.visual.preprocess_cfg.items() if k != "size"}
     return ClipModel(model, *_transforms(model), CaptionTokenizer(tokenizer), {**config, "preprocess_cfg": how})
 
+# %% ../../nbs/clip/00_model.ipynb #f09959fa
+def _small_config(words, embed_dim, image, text, colours):
+    "open_clip's config of towers with a vocabulary of words."
+    vocabulary = dict(
+        context_length=words.context_length, vocab_size=len(words.tokenizer.tokenizer), hf_tokenizer_name="words"
+    )
+    return dict(embed_dim=embed_dim, vision_cfg=image, text_cfg=vocabulary | text, preprocess_cfg=colours)
+
 # %% ../../nbs/clip/00_model.ipynb #ecb06bbe
 def small_clip(
     captions: Iterable[str],  # of the training images; their words become the vocabulary
@@ -323,13 +331,9 @@ def small_clip(
 ) -> ClipModel:
     "Untrained towers small enough to train on one core; raises `PrimenbError` for captions that cannot be read."
     words = word_tokenizer(captions, context)
-    text = dict(
-        context_length=words.context_length, vocab_size=len(words.tokenizer.tokenizer), hf_tokenizer_name="words"
-    )
-    text |= dict(width=width, heads=heads, layers=layers)
+    text = dict(width=width, heads=heads, layers=layers)
     image = dict(timm_model_name=vision, timm_pool="avg", timm_proj="linear", image_size=image_size)
-    colours = dict(mean=list(mean), std=list(std))
-    config = dict(embed_dim=embed_dim, vision_cfg=image, text_cfg=text, preprocess_cfg=colours)
+    config = _small_config(words, embed_dim, image, text, dict(mean=list(mean), std=list(std)))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return _bundle(_build(config, "small_clip"), words.tokenizer, config)
@@ -366,6 +370,7 @@ def _read_weights(path):
     if other: raise PrimenbError(path, f"it holds {other[0]!r}, which is no weight", "give a file of weights only")
     return state
 
+# %% ../../nbs/clip/00_model.ipynb #816a039a
 def _load_weights(model, path):
     "Loads the weights of a file into a model."
     state, own = _read_weights(path), model.state_dict()
@@ -394,6 +399,7 @@ def _stored_config(folder):
         raise PrimenbError(path, cause, "write the model again")
     return {**stored["model_cfg"], "preprocess_cfg": stored.get("preprocess_cfg") or {}}
 
+# %% ../../nbs/clip/00_model.ipynb #bae418c7
 def _from_folder(folder, pretrained):
     "The model in a folder."
     config = _stored_config(folder)
@@ -409,7 +415,7 @@ def _from_folder(folder, pretrained):
         raise PrimenbError(folder, cause, "write the model again") from None
     return _bundle(model, tokenizer, config)
 
-# %% ../../nbs/clip/00_model.ipynb #bae418c7
+# %% ../../nbs/clip/00_model.ipynb #90dfb41e
 def _check_name(name, pretrained):
     "The tags of a model's weights; refuses a name or a tag that open_clip does not know."
     known = name.replace("/", "-")
@@ -423,6 +429,7 @@ def _check_name(name, pretrained):
         raise PrimenbError(pretrained, f"it is neither a file nor a tag of {name}", remedy)
     return tags
 
+# %% ../../nbs/clip/00_model.ipynb #00757ffd
 def _from_name(name, pretrained):
     "The model that open_clip knows by a name."
     hub = name.startswith("hf-hub:")
@@ -440,10 +447,10 @@ def _from_name(name, pretrained):
     if pretrained: _load_weights(model, pretrained)
     return _bundle(model, tokenizer, config)
 
-# %% ../../nbs/clip/00_model.ipynb #bd0380e4
+# %% ../../nbs/clip/00_model.ipynb #852be0ec
 def load_clip(
     name: str | Path,  # a folder with a model, or open_clip's name for one
-    pretrained: str | Path | None = None,  # a tag or a file of weights; None for the folder's own, or for untrained towers
+    pretrained: str | Path | None = None,  # a tag or a file of weights; None for the folder's own, or for none
     device: str = "cpu",
 ) -> ClipModel:
     "A model with its preprocessing and tokenizer; raises `PrimenbError` for one that is missing or damaged."
