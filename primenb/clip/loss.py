@@ -238,6 +238,7 @@ def _mismatched(self: PSDClipLoss, image_logits, text_logits, labels, k):
     lowest = own.topk(k, largest=False).indices
     return lowest[flagged(mismatch_pvalue(own, negative), self.max_fdr)[lowest]]
 
+# %% ../../nbs/clip/01_loss.ipynb #1c8cfb6c
 @patch
 def _random_rows(self: PSDClipLoss, n, k):
     "k of n rows, by seed and step."
@@ -279,7 +280,7 @@ def forward(self: PSDClipLoss,
     self._record(image_features, text_features, soft, labels, rows)
     return dict(contrastive_loss=contrastive, psd_loss=psd) if output_dict else contrastive + psd
 
-# %% ../../nbs/clip/01_loss.ipynb #1c8cfb6c
+# %% ../../nbs/clip/01_loss.ipynb #b5b5b697
 @patch
 def _float_logits(self: PSDClipLoss, image_features, text_features, scale, bias):
     "open_clip's logits in float32, also under autocast: in bfloat16 many similarities would be ties."
@@ -296,7 +297,7 @@ def _logits(self: PSDClipLoss, image_features, text_features, scale, bias):
         raise PrimenbError("batch", "a batch of one pair has nothing to contrast", remedy)
     return S
 
-# %% ../../nbs/clip/01_loss.ipynb #b5b5b697
+# %% ../../nbs/clip/01_loss.ipynb #0c826097
 @patch
 def _teacher(self: PSDClipLoss, student, image_features, text_features, scale, bias):
     "The teacher's logits from both sides, without gradient."
@@ -343,7 +344,7 @@ def _record(self: PSDClipLoss, v, t, soft, labels, rows):
 # %% ../../nbs/clip/01_loss.ipynb #04de571b
 PSD_MISMATCH = dict(partition="mismatch", target="direct", ratio=0.5, alpha_end=0.5, rise=(0.15, 0.45))  # our choice
 
-# %% ../../nbs/clip/01_loss.ipynb #19627ff9
+# %% ../../nbs/clip/01_loss.ipynb #ef99187d
 class SmoothedClipLoss(ClipLoss):
     "CLIP's loss with label smoothing."
     def __init__(self, *args,
@@ -360,7 +361,7 @@ class SmoothedClipLoss(ClipLoss):
         loss = sum(F.cross_entropy(x.float(), labels, label_smoothing=self.smoothing) for x in logits) / 2
         return dict(contrastive_loss=loss) if output_dict else loss
 
-# %% ../../nbs/clip/01_loss.ipynb #78d12a86
+# %% ../../nbs/clip/01_loss.ipynb #c4431fd2
 class MomentumClipLoss(PSDClipLoss):
     "CLIP's loss with every label mixed with the distribution of an EMA teacher, after ALBEF."
     def __init__(self, *,

@@ -340,18 +340,25 @@ def small_clip(
 
 # %% ../../nbs/clip/00_model.ipynb #e57e0a97
 @patch
-def save(self: ClipModel,
+def save_config(self: ClipModel,
     folder: str | Path,  # created if missing; other files in it stay
 ):
-    "Writes config, weights and tokenizer as open_clip reads them with `local-dir:`."
+    "Writes everything but the weights: config and tokenizer, in open_clip's layout."
     with tempfile.TemporaryDirectory() as made:
         made = Path(made)
         if hasattr(self.tokenizer.tokenizer, "save_pretrained"): self.tokenizer.tokenizer.save_pretrained(made)
         (made / CLIP_CONFIG).write_text(_config_text(self.config))
-        state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
-        save_file(state, made / CLIP_WEIGHTS)
-        for file in sorted(made.iterdir(), key=lambda file: (file.name == CLIP_WEIGHTS, file.name)):
+        for file in sorted(made.iterdir()):
             with atomic(Path(folder) / file.name) as f: shutil.copyfile(file, f)
+
+@patch
+def save(self: ClipModel,
+    folder: str | Path,  # created if missing; other files in it stay
+):
+    "Writes config, tokenizer and weights as open_clip reads them with `local-dir:`."
+    self.save_config(folder)
+    state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+    with atomic(Path(folder) / CLIP_WEIGHTS) as f: save_file(state, f)
 
 # %% ../../nbs/clip/00_model.ipynb #a9b5e38a
 def _mismatch(path, differences):

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MAX_WORDS', 'ClipData', 'place_prompts', 'load_clip_data', 'training_pairs', 'gt_matches', 'clip_task',
-           'evaluate_clip', 'evaluate_targets', 'run_clip', 'clip_runs']
+           'evaluate_clip', 'evaluate_targets', 'run_clip']
 
 # %% ../../nbs/clip/05_protocol.ipynb #516c8478
 import json, os
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,11 +21,10 @@ from .evaluate import mean_average_precision, retrieval, target_agreement, wrong
 from .loss import label_agreement
 from .model import ClipModel, load_clip, small_clip, to_rgb
 from .noise import CIFAR10, class_captions, labelled_pairs, permute_captions
-from .train import ClipObjective, ClipRun, ClipTask, load_clip_run, train_clip, zero_shot_accuracies
-from ..core import PrimenbError, atomic, root, rounded
+from .train import ClipRun, ClipTask, train_clip, zero_shot_accuracies
+from ..core import PrimenbError, root
 from ..data.claims import PLACE_WORDS, TIME_WORDS
 from ..data.corpus import gt_captions, pairs
-from ..learn.engine import combinations, finished
 from ..learn.probes import linear_probe
 
 # %% ../../nbs/clip/05_protocol.ipynb #c3387899
@@ -219,29 +218,15 @@ def evaluate_targets(
 # %% ../../nbs/clip/05_protocol.ipynb #eb50a4b4
 def run_clip(
     run: ClipRun,
-    out: str | Path,  # folder for everything of the run
-) -> dict:  # as `train_clip` gives it, and the measurements of the `best` and the `last` epoch
+    out: str | Path,  # folder of the run
+) -> dict:  # as `primenb.learn.runs.conduct` gives it, with the measurements of the `best` and the `last` epoch
     "Trains and evaluates one model; resumes an interrupted run, and returns the result of a finished one at once."
-    path = Path(out) / "evaluation.json"
-    if found := finished(path, asdict(run)): return found
-    clip, task = clip_task(run)
-    result = train_clip(run, clip, task, out)
-    data, noisy = load_clip_data(run.data, _noise(run)[1], run.folder), training_pairs(run)[0]
-    for which in ("last", "best"):
-        trained = replace(load_clip_run(out, which), tokenizer=clip.tokenizer)  # the same object, for the cache
-        targets = evaluate_targets(trained, run, noisy, task.images["train"])
-        result[which] = rounded(evaluate_clip(trained, task, data) | targets)
-    with atomic(path) as f: f.write_text(json.dumps(result) + "\n")
-    return result
-
-# %% ../../nbs/clip/05_protocol.ipynb #9cc4d2e0
-_LISTS = dict(methods="method", noises="noise", seeds="seed")  # a name in a file -> the field it has values for
-
-def clip_runs(
-    given: dict,  # fields of `ClipRun`, and lists of methods, noises, seeds
-    where="parameters",  # the file named in an error
-) -> list[ClipRun]:
-    "All combinations that a parameter file lists; raises `PrimenbError` for an unknown name or a wrong type."
-    runs = combinations(given, {f.name: f.default for f in fields(ClipRun)}, _LISTS, where)
-    for run in runs: ClipObjective(run["method"])
-    return [ClipRun(**run) for run in runs]
+    here = {}
+    def start():
+        here["clip"], here["task"] = clip_task(run)
+        return here["clip"], here["task"]
+    def finish(clip):
+        data, noisy = load_clip_data(run.data, _noise(run)[1], run.folder), training_pairs(run)[0]
+        found = evaluate_clip(clip, here["task"], data)
+        return found | evaluate_targets(clip, run, noisy, here["task"].images["train"])
+    return train_clip(run, out, start, finish)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLIP_METHODS', 'ClipRun', 'ClipTask', 'augment_images', 'ImageTextTensors', 'ClipObjective', 'zero_shot_accuracies',
-           'train_clip', 'load_clip_run']
+           'read_clip', 'train_clip']
 
 # %% ../../nbs/clip/04_train.ipynb #516c8478
-import json, math
-from dataclasses import asdict, dataclass, replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from .evaluate import class_embeddings, zero_shot
 from .loss import PSD_MISMATCH, MomentumClipLoss, PSDClipLoss, SmoothedClipLoss
-from .model import CLIP_WEIGHTS, ClipModel, load_clip
-from ..core import PrimenbError, atomic, rounded
-from ..learn.engine import Trainer, finished, parameter_groups, warmup_cosine
+from .model import ClipModel, load_clip
+from ..core import PrimenbError
+from ..learn.engine import unwrap_model
+from ..learn.runs import Format, Made, Run, conduct
 
 # %% ../../nbs/clip/04_train.ipynb #058023ce
 _EMA = 0.99  # decay of the averaged weights of methods with an EMA teacher (our choice)
@@ -40,8 +42,8 @@ CLIP_METHODS = {  # name -> loss, its settings, and the decay of its teacher
 }
 
 # %% ../../nbs/clip/04_train.ipynb #8d6377f9
-@dataclass(frozen=True)
-class ClipRun:
+@dataclass(frozen=True, kw_only=True)
+class ClipRun(Run):
     "One training of CLIP: on what, with which method, for how long."
     data: str = "stills"     # "stills", or a folder of shards with class labels, such as $PRIMENB_REAL/cifar10
     folder: str = "data"     # of the corpus
@@ -50,16 +52,14 @@ class ClipRun:
     model: str = "small"     # "small", a folder with a model, or one of open_clip's names
     image_size: int = 32     # side of the images of the small model, pixels
     method: str = "clip"     # a key of `CLIP_METHODS`
-    seed: int = 0            # of weights, order, noise and choice of images
-    epochs: int = 12
+    min_crop: float = 1.0    # smallest random crop, share of the area; 1 for the whole image
     steps_per_epoch: int = 0  # 0 for one pass over the images
+    epochs: int = 12
     batch_size: int = 256    # pairs of a step, in each process
     lr: float = 2e-3         # highest learning rate
     warmup: float = 0.05     # share of all steps over which the learning rate rises
     weight_decay: float = 0.1  # of matrices; vectors and scalars have none
-    min_crop: float = 1.0    # smallest random crop, share of the area; 1 for the whole image
     mixed_precision: str = "bf16"  # of the towers; losses are computed in float32
-    device: str = "auto"
 
     @property
     def name(self) -> str:
@@ -170,54 +170,29 @@ def _loader(run, task, tokenizer):
     sampler = RandomSampler(data, num_samples=run.steps_per_epoch * batch_size or n)
     return DataLoader(data, batch_size, sampler=sampler, drop_last=True, collate_fn=lambda batch: batch)
 
-def _schedule(run):
-    "The factor on the learning rate: warm-up, then a cosine."
-    return lambda step, total: warmup_cosine(step, total, round(run.warmup * total))
-
-def _optimizer(model, run):
-    "AdamW with CLIP's betas, weight decay on matrices only."
-    return torch.optim.AdamW(parameter_groups(model, run.weight_decay), run.lr, betas=(0.9, 0.98), eps=1e-6)
+def read_clip(
+    folder: Path,  # `best` or `last` of a finished run
+) -> ClipModel:
+    "The model of a run, from its folder alone."
+    return load_clip(folder, Path(folder) / "model.safetensors")
 
 # %% ../../nbs/clip/04_train.ipynb #eb50a4b4
 def train_clip(
     run: ClipRun,
-    clip: ClipModel,  # the towers to train; they are changed
-    task: ClipTask,
-    out: str | Path,  # folder for checkpoint, curve, models and result
-) -> dict:  # the run, the share of wrong pairs (None if unknown), seconds, and the curve
+    out: str | Path,  # folder of the run
+    start: Callable,  # () -> (ClipModel, ClipTask); not called if the run is finished
+    finish: Callable | None = None,  # (ClipModel) -> dict, for the last and the best epoch
+) -> dict:  # as `primenb.learn.runs.conduct` gives it
     "Trains one model; resumes an interrupted run, and returns the result of a finished one at once."
-    out = Path(out)
-    if found := finished(out / "result.json", asdict(run)): return found
-    trainer = Trainer(
-        clip.model, ClipObjective(run.method), _optimizer(clip.model, run), out, schedule=_schedule(run),
-        mixed_precision=run.mixed_precision, ema=CLIP_METHODS[run.method][2], monitor="validation_accuracy",
-        seed=run.seed, settings=asdict(run), device=run.device
+    here = {}
+    def make():
+        here["clip"], here["task"] = start()
+        return Made(here["clip"].model, _loader(run, here["task"], here["clip"].tokenizer))
+    def trained(trainer): return replace(here["clip"], model=unwrap_model(trainer))
+    def evaluate(trainer): return zero_shot_accuracies(trained(trainer), here["task"])
+    def describe(model, folder): here["clip"].save_config(folder)
+    return conduct(
+        run, out, make, ClipObjective(run.method), evaluate, monitor="validation_accuracy",
+        ema=CLIP_METHODS[run.method][2], adamw=dict(betas=(0.9, 0.98), eps=1e-6), form=Format(describe, read_clip),
+        finish=finish and (lambda trainer, which: finish(trained(trainer)))
     )
-    def bare(): return replace(clip, model=trainer.accelerator.unwrap_model(trainer.model))
-    loader = _loader(run, task, clip.tokenizer)
-    history = trainer.fit(loader, run.epochs, lambda trainer: zero_shot_accuracies(bare(), task))
-    if trainer.accelerator.is_main_process: _save(run, task, trainer, bare, history, out)
-    trainer.accelerator.wait_for_everyone()
-    return json.loads((out / "result.json").read_text())
-
-# %% ../../nbs/clip/04_train.ipynb #f0032930
-def _save(run, task, trainer, bare, history, out):
-    "Writes the models of the best and the last epoch, then the result."
-    for which in ("last", "best"):
-        trainer.load(which)
-        bare().save(out / which)
-    wrong = None if task.wrong is None else float(task.wrong.mean())
-    columns = [c for c in history if c.endswith("_accuracy") or c == "distilled"]
-    result = dict(run=asdict(run), wrong=wrong, seconds=float(history.seconds.sum()))
-    result["curve"] = history[columns].to_dict("list")
-    with atomic(out / "result.json") as f: f.write_text(json.dumps(rounded(result)) + "\n")
-
-def load_clip_run(
-    out: str | Path,  # the folder given to `train_clip`
-    which: str = "best",  # or "last"
-) -> ClipModel:
-    "The model of a finished run; raises `PrimenbError` if there is none."
-    folder = Path(out) / which
-    if not (Path(out) / "result.json").exists() or not (folder / CLIP_WEIGHTS).exists():
-        raise PrimenbError(folder, "there is no model of a finished run", "train the run first")
-    return load_clip(folder, folder / CLIP_WEIGHTS)
