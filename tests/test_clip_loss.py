@@ -448,9 +448,8 @@ def test_a_loss_whose_step_is_never_set_warns():
 
 def labels_of(matrix):
     "Both sides of a matrix, each row divided by its sum."
-    return [
-        [[float(x) / float(sum(row)) for x in row] for row in side] for side in (matrix.tolist(), matrix.T.tolist())
-    ]
+    sides = [x.double().numpy() for x in (matrix, matrix.T)]
+    return [(side / side.sum(1, keepdims=True)).tolist() for side in sides]
 
 
 @pytest.mark.parametrize("kind", [
