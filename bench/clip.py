@@ -3,8 +3,8 @@
     python bench/clip.py
 
 Everything on one CPU thread. Contender and reference alternate step by step, or epoch by epoch, and a ratio is the
-median over such pairs. Beside the wall-clock time stands the CPU time, which says more while others use the machine. Peaks of
-memory are those of processes that do nothing else. Writes runs/bench/clip.json.
+median over such pairs. Beside the wall-clock time stands the CPU time, which says more while others use the machine.
+Peaks of memory are those of processes that do nothing else. Writes runs/bench/clip.json.
 """
 
 import ctypes
