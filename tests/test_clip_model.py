@@ -39,7 +39,7 @@ def saved(clip, tmp_path_factory):
     return folder
 
 
-def images(n=5, size=(40, 56), seed=0):
+def random_images(n=5, size=(40, 56), seed=0):
     return np.random.default_rng(seed).integers(0, 255, (n, *size, 3), dtype=np.uint8)
 
 
@@ -167,7 +167,7 @@ def test_a_longer_context_has_room_for_longer_prompts():
 
 def test_preparation_is_that_of_open_clip(saved, clip):
     _, _, reference = open_clip.create_model_and_transforms(f"local-dir:{saved}")
-    for image in images(): assert same(clip.preprocess(image), reference(Image.fromarray(image)))
+    for image in random_images(): assert same(clip.preprocess(image), reference(Image.fromarray(image)))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"])
@@ -177,11 +177,11 @@ def test_images_of_any_kind(clip, mode):
 
 
 def test_a_image_from_a_file_from_bytes_and_from_memory(clip, tmp_path):
-    image = Image.fromarray(images()[0])
+    image = Image.fromarray(random_images()[0])
     image.save(tmp_path / "a.png")
     for same_image in (
         tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), Image.open(tmp_path / "a.png"),
-        images()[0]
+        random_images()[0]
     ):
         assert same(clip.preprocess(same_image), clip.preprocess(image))
     grey = np.full((9, 9), 77, np.uint8)
@@ -189,7 +189,7 @@ def test_a_image_from_a_file_from_bytes_and_from_memory(clip, tmp_path):
 
 
 def test_images_that_cannot_be_read(clip, tmp_path):
-    Image.fromarray(images()[0]).save(tmp_path / "half.png")
+    Image.fromarray(random_images()[0]).save(tmp_path / "half.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:2000])
     (tmp_path / "text.jpg").write_text("no image")
     refused(lambda: clip.encode_images([tmp_path / "half.png"]), "half.png: it cannot be decoded")
@@ -208,7 +208,7 @@ def test_images_that_cannot_be_read(clip, tmp_path):
 def test_training_images_differ_and_are_seeded(clip):
     def some():
         torch.manual_seed(3)
-        return [clip.augment(images()[0]) for _ in range(4)]
+        return [clip.augment(random_images()[0]) for _ in range(4)]
     a, b = some(), some()
     assert all(same(x, y) for x, y in zip(a, b)) and not same(a[0], a[1]) and a[0].shape == (3, 32, 32)
 
@@ -217,7 +217,7 @@ def test_training_images_differ_and_are_seeded(clip):
 
 
 def test_embeddings_do_not_depend_on_the_form_of_images(clip):
-    many = images(7)
+    many = random_images(7)
     embeddings = clip.encode_images(many)
     assert embeddings.shape == (7, 64)
     assert embeddings.dtype == torch.float32
@@ -259,10 +259,9 @@ def test_training_goes_on_as_before():
     clip = small_clip(CAPTIONS, image_size=32)
     clip.model.train()
     clip.model.visual.trunk.stages[0].eval()  # a frozen part
-    modes, state = [m.training for m in clip.model.modules()], {
-        k: v.clone() for k, v in clip.model.state_dict().items()
-    }
-    images, texts = clip.encode_images(images()), clip.encode_texts(CAPTIONS)
+    modes = [m.training for m in clip.model.modules()]
+    state = {k: v.clone() for k, v in clip.model.state_dict().items()}
+    images, texts = clip.encode_images(random_images()), clip.encode_texts(CAPTIONS)
     assert [m.training for m in clip.model.modules()] == modes
     assert all(torch.equal(v, state[k]) for k, v in clip.model.state_dict().items())
     with pytest.raises(PrimenbError): clip.encode_images([None])
@@ -284,7 +283,7 @@ def test_same_seed_same_model_and_the_global_generator_is_untouched():
 
 
 def test_works_with_open_clip_and_loaders(clip):
-    Image.fromarray(images()[0]).save(buffer := io.BytesIO(), "PNG")
+    Image.fromarray(random_images()[0]).save(buffer := io.BytesIO(), "PNG")
     data = PairDataset(
         [Pair(str(n), buffer.getvalue(), (c,)) for n, c in enumerate(CAPTIONS)], clip.augment, clip.tokenizer
     )
@@ -306,19 +305,19 @@ def test_works_with_open_clip_and_loaders(clip):
 
 def test_written_and_read_to_the_last_bit(clip, saved):
     back = load_clip(saved)
-    assert same(back.encode_images(images()), clip.encode_images(images()))
+    assert same(back.encode_images(random_images()), clip.encode_images(random_images()))
     assert same(back.encode_texts(CAPTIONS), clip.encode_texts(CAPTIONS))
     assert same(back.tokenizer(CAPTIONS), clip.tokenizer(CAPTIONS)) and back.config == clip.config
     assert all(same(a, b) for a, b in zip(back.model.state_dict().values(), clip.model.state_dict().values()))
     assert same(load_clip(f"local-dir:{saved}").encode_texts(CAPTIONS), clip.encode_texts(CAPTIONS))
     torch.manual_seed(1)
-    a = clip.augment(images()[0])
+    a = clip.augment(random_images()[0])
     torch.manual_seed(1)
-    assert same(back.augment(images()[0]), a)
+    assert same(back.augment(random_images()[0]), a)
 
 
 def test_open_clip_reads_it_in_a_process_of_its_own_and_without_a_hub(clip, saved, tmp_path):
-    np.save(tmp_path / "images.npy", images())
+    np.save(tmp_path / "images.npy", random_images())
     script = """if True:
         import sys, numpy as np, open_clip, torch
         from PIL import Image
@@ -342,7 +341,7 @@ def test_open_clip_reads_it_in_a_process_of_its_own_and_without_a_hub(clip, save
     )
     assert done.returncode == 0, done.stderr
     images, texts, tokens = torch.load(tmp_path / "out.pt")
-    assert same(images, clip.encode_images(images()))
+    assert same(images, clip.encode_images(random_images()))
     assert same(texts, clip.encode_texts(CAPTIONS))
     assert same(tokens, clip.tokenizer(CAPTIONS))
     lines = done.stdout.splitlines()
@@ -354,7 +353,7 @@ def test_open_clip_reads_it_in_a_process_of_its_own_and_without_a_hub(clip, save
 def test_a_folder_that_open_clip_wrote(clip, tmp_path):
     model = {k: v for k, v in clip.config.items() if k != "preprocess_cfg"}
     save_for_hf(clip.model, clip.tokenizer.tokenizer, model, tmp_path, safe_serialization=True)
-    assert same(load_clip(tmp_path).encode_images(images()), clip.encode_images(images()))
+    assert same(load_clip(tmp_path).encode_images(random_images()), clip.encode_images(random_images()))
     (tmp_path / CLIP_WEIGHTS).unlink()
     torch.save(clip.model.state_dict(), tmp_path / "open_clip_pytorch_model.bin")
     assert same(load_clip(tmp_path).encode_texts(CAPTIONS), clip.encode_texts(CAPTIONS))
@@ -399,13 +398,13 @@ def test_images_of_another_mean(tmp_path):
     clip = small_clip(CAPTIONS, image_size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
     assert torch.allclose(clip.preprocess(np.full((32, 32, 3), 255, np.uint8)), torch.full((3, 32, 32), 2.0))
     clip.save(tmp_path)
-    assert same(load_clip(tmp_path).preprocess(images()[0]), clip.preprocess(images()[0]))
+    assert same(load_clip(tmp_path).preprocess(random_images()[0]), clip.preprocess(random_images()[0]))
 
 
 def test_other_image_towers(tmp_path):
     clip = small_clip(CAPTIONS, image_size=32, vision="resnet10t", embed_dim=16, width=32, layers=2)
     clip.save(tmp_path)
-    assert same(load_clip(tmp_path).encode_images(images()), clip.encode_images(images()))
+    assert same(load_clip(tmp_path).encode_images(random_images()), clip.encode_images(random_images()))
     refused(lambda: small_clip(CAPTIONS, vision="no_such_net"), "no_such_net")
 
 
@@ -482,7 +481,7 @@ def test_checkpoints_of_training(clip, saved, tmp_path):
 
 def test_open_clip_by_name(tmp_path):
     clip = load_clip("ViT-S-32-alt")
-    assert clip.encode_images(images(1)).shape == (1, 256) and clip.tokenizer.context_length == 77
+    assert clip.encode_images(random_images(1)).shape == (1, 256) and clip.tokenizer.context_length == 77
     torch.save(clip.model.state_dict(), tmp_path / "weights.pt")
     assert same(
         load_clip("ViT-S-32-alt", tmp_path / "weights.pt").encode_texts(["a dog"]), clip.encode_texts(["a dog"])
