@@ -1,10 +1,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PRIMENB_REAL ?= ../shared/real
+PRIMENB_REAL ?= data/real
 export PRIMENB_REAL
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 ready := .venv/.ready
 
-# Depth networks have a process of their own: what loads LLVM with torch clashes with the LLVM of Mesa, once something has been drawn.
+# Depth networks have a process of their own: what loads LLVM with torch clashes with the LLVM of Mesa, once something
+# has been drawn.
 networks := tests/test_sfm_priors.py
 
 .PHONY: help repro test check lab docs readme bench real full data
@@ -16,7 +17,8 @@ repro: $(ready)  ## run every experiment whose inputs changed, and print the tab
 	dvc repro
 	python -m primenb.reports table
 
-# Without a GPU and with one thread for each of two notebooks, so that the tests are the same everywhere; each notebook in a process of its own, as a reader runs it.
+# Without a GPU and with one thread for each of two notebooks, so that the tests are the same everywhere; each notebook in a
+# process of its own, with all its cells, as a reader runs it.
 test: export CUDA_VISIBLE_DEVICES :=
 test: $(ready)  ## run all notebooks of the library and all tests
 	dvc pull
@@ -24,8 +26,11 @@ test: $(ready)  ## run all notebooks of the library and all tests
 	pytest $(networks)
 	pytest --ignore $(networks)
 
-check: $(ready)  ## clean the notebooks, export the library, run the fast tests: before every commit
+check: $(ready)  ## clean the notebooks, export the library, look at names and signatures, run the fast tests: before every commit
 	nbdev_clean && nbdev_export
+	python -m primenb.reports deps
+	ruff check
+	pyright --warnings
 	pytest -m "not slow" $(networks)
 	pytest -m "not slow" --ignore $(networks)
 
