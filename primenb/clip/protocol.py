@@ -81,7 +81,8 @@ def load_clip_data(
     if data != "stills" and not path.is_dir():
         remedy = 'use "stills", or name a folder with train-*.tar and test-*.tar'
         raise PrimenbError(data, f"there is no folder {path}", remedy)
-    splits, prompts, class_of = _stills(root() / folder) if data == "stills" else _labelled(path, label)
+    read = _stills(root() / folder) if data == "stills" else _labelled(path, label)
+    (splits, prompts), class_of = read[:2], read[2]
     number = {name: n for n, name in enumerate(prompts)}
     labels = {name: np.array([number[class_of(p)] for p in split]) for name, split in splits.items()}
     return ClipData(splits, labels, list(prompts.values()))
@@ -141,7 +142,8 @@ def clip_task(
     run: ClipRun,
 ) -> tuple[ClipModel, ClipTask]:
     "The towers that a run starts from, and what it trains on; raises `PrimenbError` for data that are not there."
-    noisy, chosen, wrong = training_pairs(run)
+    found = training_pairs(run)
+    (noisy, chosen), wrong = found[:2], found[2]
     read, clip = load_clip_data(run.data, _noise(run)[1], run.folder), _model(run)
     how = json.dumps({**clip.config["preprocess_cfg"], "size": clip.config["vision_cfg"].get("image_size", 224)})
     images = {name: _images(run.data, name, run.folder, how) for name in read.splits}
@@ -169,7 +171,8 @@ def evaluate_clip(
     "All measurements of a model; no linear probe where the training images lack a class."
     found = zero_shot_accuracies(clip, task)
     test = clip.encode_images(task.images["test"])
-    rows, tokens, gt = _retrieval_task(data, clip.tokenizer)
+    queries = _retrieval_task(data, clip.tokenizer)
+    (rows, tokens), gt = queries[:2], queries[2]
     v, t = test[rows], clip.encode_texts(tokens)
     recall, precision = retrieval(v, t, gt, ks=(1,)), mean_average_precision(v, t, gt)
     found |= {name: recall[name] for name in ("image_to_text_r1", "text_to_image_r1")}
@@ -209,10 +212,10 @@ def evaluate_targets(
     count = min(batches, len(noisy) // size)
     for part in rng.permutation(len(noisy))[: count * size].reshape(count, size):
         found.append(_batch_agreement(clip, [_with_one(noisy[i], rng) for i in part], images[part]))
-    ranks, scores, wrong = zip(*found)
+    ranks = [one[0] for one in found]
+    scores, wrong = (np.concatenate([one[k] for one in found]) for k in (1, 2))
     names = [name for name in ranks[0] if "rows_left" not in name and name != "rows"]
     means = {name: float(np.mean([r[name] for r in ranks])) for name in names}
-    scores, wrong = np.concatenate(scores), np.concatenate(wrong)
     return means | (dict(wrong_pair_auroc=wrong_pair_auroc(scores, wrong)) if 0 < wrong.mean() < 1 else {})
 
 # %% ../../nbs/clip/05_protocol.ipynb #eb50a4b4

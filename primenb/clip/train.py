@@ -134,7 +134,7 @@ class ClipObjective:
 # %% ../../nbs/clip/04_train.ipynb #0922c7a1
 def _make_loss(method, trainer):
     "The loss, once the numbers of processes and steps are known."
-    make, settings, _ = CLIP_METHODS[method]
+    make, settings = CLIP_METHODS[method][:2]
     processes = dict(rank=trainer.accelerator.process_index, world_size=trainer.accelerator.num_processes)
     steps = dict(total_steps=trainer.total) if issubclass(make, PSDClipLoss) else {}
     return make(**processes, local_loss=True, gather_with_grad=True, **steps, **settings)
