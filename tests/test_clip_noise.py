@@ -1,4 +1,4 @@
-"Wrong captions: exchanged at an exact rate with the truth kept, and people's mistakes read from shards."
+"Noisy captions: exchanged at an exact rate with the ground truth kept, and human mistakes read from shards."
 import io, itertools, json, tarfile, warnings
 from collections import Counter
 
@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from primenb.clip.noise import CIFAR10, TEMPLATES, class_captions, exchange, exchange_captions, exchanged_truth, labelled_pairs, load_source, permute_captions, save_source
+from primenb.clip.noise import (
+    CIFAR10, TEMPLATES, class_captions, exchange, exchange_captions, exchanged_gt, labelled_pairs, load_source,
+    permute_captions, save_source
+)
 from primenb.core import PrimenbError
 from primenb.data.corpus import pairs as corpus_pairs
 from primenb.data.records import Pair
@@ -22,7 +25,10 @@ def refused(make, *words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
-def made(n): return [Pair(f"p{i}", b"", (f"caption {i}", f"other {i}"), {"claims": (i,), "shown": i, "place": i}) for i in range(n)]
+def made(n):
+    return [
+        Pair(f"p{i}", b"", (f"caption {i}", f"other {i}"), {"claims": (i,), "shown": i, "place": i}) for i in range(n)
+    ]
 
 
 # --- the exchange
@@ -50,12 +56,13 @@ def test_captions_are_kept_and_find_their_way_back(n, rate, seed):
         assert new.attributes == {**old.attributes, "claims": giver.attributes["claims"], "exchanged": source[i] != i}
         assert (new.captions == old.captions) == (source[i] == i)
     back = exchange_captions(after, np.argsort(source))
-    assert [p.captions for p in back] == [p.captions for p in before] and [p.attributes["claims"] for p in back] == [p.attributes["claims"] for p in before]
+    assert [p.captions for p in back] == [p.captions for p in before]
+    assert [p.attributes["claims"] for p in back] == [p.attributes["claims"] for p in before]
     assert before == made(n)
 
 
 def test_every_exchange_is_as_likely_as_any_other():
-    "Of four elements there are nine permutations without a fixed point, and each element is chosen as often as any other."
+    "Four elements have nine derangements, and each element is chosen as often as any other."
     seen = Counter(tuple(exchange(4, 1.0, seed).tolist()) for seed in range(2700))
     everywhere = [p for p in itertools.permutations(range(4)) if all(i != j for i, j in enumerate(p))]
     assert set(seen) == set(everywhere) and max(abs(n - 300) for n in seen.values()) < 5 * 300**0.5
@@ -67,37 +74,55 @@ def test_seeds_differ(): assert len({exchange(50, 0.4, seed).tobytes() for seed 
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.1, float("nan"), "0.4", None, True])
-def test_rates_that_are_none(rate): refused(lambda: exchange(10, rate), "no share")
+def test_rates_that_are_no_share(rate): refused(lambda: exchange(10, rate), "no share")
 
 
 @pytest.mark.parametrize("source", [[0, 1], [0, 0, 1], [1, 2, 3], [[0, 1, 2]], [0.5, 1, 2]])
-def test_what_is_no_permutation(source): refused(lambda: exchange_captions(made(3), source), "no permutation of 3 pairs")
+def test_sources_that_are_no_permutation(source):
+    refused(lambda: exchange_captions(made(3), source), "no permutation of 3 pairs")
 
 
 # --- still true
 
 
-def told(key, place, *claims): return Pair(key, b"", tuple(f"{key} says {n}" for n in range(len(claims))), dict(shown=Claims(place=place, count=1), claims=tuple(Claims(**c) for c in claims)))
+def claiming(key, place, *claims):
+    return Pair(
+        key, b"", tuple(f"{key} says {n}" for n in range(len(claims))),
+        dict(shown=Claims(place=place, count=1), claims=tuple(Claims(**c) for c in claims))
+    )
 
 
 def test_captions_that_stay_true():
-    some = [told("a", "park", dict(place="park"), dict(count=1)), told("b", "park", dict(place="park")), told("c", "street", dict(place="street"))]
-    table = exchanged_truth(some, np.array([2, 0, 1]))
-    assert table.values.tolist() == [["a", "c says 0", False], ["b", "a says 0", True], ["b", "a says 1", True], ["c", "b says 0", False]]
-    assert len(exchanged_truth(some, np.arange(3))) == 0
-    refused(lambda: exchanged_truth([Pair(str(n), b"", ("x",)) for n in range(2)], np.array([1, 0])), "not known what its captions claim")
+    some = [
+        claiming("a", "park", dict(place="park"), dict(count=1)), claiming("b", "park", dict(place="park")),
+        claiming("c", "street", dict(place="street"))
+    ]
+    table = exchanged_gt(some, np.array([2, 0, 1]))
+    assert table.values.tolist() == [
+        ["a", "c says 0", False], ["b", "a says 0", True], ["b", "a says 1", True], ["c", "b says 0", False]
+    ]
+    assert len(exchanged_gt(some, np.arange(3))) == 0
+    refused(
+        lambda: exchanged_gt([Pair(str(n), b"", ("x",)) for n in range(2)], np.array([1, 0])),
+        "not known what its captions claim"
+    )
 
 
 def test_truth_on_the_corpus_is_that_of_one_at_a_time():
     some = list(corpus_pairs("validation", check=False))
     after, source = permute_captions(some, 0.5, seed=2)
-    table = exchanged_truth(some, source, sample=10**9)
+    table = exchanged_gt(some, source, sample=10**9)
     moved = [p for p in after if p.attributes["exchanged"]]
-    assert table.picture.tolist() == [p.key for p in moved for _ in p.captions] and table.caption.tolist() == [c for p in moved for c in p.captions]
-    assert table.true.tolist() == [holds(claims, p.attributes["shown"]) for p in moved for claims in p.attributes["claims"]]
+    assert table.image.tolist() == [p.key for p in moved for _ in p.captions]
+    assert table.caption.tolist() == [c for p in moved for c in p.captions]
+    assert table.true.tolist() == [
+        holds(claims, p.attributes["shown"]) for p in moved for claims in p.attributes["claims"]
+    ]
     assert 0.01 < table.true.mean() < 0.2
-    part = exchanged_truth(some, source, sample=20, seed=1)
-    assert part.picture.nunique() == 20 and set(part.picture) <= set(table.picture) and part.equals(exchanged_truth(some, source, sample=20, seed=1))
+    part = exchanged_gt(some, source, sample=20, seed=1)
+    assert part.image.nunique() == 20
+    assert set(part.image) <= set(table.image)
+    assert part.equals(exchanged_gt(some, source, sample=20, seed=1))
 
 
 # --- files
@@ -110,11 +135,14 @@ def test_an_exchange_is_read_as_it_was_written(tmp_path_factory, n, seed):
     source = exchange(n, 1.0, seed)
     save_source(path, some, source)
     again = load_source(path, some)
-    assert np.array_equal(again, source) and again.dtype == source.dtype and [f.name for f in path.parent.iterdir()] == ["source.npz"]
+    assert np.array_equal(again, source)
+    assert again.dtype == source.dtype
+    assert [f.name for f in path.parent.iterdir()] == ["source.npz"]
     content = path.read_bytes()
     save_source(path, some, source)
     assert path.read_bytes() == content
-    refused(lambda: load_source(path, some[:-1]), "other pairs"); refused(lambda: load_source(path, some[::-1]), "other pairs")
+    refused(lambda: load_source(path, some[:-1]), "other pairs")
+    refused(lambda: load_source(path, some[::-1]), "other pairs")
 
 
 def test_files_that_hold_no_exchange(tmp_path):
@@ -131,7 +159,7 @@ def test_files_that_hold_no_exchange(tmp_path):
 
 
 def shard(path, records):
-    "A shard of records: dictionaries that become .json, with a picture and perhaps a class number."
+    "A shard of records: dictionaries that become .json, with an image."
     with tarfile.open(path, "w") as tar:
         for n, about in enumerate(records):
             Image.fromarray(np.full((8, 8, 3), 10 * n, np.uint8)).save(jpg := io.BytesIO(), "JPEG")
@@ -145,21 +173,27 @@ def shard(path, records):
 @pytest.fixture
 def labelled(tmp_path):
     names = list(CIFAR10)
-    return shard(tmp_path / "train-00.tar", [{"class": names[n % 10], "human_worse": names[(n + n // 10) % 10], "index": n} for n in range(20)])
+    return shard(
+        tmp_path / "train-00.tar",
+        [{"class": names[n % 10], "human_worse": names[(n + n // 10) % 10], "index": n} for n in range(20)]
+    )
 
 
 def test_sentences_of_a_class():
     assert all(t.count("{}") == 1 for t in TEMPLATES) and len(CIFAR10) == 10
     said = [c for words in CIFAR10.values() for c in class_captions(words)]
-    assert len(set(said)) == len(said) and not any(bad in f" {c} " for c in said for bad in (" a a", " a e", " a i", " a o", " an b", " an c", "{"))
+    assert len(set(said)) == len(said)
+    assert not any(bad in f" {c} " for c in said for bad in (" a a", " a e", " a i", " a o", " an b", " an c", "{"))
 
 
-def test_captions_are_of_the_label_and_the_truth_is_kept(labelled):
+def test_captions_are_of_the_label_and_the_ground_truth_is_kept(labelled):
     some = list(labelled_pairs(labelled, "human_worse"))
     assert len(some) == 20 and sum(p.attributes["wrong"] for p in some) == 10
     for p in some:
-        assert p.attributes["label"] == p.attributes["human_worse"] and p.attributes["wrong"] == (p.attributes["label"] != p.attributes["class"])
-        assert len(p.captions) == len(set(p.captions)) == 3 and set(p.captions) <= set(class_captions(CIFAR10[p.attributes["label"]]))
+        assert p.attributes["label"] == p.attributes["human_worse"]
+        assert p.attributes["wrong"] == (p.attributes["label"] != p.attributes["class"])
+        assert len(p.captions) == len(set(p.captions)) == 3
+        assert set(p.captions) <= set(class_captions(CIFAR10[p.attributes["label"]]))
         assert p.image.shape == (8, 8, 3)
     assert not any(p.attributes["wrong"] for p in labelled_pairs(labelled))
     assert {len(p.captions) for p in labelled_pairs(labelled, captions=99)} == {8, 16, 24}
@@ -169,7 +203,9 @@ def test_captions_depend_on_the_seed_and_on_the_key_only(labelled, tmp_path):
     def said(**how): return {p.key: p.captions for p in labelled_pairs(labelled, "human_worse", **how)}
     assert said() == said(check=False) and said() != said(seed=1) and len(said(captions=1)["train-00/000003"]) == 1
     other = shard(tmp_path / "train-01.tar", [{"class": "cat"}])
-    assert {p.key: p.captions for p in labelled_pairs([other, labelled])}.items() >= {p.key: p.captions for p in labelled_pairs(labelled)}.items()
+    assert {
+        p.key: p.captions for p in labelled_pairs([other, labelled])
+    }.items() >= {p.key: p.captions for p in labelled_pairs(labelled)}.items()
 
 
 def test_labels_take_part_in_an_exchange(labelled):
@@ -177,20 +213,32 @@ def test_labels_take_part_in_an_exchange(labelled):
     for seed in range(10):
         after, _ = permute_captions(some, 1.0, seed)
         assert all(p.attributes["exchanged"] for p in after)
-        for p in after: assert set(p.captions) <= set(class_captions(CIFAR10[p.attributes["label"]])) and p.attributes["wrong"] == (p.attributes["label"] != p.attributes["class"])
+        for p in after:
+            assert set(p.captions) <= set(class_captions(CIFAR10[p.attributes["label"]]))
+            assert p.attributes["wrong"] == (p.attributes["label"] != p.attributes["class"])
         right += sum(not p.attributes["wrong"] for p in after)
-    assert right > 0  # captions of another picture of the same class
+    assert right > 0  # captions of another image of the same class
 
 
-def test_labels_that_there_are_not(labelled, tmp_path):
-    refused(lambda: list(labelled_pairs(labelled, "human_best")), "no label 'human_best'", "choose one of class, human_worse")
+def test_unknown_labels(labelled, tmp_path):
+    refused(
+        lambda: list(labelled_pairs(labelled, "human_best")), "no label 'human_best'",
+        "choose one of class, human_worse"
+    )
     refused(lambda: list(labelled_pairs(labelled, "index")), "its index is")
-    zoo = shard(tmp_path / "zoo.tar", [{"class": "cat", "human_worse": "zebra"}, {"class": "cat", "human_worse": "dog"}, {"human_worse": "dog"}])
+    zoo = shard(
+        tmp_path / "zoo.tar",
+        [{"class": "cat", "human_worse": "zebra"}, {"class": "cat", "human_worse": "dog"}, {"human_worse": "dog"}]
+    )
     refused(lambda: list(labelled_pairs(zoo, "human_worse")), "zoo/000000", "'zebra'", "airplane", "names=")
     with warnings.catch_warnings(record=True):
         reader = labelled_pairs(zoo, "human_worse", damaged="skip")
-        assert [p.key for p in reader] == ["zoo/000001"] and ["zebra" in d.cause for d in reader.damaged] == [True, False]
-        assert [p.captions for p in labelled_pairs(zoo, "human_worse", names={"cat": ["cat"], "zebra": ["zebra"], "dog": ["dog"]}, templates=["one {}"], damaged="skip")][0] == ("one zebra",)
+        assert [p.key for p in reader] == ["zoo/000001"]
+        assert ["zebra" in d.cause for d in reader.damaged] == [True, False]
+        assert [p.captions for p in labelled_pairs(
+            zoo, "human_worse", names={"cat": ["cat"], "zebra": ["zebra"], "dog": ["dog"]}, templates=["one {}"],
+            damaged="skip"
+        )][0] == ("one zebra",)
     refused(lambda: list(labelled_pairs(tmp_path / "none.tar")), "no such shard")
 
 
@@ -206,16 +254,19 @@ def test_a_shard_cut_in_half(labelled):
 # --- real mistakes
 
 
-@pytest.mark.parametrize("label, wrong", [("class", 0), ("human_aggregate", 0.09), ("human_random1", 0.17), ("human_worse", 0.40)])
+@pytest.mark.parametrize(
+    "label, wrong", [("class", 0), ("human_aggregate", 0.09), ("human_random1", 0.17), ("human_worse", 0.40)]
+)
 def test_real_mistakes(real, label, wrong):
     some = list(labelled_pairs(real / "cifar10/train-00.tar", label, check=False))
     assert len(some) == 4000 and abs(np.mean([p.attributes["wrong"] for p in some]) - wrong) < 0.02
-    assert Counter(p.attributes["class"] for p in some).keys() == CIFAR10.keys() and all(list(CIFAR10)[p.attributes["cls"]] == p.attributes["class"] for p in some)
+    assert Counter(p.attributes["class"] for p in some).keys() == CIFAR10.keys()
+    assert all(list(CIFAR10)[p.attributes["cls"]] == p.attributes["class"] for p in some)
     if label == "human_worse":
         said = Counter(p.attributes["label"] for p in some if p.attributes["class"] == "cat" and p.attributes["wrong"])
         assert said.most_common(1)[0][0] == "dog" and said["dog"] > 3 * said["ship"]
 
 
-def test_real_test_pictures_have_true_labels_only(real):
+def test_real_test_images_have_true_labels_only(real):
     assert not any(p.attributes["wrong"] for p in itertools.islice(labelled_pairs(real / "cifar10/test-00.tar"), 100))
     refused(lambda: next(iter(labelled_pairs(real / "cifar10/test-00.tar", "human_worse"))), "choose one of class")
