@@ -3,8 +3,8 @@
     python bench/masks.py
 
 Everything on one core with one thread. Contenders take turns over all clips, several rounds, and a ratio is that of the
-medians. A clip is 16 frames of 224x224 and has 8x14x14 tokens. The footage is that in PRIMENB_REAL (or data/real) if there
-is any, else from the starter film. Writes runs/bench/masks.json.
+medians. A clip is 16 frames of 224x224 and has 8x14x14 tokens. The footage is that in PRIMENB_REAL
+(or data/real), or else the starter film. Writes runs/bench/masks.json.
 """
 
 import datetime

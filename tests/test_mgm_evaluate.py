@@ -17,7 +17,7 @@ from primenb.mgm.evaluate import (
     TASK_GROUPS, CONTROLS, PROBES, EvalSet, classifier, epochs_to_target, read_eval_set, fine_tune, evaluate_encoder,
     class_numbers, opposite, reversed_pairs, shuffled_frames, single_frame, encode_tokens, clip_views)
 from primenb.learn.probes import (
-    AttentiveReader, attentive_probe, fit_reader, knn_probe, mean_token_probe, low_shot, pooled)
+    AttentiveProbe, attentive_probe, fit_attentive_probe, knn_probe, mean_token_probe, low_shot, pooled)
 from primenb.data.records import Clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -160,7 +160,7 @@ def test_only_attention_finds_one_token_among_many():
     assert attentive_probe(
         x[:300], y[:300], x[300:],
         y[300:])["accuracy"] > 0.9 > 0.75 > linear_probe(x[:300], y[:300], x[300:], y[300:])["accuracy"]
-    weights = fit_reader(x[:300], torch.from_numpy(y[:300]), 2).weights(x[300:]).detach()
+    weights = fit_attentive_probe(x[:300], torch.from_numpy(y[:300]), 2).weights(x[300:]).detach()
     assert torch.allclose(weights.sum(1), torch.ones(100, 8), atol=1e-5)
     assert (weights.amax(2).argmax(1).numpy() == where[300:]).mean() > 0.8
 
@@ -168,22 +168,22 @@ def test_only_attention_finds_one_token_among_many():
 def test_attention_is_cross_attention_with_one_query():
     "The same as torch's own attention with keys, values and one query."
     x, y = clusters(width=8)
-    reader, lead = AttentiveReader(x, 3, heads=1), torch.nn.MultiheadAttention(8, 1, bias=False, batch_first=True)
-    z = (x - reader.mean) / reader.spread
+    probe, lead = AttentiveProbe(x, 3, heads=1), torch.nn.MultiheadAttention(8, 1, bias=False, batch_first=True)
+    z = (x - probe.mean) / probe.spread
     query = torch.randn(1, 1, 8)
     q, k = lead.in_proj_weight.detach().chunk(3)[:2]
     with torch.no_grad():
-        reader.query.weight.copy_((query[0] @ q.T @ k) / 8**0.5)
+        probe.query.weight.copy_((query[0] @ q.T @ k) / 8**0.5)
         _, weights = lead(query.expand(len(x), -1, -1), z, z)
-        assert torch.allclose(reader.weights(x)[..., 0], weights[:, 0], atol=1e-5)
+        assert torch.allclose(probe.weights(x)[..., 0], weights[:, 0], atol=1e-5)
 
 
 def test_predictions_are_averaged_over_views():
     "Two views that disagree: the surer one wins."
     x, y = clusters(gap=3.0)
-    reader = fit_reader(x, torch.from_numpy(y), 3)
+    probe = fit_attentive_probe(x, torch.from_numpy(y), 3)
     sure, unsure = x[y == 0][:1], x[y == 1][:1] * 0.2
-    logits = reader(torch.cat([sure, unsure])).detach()
+    logits = probe(torch.cat([sure, unsure])).detach()
     found = attentive_probe(x, y, torch.stack([sure, unsure], 1), np.array([int(logits.mean(0).argmax())]), seeds=1)
     assert found["accuracy"] == 1
 
