@@ -15,11 +15,12 @@ from transformers import VideoMAEModel
 
 from primenb.core import PrimenbError
 from primenb.learn.engine import Trainer
+from primenb.learn.runs import load
 from primenb.mgm.contrast import (
     ClipPairs, MotionContrastRun, MotionPathway, MotionContrastObjective, Pathways, pathways, train_motion_contrast)
 from primenb.learn.contrast import Queue, info_nce
 from primenb.mgm.model import features, pixel_values, videomae
-from primenb.mgm.train import CELLS_PER_TOKEN, Footage, MaskedRun, Segment, load_trained, train_masked, untrained_model
+from primenb.mgm.train import CELLS_PER_TOKEN, Footage, MaskedRun, Segment, train_masked, untrained_model
 from primenb.media.video import encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -182,18 +183,19 @@ def test_a_run_trains_and_is_saved_as_any_other(small, tmp_path):
         model = trainer.accelerator.unwrap_model(trainer.model)
         return dict(mean=float(features(model, torch.zeros(1, 4, 3, 16, 16, dtype=torch.uint8)).mean()))
     result = train_motion_contrast(run, tmp_path / "run", evaluate)
-    assert set(result) == {"run", "num_clips", "statuses", "damaged", "seconds", "encoder_tokens", "curve"}
+    assert set(result) == {"run", "seconds", "curve", "format", "last"}
+    assert set(result["last"]) == {"num_clips", "statuses", "damaged", "encoder_tokens"}
     assert {"clip_loss", "motion_loss", "clip_hits", "motion_hits", "encoder_tokens", "mean"} <= set(result["curve"])
-    assert result["encoder_tokens"] == 2 * 2 * 12 * 8 and train_motion_contrast(run, tmp_path / "run") == result
-    model, other = load_trained(tmp_path / "run"), VideoMAEModel.from_pretrained(tmp_path / "run" / "model")
+    assert result["last"]["encoder_tokens"] == 2 * 2 * 12 * 8 and train_motion_contrast(run, tmp_path / "run") == result
+    model, other = load(tmp_path / "run"), VideoMAEModel.from_pretrained(tmp_path / "run" / "last")
     clips = torch.randint(256, (2, 4, 3, 16, 16), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(other.eval()(pixel_values(model, clips)).last_hidden_state, features(model, clips))
     assert not torch.equal(features(model, clips), features(untrained_model(run), clips))
     masked = MaskedRun(
         **{k: v for k, v in small.items() if k not in ("queue", "embed_dim", "motion_width")}, mask="tube", ratio=0.5,
-        init_from=str(tmp_path / "run" / "model"))
-    assert train_masked(masked, tmp_path / "after")["num_clips"] == 12, "masks can go on where contrast ended"
+        init_from=str(tmp_path / "run" / "last"))
+    assert train_masked(masked, tmp_path / "after")["last"]["num_clips"] == 12, "masks can go on where contrast ended"
 
 
 def test_the_teacher_and_the_queue_learn_nothing(small, tmp_path):
@@ -236,7 +238,7 @@ def test_other_settings_are_refused(small, tmp_path):
 def test_a_budget_of_tokens_gives_the_epochs(small, tmp_path):
     run = MotionContrastRun(**{**small, "token_budget": 12 * 8 * 2 * 3 / 1e6})
     result = train_motion_contrast(run, tmp_path / "run")
-    assert len(result["curve"]["epoch"]) == 3 and result["encoder_tokens"] == 12 * 8 * 2 * 3
+    assert len(result["curve"]["epoch"]) == 3 and result["last"]["encoder_tokens"] == 12 * 8 * 2 * 3
 
 
 def test_damaged_films_are_left_out_and_named(small, movies, tmp_path):
@@ -245,4 +247,5 @@ def test_damaged_films_are_left_out_and_named(small, movies, tmp_path):
     for f in sorted(movies.glob("*.mp4"))[:6]: (folder / f.name).write_bytes(f.read_bytes())
     (folder / "torn.mp4").write_bytes(b"no film")
     result = train_motion_contrast(MotionContrastRun(**{**small, "data": [str(folder)], "epochs": 1}), tmp_path / "run")
-    assert result["num_clips"] == 6 and [Path(name).name for name, _ in result["damaged"]] == ["torn.mp4"]
+    assert result["last"]["num_clips"] == 6
+    assert [Path(name).name for name, _ in result["last"]["damaged"]] == ["torn.mp4"]

@@ -16,11 +16,12 @@ from conftest import project
 from primenb.core import PrimenbError
 from primenb.data.corpus import films as corpus_films
 from primenb.learn.engine import Trainer, warmup_cosine
+from primenb.learn.runs import expand_grid, load
 from primenb.mgm.masks import MASKS, Masks, guide
 from primenb.mgm.model import pixel_values, to_patches
 from primenb.mgm.train import (
     CELLS_PER_TOKEN, Footage, MaskedClips, MaskedRun, Segment, collate, crop_resize, crop_resize_cells, draw_windows,
-    epochs_for, find_segments, load_trained, motion_loss, pixel_loss, sidecar, to_cells, tokens_per_clip, train_masked,
+    epochs_for, find_segments, motion_loss, pixel_loss, sidecar, to_cells, tokens_per_clip, train_masked,
     untrained_model)
 from primenb.media.motion import read_motion, to_tokens
 from primenb.data.records import Clip
@@ -368,19 +369,21 @@ def test_a_run_from_end_to_end(films, tmp_path):
     run = MaskedRun(data=[str(films)], sidecars=str(tmp_path / "s"), **small)
     heard = []
     result = train_masked(run, tmp_path / "a", lambda trainer: heard.append(trainer.epoch) or dict(probe=0.5))
-    assert result["num_clips"] == 12 and result["damaged"] == [] and result["statuses"] == dict(measured=12)
-    assert result["encoder_tokens"] == 2 * 12 * 32 and result["curve"]["encoder_tokens"] == [12 * 32, 24 * 32]
+    assert result["last"]["num_clips"] == 12
+    assert result["last"]["damaged"] == []
+    assert result["last"]["statuses"] == dict(measured=12)
+    assert result["last"]["encoder_tokens"] == 2 * 12 * 32 and result["curve"]["encoder_tokens"] == [12 * 32, 24 * 32]
     assert heard == [0, 1] and result["curve"]["probe"] == [0.5, 0.5]
     assert pd.read_csv(tmp_path / "a" / "curve.csv").step.tolist() == [3, 6]
     assert train_masked(run, tmp_path / "a") == result
-    model = load_trained(tmp_path / "a")
+    model = load(tmp_path / "a")
     assert not all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), untrained_model(run).state_dict().values()))
     with pytest.raises(PrimenbError, match="other settings: lr was 0.001 and is 0.1"):
         train_masked(MaskedRun(data=[str(films)], sidecars=run.sidecars, **small, lr=0.1), tmp_path / "a")
-    with pytest.raises(PrimenbError, match="no finished run"): load_trained(tmp_path / "b")
+    with pytest.raises(PrimenbError, match="no finished run"): load(tmp_path / "b")
     further = MaskedRun(
-        data=[str(films)], sidecars=run.sidecars, init_from=str(tmp_path / "a" / "model"), **{**small, "epochs": 1})
+        data=[str(films)], sidecars=run.sidecars, init_from=str(tmp_path / "a" / "last"), **{**small, "epochs": 1})
     assert all(
         torch.equal(a, b) for a, b in zip(untrained_model(further).state_dict().values(), model.state_dict().values()))
     with pytest.raises(PrimenbError, match="its grid is"):
@@ -392,7 +395,7 @@ def test_a_budget_of_tokens_sets_the_epochs(films, tmp_path):
     run = MaskedRun(data=[str(films)], sidecars=str(tmp_path), token_budget=budget, **small)
     results = {ratio: train_masked(replace(run, ratio=ratio), tmp_path / str(ratio)) for ratio in (0.5, 0.75)}
     assert {ratio: len(r["curve"]["epoch"]) for ratio, r in results.items()} == {0.5: 4, 0.75: 8}
-    assert results[0.5]["encoder_tokens"] == results[0.75]["encoder_tokens"]
+    assert results[0.5]["last"] == results[0.75]["last"]
 
 
 def test_a_killed_run_goes_on(films, tmp_path):
@@ -409,9 +412,9 @@ run = MaskedRun(**{ {f: getattr(run, f) for f in run.__dataclass_fields__} !r})
 train_masked(run, {str(tmp_path / 'killed')!r}, evaluate)
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True).returncode == -9
-    assert not (tmp_path / "killed" / "result.json").exists() and (tmp_path / "killed" / "checkpoint.pt").exists()
+    assert not (tmp_path / "killed" / "run.json").exists() and (tmp_path / "killed" / "checkpoint.pt").exists()
     train_masked(run, tmp_path / "killed")
-    a, b = (load_trained(tmp_path / name).state_dict() for name in ("whole", "killed"))
+    a, b = (load(tmp_path / name).state_dict() for name in ("whole", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -422,8 +425,12 @@ def test_runs_without_meaning_are_refused(change, why):
     with pytest.raises(PrimenbError, match=why): MaskedRun(**change)
 
 
-def test_a_run_read_from_a_file_equals_one_made_here():
-    "Lists and mappings, as YAML has them, make the same run."
+def test_runs_are_read_from_a_parameter_file():
+    "Lists and mappings, as YAML has them, make the same runs; a list of masks makes several."
+    given = yaml.safe_load("{data: [clips, films], mask: [mgm, tube], ratio: 0.5, seed: [0, 1]}")
+    runs = expand_grid(MaskedRun, given)
+    assert len(runs) == len(set(runs)) == 4
+    assert runs[-1] == MaskedRun(data=("clips", "films"), mask="tube", ratio=0.5, seed=1)
     made = MaskedRun(**yaml.safe_load("{data: [clips, films], mask: mgm, mask_settings: {box: 0.2, smooth: 2}}"))
     assert made == MaskedRun(data=("clips", "films"), mask="mgm", mask_settings=dict(box=0.2, smooth=2))
     assert hash(made) == hash(replace(made))

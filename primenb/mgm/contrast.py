@@ -6,7 +6,7 @@
 __all__ = ['MotionPathway', 'Pathways', 'ClipPairs', 'MotionContrastObjective', 'MotionContrastRun', 'pathways',
            'train_motion_contrast']
 
-# %% ../../nbs/mgm/04_contrast.ipynb #38b76b5b
+# %% ../../nbs/mgm/04_contrast.ipynb #21322257
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +22,10 @@ from transformers import VideoMAEForPreTraining
 from ..core import PrimenbError
 from ..learn.contrast import Queue, info_nce
 from ..learn.engine import unwrap_model
-from .model import pixel_values
+from ..learn.runs import Format
+from .model import VIDEOMAE, pixel_values, save_videomae
 from .train import (
-    EncoderRun, Footage, WindowedClips, conduct, footage_of, tokens_per_clip, untrained_model)
+    EncoderRun, Footage, WindowedClips, footage_of, tokens_per_clip, train_encoder, untrained_model)
 
 # %% ../../nbs/mgm/04_contrast.ipynb #e3d512f4
 def _projection(width, embed_dim):
@@ -119,8 +120,8 @@ class MotionContrastObjective:
         return dict(clip_loss=(1 - self.motion_share) * clip, motion_loss=self.motion_share * (to_motion + to_clip) / 2,
                     clip_hits=clip_hits, motion_hits=(to_motion_hits + to_clip_hits) / 2)
 
-# %% ../../nbs/mgm/04_contrast.ipynb #c830884d
-@dataclass(frozen=True)
+# %% ../../nbs/mgm/04_contrast.ipynb #0a2cf04c
+@dataclass(frozen=True, kw_only=True)
 class MotionContrastRun(EncoderRun):
     "One pre-training by contrast; the settings of the decoder have no effect here."
     queue: int = 512          # keys; MaCLR has 65,536
@@ -141,22 +142,22 @@ def pathways(
     "The untrained model of a run."
     return Pathways(untrained_model(run), run.embed_dim, run.motion_width, run.seed)
 
-# %% ../../nbs/mgm/04_contrast.ipynb #4b1a1bb4
+# %% ../../nbs/mgm/04_contrast.ipynb #d98af5f2
 def train_motion_contrast(
     run: MotionContrastRun,
-    out: str | Path,  # folder for its checkpoint, curve, model and result
+    out: str | Path,  # folder of the run
     evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
-) -> dict:  # as `primenb.mgm.train.conduct` gives it
+) -> dict:  # as `primenb.mgm.train.train_encoder` gives it
     "Pre-trains one encoder by contrast; resumes what was interrupted, and returns at once what is finished."
     def make():
         data = ClipPairs(footage_of(run), run.grid, run.image_size, run.frame_stride, run.min_crop, run.flip)
         return data, pathways(run)
     objective = MotionContrastObjective(run.queue, run.temperature, run.motion_share)
-    tokens = 2 * tokens_per_clip(run.grid, 0)
-    return conduct(run, out, make, objective, tokens, partial(_as_videomae, run), run.momentum, evaluate)
+    tokens, form = 2 * tokens_per_clip(run.grid, 0), Format(partial(_save_encoder, run), VIDEOMAE.read)
+    return train_encoder(run, out, make, objective, tokens, evaluate, run.momentum, form)
 
-def _as_videomae(run, net):
-    "The trained encoder in a VideoMAE; its decoder is untrained."
+def _save_encoder(run, net, folder):
+    "Stores the trained encoder as a VideoMAE; its decoder is untrained."
     model = untrained_model(run)
     model.videomae.load_state_dict(net.videomae.state_dict())
-    return model
+    save_videomae(model, folder)

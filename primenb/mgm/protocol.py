@@ -6,7 +6,7 @@
 __all__ = ['TRAINING_METHODS', 'foreground_motion', 'variant_run', 'variant_runs', 'control_pairs', 'eval_sets', 'EvalPlan',
            'score_encoder', 'train_and_evaluate', 'mean_epochs_to_target']
 
-# %% ../../nbs/mgm/05_protocol.ipynb #ac57ab57
+# %% ../../nbs/mgm/05_protocol.ipynb #1f9d8ec9
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
@@ -18,13 +18,13 @@ import pandas as pd
 
 from ..core import PrimenbError, atomic, root, rounded, typed_params
 from ..data.corpus import clips
-from ..learn.engine import finished
+from ..learn.runs import finished, load
 from ..media.motion import Motion
 from .contrast import MotionContrastRun, train_motion_contrast
 from .evaluate import (
     CONTROLS, EvalSet, epochs_to_target, evaluate_encoder, probe_callback, read_eval_set, reversed_pairs)
 from .model import features
-from .train import EncoderRun, MaskedRun, load_trained, settings_of, train_masked, untrained_model
+from .train import EncoderRun, MaskedRun, train_masked, untrained_model
 
 # %% ../../nbs/mgm/05_protocol.ipynb #71e6ba8d
 def foreground_motion(
@@ -138,12 +138,14 @@ def score_encoder(
         found.append(evaluate(*pairs, ["order"], ["linear"]).assign(control="reversed_pairs"))
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/mgm/05_protocol.ipynb #fac0f185
+# %% ../../nbs/mgm/05_protocol.ipynb #958aa7b5
 def _train(run, out, evaluate):
-    "The result of a run, and its encoder's model; one without epochs is not trained."
+    "What is kept of the result of a run, and its model; a run without epochs is not trained."
     if not run.epochs: return dict(seconds=0.0, encoder_tokens=0, curve={}, statuses={}), untrained_model(run)
     train = train_motion_contrast if isinstance(run, MotionContrastRun) else train_masked
-    return train(run, out, evaluate), load_trained(out)
+    result = train(run, out, evaluate)
+    kept = {name: result["last"][name] for name in ("encoder_tokens", "statuses")}
+    return dict(seconds=result["seconds"], curve=result["curve"], **kept), load(out)
 
 def train_and_evaluate(
     run: EncoderRun,
@@ -151,14 +153,13 @@ def train_and_evaluate(
     plan: EvalPlan = EvalPlan(),
 ) -> dict:  # the run, seconds, encoder tokens, curve, statuses, and scores as a list of rows
     "Trains a variant and evaluates it; resumes what was interrupted, and returns at once what is finished."
-    out, settings = Path(out), settings_of(run) | rounded(asdict(plan))
+    out, settings = Path(out), run.key() | asdict(plan)
     if found := finished(out / "scores.json", settings): return found
     train, test = eval_sets(run.folder, run.image_size, run.num_frames, run.frame_stride, plan.num_labelled)
     monitor = probe_callback(train, test, (plan.monitored,)) if plan.monitored else None
     trained, model = _train(run, out, monitor)
     scores = score_encoder(partial(features, model), train, test, plan, run.seed)
-    kept = {name: trained[name] for name in ("seconds", "encoder_tokens", "curve", "statuses")}
-    result = rounded(kept | dict(run=settings, scores=scores.to_dict("records")))
+    result = rounded(trained | dict(run=settings, scores=scores.to_dict("records")))
     with atomic(out / "scores.json") as f: f.write_text(json.dumps(result) + "\n")
     return result
 

@@ -6,13 +6,13 @@
 __all__ = ['MOTION_CELL', 'MOTION_SOURCES', 'CELLS_PER_TOKEN', 'MASKED_TARGETS', 'Segment', 'find_segments', 'sidecar', 'Footage',
            'Windows', 'draw_windows', 'crop_resize', 'crop_resize_cells', 'WindowedClips', 'MaskedClips', 'collate',
            'tokens_per_clip', 'epochs_for', 'VideoMAERun', 'EncoderRun', 'MaskedRun', 'untrained_model', 'pixel_loss',
-           'to_cells', 'motion_loss', 'footage_of', 'settings_of', 'conduct', 'train_masked', 'load_trained']
+           'to_cells', 'motion_loss', 'footage_of', 'train_encoder', 'train_masked']
 
-# %% ../../nbs/mgm/02_train.ipynb #e6010caf
+# %% ../../nbs/mgm/02_train.ipynb #e0b61c36
 import json, os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -26,14 +26,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from transformers import VideoMAEForPreTraining
 
-from ..core import PrimenbError, atomic, fingerprint, progress, root, rounded
+from ..core import PrimenbError, atomic, fingerprint, progress, root
 from ..data.corpus import clips, films
 from ..data.records import Damages
-from ..learn.engine import Trainer, finished, parameter_groups, unwrap_model, warmup_cosine
+from ..learn.engine import Trainer, unwrap_model
+from ..learn.runs import Format, Made, Run, conduct
 from ..media.motion import cached_motion
-from ..media.video import NoMotionVectors, frame_numbers, probe, read_frames
+from ..media.video import NoMotionVectors, probe, read_frames
 from .masks import GUIDED, Guide, Masks, guide, no_guide, optical_flow
-from .model import check_masks, grid_of, load_videomae, pixel_values, save_videomae, videomae
+from .model import VIDEOMAE, check_masks, grid_of, load_videomae, pixel_values, videomae
 
 # %% ../../nbs/mgm/02_train.ipynb #5c41f3c9
 class Segment(NamedTuple):
@@ -388,9 +389,9 @@ def epochs_for(
     "The number of epochs that comes nearest to a budget, at least one."
     return max(1, round(budget / (num_clips * tokens)))
 
-# %% ../../nbs/mgm/02_train.ipynb #d65d39e6
-@dataclass(frozen=True)
-class VideoMAERun:
+# %% ../../nbs/mgm/02_train.ipynb #f9e23666
+@dataclass(frozen=True, kw_only=True)
+class VideoMAERun(Run):
     "What the model of a run looks like, and so what it looks at."
     image_size: int = 32     # side of the images, pixels
     num_frames: int = 8      # of a clip
@@ -411,10 +412,12 @@ class VideoMAERun:
         rows = self.image_size // self.patch_size
         return self.num_frames // self.tubelet_size, rows, rows
 
-# %% ../../nbs/mgm/02_train.ipynb #6772bc97
-@dataclass(frozen=True)
+# %% ../../nbs/mgm/02_train.ipynb #4c4f880d
+@dataclass(frozen=True, kw_only=True)
 class EncoderRun(VideoMAERun):
     "One pre-training of a video encoder: with what model, on which clips, and for how long."
+    epochs: int = 40
+    token_budget: float = 0.0  # encoder tokens, millions, in place of epochs; 0 to go by the epochs
     data: tuple = ("clips",) # as in `find_segments`
     folder: str = "data"     # of the corpus
     num_clips: int = 0       # to train with; 0 for all there are
@@ -422,39 +425,31 @@ class EncoderRun(VideoMAERun):
     min_crop: float = 0.7    # side of the smallest crop, share of the short side
     flip: float = 0.0        # share of windows that are flipped
     cache_size: int = 48     # short side at which images are cached in memory; 0 to decode them each time
-    seed: int = 0            # of weights, order, windows and masks
-    epochs: int = 40
-    token_budget: float = 0.0  # encoder tokens, millions, in place of epochs; 0 to go by the epochs
-    batch_size: int = 64     # clips of a step, in each process
-    lr: float = 1e-3         # highest learning rate
-    warmup: float = 0.1      # share of the steps over which it rises
-    weight_decay: float = 0.05  # of matrices; vectors have none
-    mixed_precision: str = "no"  # or "bf16"
     workers: int = 0         # of the loader
-    device: str = "auto"
     sidecars: str = "runs/mgm/motion"  # folder for what is known of the motion
 
+    not_in_key = (*Run.not_in_key, "workers", "sidecars")
     def __post_init__(self):
         object.__setattr__(self, "data", tuple(self.data))  # a list, as YAML has it, cannot be hashed
         _check_choice("motion", self.motion, MOTION_SOURCES)
 
-# %% ../../nbs/mgm/02_train.ipynb #25d1348d
+# %% ../../nbs/mgm/02_train.ipynb #27ced0eb
 def _check_choice(name, value, choices):
     if value not in choices:
         raise PrimenbError(f"{name} {value!r}", f"there is no such {name}", f"choose one of {', '.join(choices)}")
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaskedRun(EncoderRun):
     "One pre-training with masks; raises `PrimenbError` for a kind, ratio, setting or target that does not exist."
     mask: str = "mgm"        # a kind of `primenb.mgm.masks.MASKS`
     ratio: float = 0.75      # of the tokens that are hidden
-    mask_settings: dict = field(default_factory=dict, hash=False)  # of the kind of mask, such as dict(box=0.2)
+    mask_settings: dict | None = field(default=None, hash=False)  # of the kind of mask, such as dict(box=0.2)
     target: str = "pixels"   # what is predicted of hidden tokens, a key of `MASKED_TARGETS`
 
     @property
     def masks(self) -> Masks:
         "What makes the masks."
-        return Masks(self.mask, self.grid, self.ratio, self.mask_settings)
+        return Masks(self.mask, self.grid, self.ratio, self.mask_settings or {})
     def __post_init__(self):
         super().__post_init__()
         _check_choice("target", self.target, MASKED_TARGETS)
@@ -523,78 +518,51 @@ def footage_of(
     return _footage(run.data, run.num_clips, run.grid[0], frames_per_slot, run.motion, run.cache_size, run.folder,
                     run.sidecars)
 
-# %% ../../nbs/mgm/02_train.ipynb #8378966c
-def settings_of(
-    run: EncoderRun,
-) -> dict:
-    "What the result of a run depends on."
-    return {name: value for name, value in asdict(run).items() if name not in ("workers", "device", "sidecars")}
-
-# %% ../../nbs/mgm/02_train.ipynb #820945f1
-def _engine(run, out, data, model, objective, ema):
-    "The engine with model and data in place."
-    loader = DataLoader(
+# %% ../../nbs/mgm/02_train.ipynb #9868e4cf
+def _loader(run, data):
+    "Batches of a data set."
+    return DataLoader(
         data, min(run.batch_size, len(data)), shuffle=True, drop_last=True, collate_fn=collate,
         num_workers=run.workers, persistent_workers=run.workers > 0)
-    groups = parameter_groups(model, run.weight_decay)
-    optimizer = torch.optim.AdamW(groups, run.lr, betas=(0.9, 0.95), fused=True)
-    def schedule(step, total): return warmup_cosine(step, total, round(run.warmup * total))
-    trainer = Trainer(
-        model, objective, optimizer, out, schedule=schedule, mixed_precision=run.mixed_precision, ema=ema,
-        seed=run.seed, settings=settings_of(run), device=run.device)
-    return trainer, loader
 
-def _result(run, footage, history):
-    "What is kept of a run beside its weights."
-    columns = [c for c in history if c not in ("lr", "seconds", "samples_per_second")]
-    return rounded(dict(
-        run=settings_of(run), num_clips=len(footage), statuses=footage.statuses,
-        damaged=[[d.name, d.cause] for d in footage.damages], seconds=float(history.seconds.sum()),
-        encoder_tokens=int(history.encoder_tokens.iloc[-1]), curve=history[columns].to_dict("list")))
+def _found(footage, tokens):
+    "What the result says of the clips."
+    return dict(num_clips=len(footage), statuses=footage.statuses, damaged=[[d.name, d.cause] for d in footage.damages],
+                encoder_tokens=tokens)
 
-# %% ../../nbs/mgm/02_train.ipynb #6cc82dcb
-def conduct(
+# %% ../../nbs/mgm/02_train.ipynb #e6b69e83
+def train_encoder(
     run: EncoderRun,
-    out: str | Path,      # folder for its checkpoint, curve, model and result
+    out: str | Path,      # folder of the run
     make: Callable,       # () -> (a `WindowedClips` data set, the model); not called if the run is finished
     objective: Callable,  # as in `primenb.learn.engine.Trainer`
     tokens: int,          # that the encoder sees of a clip
-    to_videomae: Callable = lambda model: model,  # from the trained model to the `VideoMAEForPreTraining` that is saved
-    ema: float | None = None,  # as in `primenb.learn.engine.Trainer`
     evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
-) -> dict:  # the run, what was left out, seconds, encoder tokens, and the curve
-    "Pre-trains one model; resumes what was interrupted, and returns at once what is finished."
-    out = Path(out)
-    if found := finished(out / "result.json", settings_of(run)): return found
-    data, model = make()
-    trainer, loader = _engine(run, out, data, model, objective, ema)
-    per_epoch = len(loader) * loader.batch_size
-    def after_epoch(trainer):
-        seen = dict(encoder_tokens=(trainer.epoch + 1) * per_epoch * tokens)
-        return seen | (evaluate(trainer) if evaluate else {})
-    epochs = epochs_for(run.token_budget * 1e6, per_epoch, tokens) if run.token_budget else run.epochs
-    result = _result(run, data.footage, trainer.fit(loader, epochs, after_epoch))
-    if trainer.accelerator.is_main_process:
-        save_videomae(to_videomae(unwrap_model(trainer)), out / "model")
-        with atomic(out / "result.json") as f: f.write_text(json.dumps(result) + "\n")
-    return result
+    ema: float | None = None,  # as in `primenb.learn.runs.conduct`
+    form: Format = VIDEOMAE,   # how the model is stored
+) -> dict:  # as `primenb.learn.runs.conduct` gives it; "last" has num_clips, statuses, damaged and encoder_tokens
+    "Pre-trains one encoder; resumes what was interrupted, and returns at once what is finished."
+    made = {}
+    def make_all():
+        data, model = make()
+        loader = _loader(run, data)
+        per_epoch = len(loader) * loader.batch_size
+        made.update(footage=data.footage, tokens_per_epoch=per_epoch * tokens)
+        return Made(model, loader, epochs_for(run.token_budget * 1e6, per_epoch, tokens) if run.token_budget else None)
+    def seen(trainer): return (trainer.epoch + 1) * made["tokens_per_epoch"]
+    def after_epoch(trainer): return dict(encoder_tokens=seen(trainer)) | (evaluate(trainer) if evaluate else {})
+    def finish(trainer, which): return _found(made["footage"], trainer.epoch * made["tokens_per_epoch"])
+    adamw = dict(betas=(0.9, 0.95), fused=True)
+    return conduct(run, out, make_all, objective, after_epoch, ema=ema, adamw=adamw, form=form, finish=finish)
 
-# %% ../../nbs/mgm/02_train.ipynb #d0585757
+# %% ../../nbs/mgm/02_train.ipynb #7fa49ada
 def train_masked(
     run: MaskedRun,
-    out: str | Path,  # folder for its checkpoint, curve, model and result
+    out: str | Path,  # folder of the run
     evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
-) -> dict:  # as `conduct` gives it
+) -> dict:  # as `train_encoder` gives it
     "Pre-trains one model with masks; resumes what was interrupted, and returns at once what is finished."
     def make():
         windows = dict(image_size=run.image_size, frame_stride=run.frame_stride, min_crop=run.min_crop, flip=run.flip)
         return MaskedClips(footage_of(run), run.masks, **windows, target=run.target), untrained_model(run)
-    tokens = tokens_per_clip(run.grid, run.ratio)
-    return conduct(run, out, make, MASKED_TARGETS[run.target], tokens, evaluate=evaluate)
-
-def load_trained(
-    out: str | Path,  # the folder given to `train_masked`
-) -> VideoMAEForPreTraining:
-    "The model of a finished run; raises `PrimenbError` if there is none."
-    if not (Path(out) / "result.json").exists(): raise PrimenbError(out, "there is no finished run", "train it first")
-    return load_videomae(Path(out) / "model")
+    return train_encoder(run, out, make, MASKED_TARGETS[run.target], tokens_per_clip(run.grid, run.ratio), evaluate)
