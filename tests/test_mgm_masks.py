@@ -1,7 +1,6 @@
 """Masks: equal counts for every kind, guides against known motion and slow references, and whether masks lie where
 something moves."""
 import pickle
-from dataclasses import replace
 
 import cv2
 import numpy as np

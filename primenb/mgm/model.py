@@ -6,12 +6,11 @@
 __all__ = ['PIXEL_MEAN', 'PIXEL_STD', 'VIDEOMAE', 'grid_of', 'to_patches', 'from_patches', 'videomae', 'pixel_values',
            'check_masks', 'features', 'reconstruct', 'save_videomae', 'load_videomae']
 
-# %% ../../nbs/mgm/01_model.ipynb #c8fe6e6e
+# %% ../../nbs/mgm/01_model.ipynb #8efe3a67
 import math
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEImageProcessor
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
