@@ -1,5 +1,6 @@
 "What the tests share: the project's folder, its tools, a browser, and the folder with real footage."
 import os, shutil, subprocess, sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ def train_until_killed(run, folder: Path, call: int = 5, given: str = "", train=
     "Trains a run of a module that has `train` and `Objective` in another process, which is killed when the objective is called for the n-th time; `given` is what `train` takes beside run and folder, as code."
     import torch
     threads = torch.get_num_threads()  # sums are added up in the same order as here
-    module, settings = type(run).__module__, {name: getattr(run, name) for name in run.__dataclass_fields__}
+    module, settings = type(run).__module__, {f.name: getattr(run, f.name) for f in fields(run)}
     program = f"""
 import os, signal, sys, torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})

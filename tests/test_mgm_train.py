@@ -1,7 +1,7 @@
 """Contracts of pre-training: what is read and what is left out, the same window for pixels and motion, equal counts,
 and runs that can be stopped and compared."""
 import os, shutil, subprocess, sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -215,7 +215,7 @@ def test_steps_from_frame_to_frame(films, tmp_path):
     data = MaskedClips(footage, Masks("mgm", (2, 4, 4), 0.5), image_size=64, frame_stride=2, min_crop=1)
     np.random.seed(1)
     batch = data.__getitems__([0])
-    frames = torch.from_numpy(read_frames(footage.find_segments[0].path)).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(read_frames(footage.segments[0].path)).permute(0, 3, 1, 2)
     assert any(torch.equal(batch["pixels"][0], frames[first : first + 8 : 2]) for first in range(0, 9, 4))
 
 
@@ -408,7 +408,7 @@ from primenb.mgm.train import *
 def evaluate(trainer):
     if trainer.epoch == 1: os.kill(os.getpid(), signal.SIGKILL)
     return {{}}
-run = MaskedRun(**{ {f: getattr(run, f) for f in run.__dataclass_fields__} !r})
+run = MaskedRun(**{asdict(run)!r})
 train_masked(run, {str(tmp_path / 'killed')!r}, evaluate)
 """
     assert subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True).returncode == -9
@@ -427,10 +427,10 @@ def test_runs_without_meaning_are_refused(change, why):
 
 def test_runs_are_read_from_a_parameter_file():
     "Lists and mappings, as YAML has them, make the same runs; a list of masks makes several."
-    given = yaml.safe_load("{data: [clips, films], mask: [mgm, tube], ratio: 0.5, seed: [0, 1]}")
+    given = yaml.safe_load("{mask: [mgm, tube], ratio: 0.5, seed: [0, 1]}")
     runs = expand_grid(MaskedRun, given)
     assert len(runs) == len(set(runs)) == 4
-    assert runs[-1] == MaskedRun(data=("clips", "films"), mask="tube", ratio=0.5, seed=1)
+    assert runs[-1] == MaskedRun(mask="tube", ratio=0.5, seed=1)
     made = MaskedRun(**yaml.safe_load("{data: [clips, films], mask: mgm, mask_settings: {box: 0.2, smooth: 2}}"))
     assert made == MaskedRun(data=("clips", "films"), mask="mgm", mask_settings=dict(box=0.2, smooth=2))
     assert hash(made) == hash(replace(made))
