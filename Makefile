@@ -1,5 +1,5 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PRIMENB_REAL ?= ../shared/real
+PRIMENB_REAL ?= data/real
 export PRIMENB_REAL
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 ready := .venv/.ready

@@ -276,7 +276,8 @@ def docs():
     nbs, runs = root() / "nbs", root() / "runs"
     pages, site = root() / "_proc", root() / "_docs"
     for old in (pages, site): shutil.rmtree(old, ignore_errors=True)
-    for nb in [nbs / "index.ipynb", *sorted(nbs.rglob("[0-9][0-9]_*.ipynb"))]: site_page(nb, pages / nb.relative_to(nbs))
+    library = sorted(nbs.rglob("[0-9][0-9]_*.ipynb"))
+    for nb in [nbs / "index.ipynb", *library]: site_page(nb, pages / nb.relative_to(nbs))
     for report in runs.rglob("report.ipynb"):
         write(read(report), pages / "exp" / f"{report.parent.relative_to(runs)}.ipynb")
     card = root() / "data/README.md"

@@ -57,7 +57,7 @@ def browser():
 @pytest.fixture(scope="session")
 def real() -> Path:
     "The folder with real footage that PRIMENB_REAL names."
-    folder = (project / os.environ.get("PRIMENB_REAL", "../shared/real")).resolve()
+    folder = (project / os.environ.get("PRIMENB_REAL", "data/real")).resolve()
     if not folder.is_dir(): pytest.skip(f"no real footage in {folder}: set PRIMENB_REAL")
     return folder
 

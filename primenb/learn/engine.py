@@ -568,7 +568,8 @@ def finished(
     if not Path(file).exists(): return None
     result, wanted = json.loads(Path(file).read_text()), rounded(settings)
     if unlike := _differences(result["run"], wanted):
-        raise PrimenbError(file, f"it is of a run with other settings: {unlike}", "use another folder, or delete this one")
+        cause = f"it is of a run with other settings: {unlike}"
+        raise PrimenbError(file, cause, "use another folder, or delete this one")
     return result
 
 # %% ../../nbs/learn/00_engine.ipynb #32d4a74c

@@ -346,20 +346,23 @@ def place(self: Adjustment,
 # %% ../../nbs/sfm/03_adjust.ipynb #2dd56aa7
 @patch
 def _aimed(self: Adjustment, scene):
-    "(T,6,6) information on each camera, and (T,6) the step that each would make."
+    "(T,6,6) information on each camera, and (T,6) the step that each would make; zero where what it sees leaves it free to move."
     r, C, _, _ = self._derivatives(scene)
     C, T = C[:, :, :6], self.tracks.frames
     information, step, Ct = np.zeros((T, 6, 6)), np.zeros((T, 6)), C.transpose(0, 2, 1)
-    information[self.seen] = self._by_frame(Ct @ C)
-    step[self.seen] = -np.linalg.solve(information[self.seen] + 1e-9 * np.eye(6), self._by_frame(Ct @ r[:, :, None]))[..., 0]
+    known, towards = self._by_frame(Ct @ C), self._by_frame(Ct @ r[:, :, None])
+    held = np.linalg.matrix_rank(known, hermitian=True) == 6
+    at = self.seen[held]
+    information[at] = known[held]
+    step[at] = -np.linalg.solve(known[held] + 1e-9 * np.eye(6), towards[held])[..., 0]
     return information, step
 
 @patch
 def aim(self: Adjustment,
     scene: Scene,
     steps: int = 5,
-) -> tuple[Scene, np.ndarray]:  # and (T,6,6) covariance of small motions of each camera, huge where nothing is seen
-    "The cameras alone, the points as they are: each on its own, so that any number of them costs little."
+) -> tuple[Scene, np.ndarray]:  # and (T,6,6) covariance of small motions of each camera, huge where too little is seen
+    "The cameras alone, the points as they are: each on its own, so that any number of them costs little; one that sees too little stays."
     for _ in range(steps):
         step = self._aimed(scene)[1]
         scene = replace(scene, cam_from_world=pose(step[:, :3], step[:, 3:]) @ scene.cam_from_world)

@@ -54,10 +54,12 @@ def check_intrinsics(
 def guessed_intrinsics(
     size: tuple[int, int],  # width and height in pixels
     frames: int,  # how many
+    pixel: float = 1.0,  # height of a pixel over its width
 ) -> np.ndarray:  # (T,3,3)
     "A lens of about 53 degrees, which films use much; the principal point in the middle."
     w, h = size
-    return np.tile(np.array([[max(w, h), 0, w / 2], [0, max(w, h), h / 2], [0, 0, 1.]]), (frames, 1, 1))
+    f = max(w, h * pixel)
+    return np.tile(np.array([[f, 0, w / 2], [0, f / pixel, h / 2], [0, 0, 1.]]), (frames, 1, 1))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #0f9fc7ba
 def disparity_of(
@@ -131,12 +133,13 @@ def begin(
     *,
     zoom: bool = False,   # the focal length changes within the shot
     shift: bool = False,  # the prior's disparity has an unknown shift, one for the shot
+    pixel: float = 1.0,   # height of a pixel over its width, where K is None
 ) -> Shot:  # without a scene
     "Puts together what was measured; raises `PrimenbError` for what cannot be tracked."
     check_tracks(tracks)
     if depth is not None: check_fit(depth, tracks.frames, tracks.size)
     focal = "each" if zoom else "fixed" if K is not None else "one"
-    K = guessed_intrinsics(tracks.size, tracks.frames) if K is None else check_intrinsics(K, tracks.size, tracks.frames)
+    K = guessed_intrinsics(tracks.size, tracks.frames, pixel) if K is None else check_intrinsics(K, tracks.size, tracks.frames)
     disparity, unit = disparity_of(depth, tracks)
     keys = key_frames(tracks)
     some, rows, names = at_frames(tracks, keys)
@@ -307,7 +310,8 @@ def usual_lens(
     shot: Shot,
 ) -> Shot:
     "The shot with the lens that films use most: points move along with the focal length."
-    problem, scene, K = shot.problem, shot.scene, guessed_intrinsics(shot.tracks.size, shot.tracks.frames)
+    problem, scene, tracks = shot.problem, shot.scene, shot.tracks
+    K = guessed_intrinsics(tracks.size, tracks.frames, shot.K[0, 0, 0] / shot.K[0, 1, 1])
     factor, home = K[0, 0, 0] / scene.intrinsics(problem.K)[:, 0, 0].mean(), scene.cam_from_world[problem.anchor]
     fixed = _with(problem, focal="fixed", K=K[shot.keys])
     points = (scene.points @ home[:3, :3].T + home[:3, 3]) / [factor, factor, 1]
@@ -358,7 +362,9 @@ def every_frame(
     whole = Scene(_spread_out(keys, scene.cam_from_world, T), scene.points[np.searchsorted(shot.names, old)], across(scene.log_scale), across(scene.log_focal), scene.shift)
     if len(keys) == T: return replace(shot, problem=full, scene=whole, names=old), _unsure(shot.problem.covariance(scene), shot.problem.seen)
     for _ in range(2): whole = full.place(full.aim(whole, 3)[0], 1)
-    return replace(shot, problem=full, scene=whole, names=old), _unsure(_blocks(full.aim(whole, 0)[1]), full.seen)
+    covariance = full.aim(whole, 0)[1]
+    aimed = np.intersect1d(full.seen, np.flatnonzero(covariance[:, 0, 0] < 1e8))
+    return replace(shot, problem=full, scene=whole, names=old), _unsure(_blocks(covariance), aimed)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #bcd27e94
 def _blocks(C):
@@ -422,6 +428,7 @@ def solve_tracks(
     *,
     zoom: bool = False,        # the focal length changes within the shot
     shift: bool = False,       # the prior's disparity has an unknown shift, one for the shot
+    pixel: float = 1.0,        # height of a pixel over its width, where K is None
     rate: float = 24.,         # frames a second
     guide_start: bool = True,  # may begin with points lifted by the prior
     guide_adjust: bool = True, # may pull points towards the prior
@@ -429,15 +436,23 @@ def solve_tracks(
 ) -> CameraTrack:
     "A camera for every frame from tracks and depth; raises `PrimenbError` with the reason where there can be none."
     began = time.perf_counter()
-    shot = start(begin(tracks, K, depth, zoom=zoom, shift=shift), guide_start)
+    shot = begin(tracks, K, depth, zoom=zoom, shift=shift, pixel=pixel)
+    try: shot, covariance = _solved(shot, guide_start, guide_adjust, even)
+    except np.linalg.LinAlgError as e: raise PrimenbError("tracks", f"they leave the cameras open ({e})", "choose a longer shot or one with more to hold on to") from e
+    track = as_track(shot, covariance, rate)
+    if depth is None: track.depth_scale[:] = np.nan
+    track.facts.update(seconds=time.perf_counter() - began)
+    return track
+
+# %% ../../nbs/sfm/06_mapper.ipynb #e27a64b9
+def _solved(shot, guide_start, guide_adjust, even):
+    "The shot with cameras for all frames, and their covariance."
+    shot = start(shot, guide_start)
     if not guide_adjust: shot = _unguided(shot)
     shot = choose_motion(choose_lens(settled(shot, polished(shot))))
     shot, covariance = every_frame(shot)
     if even: shot, covariance = evened(shot, covariance)
-    track = as_track(check_rigid(every_point(shot)), covariance, rate)
-    if depth is None: track.depth_scale[:] = np.nan
-    track.facts.update(seconds=time.perf_counter() - began)
-    return track
+    return check_rigid(every_point(shot)), covariance
 
 # %% ../../nbs/sfm/06_mapper.ipynb #360a18b0
 def _unguided(shot):
@@ -490,6 +505,7 @@ def track_camera(
     tracker: str = "klt",  # or "sift"
     zoom: bool = False,    # the focal length changes within the shot
     shift: bool = False,   # the prior's disparity has an unknown shift, one for the shot
+    pixel: float = 1.0,    # height of a pixel over its width, where K is None
     rate: float | None = None,  # frames a second; None for the video's, or 24
 ) -> CameraTrack:
     "A camera for every frame of a shot; raises `PrimenbError` with the reason where the shot cannot be tracked."
@@ -499,7 +515,8 @@ def track_camera(
     depth = as_depth(depth, frames)
     if depth is not None: check_fit(depth, len(frames), (frames.shape[2], frames.shape[1]))
     tracks = TRACKERS[tracker](frames, mask, least=min(3, len(frames)))
-    return coloured(solve_tracks(tracks, K, depth, zoom=zoom, shift=shift, rate=own if rate is None else rate), frames)
+    how = dict(zoom=zoom, shift=shift, pixel=pixel, rate=own if rate is None else rate)
+    return coloured(solve_tracks(tracks, K, depth, **how), frames)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #0d02dd66
 def coloured(
