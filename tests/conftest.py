@@ -39,7 +39,8 @@ def killed(self, trainer, batch, old={objective}.__call__):
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    assert (folder / "checkpoint.pt").exists() and not (folder / "result.json").exists() and not (folder / "run.json").exists()
+    assert (folder / "checkpoint.pt").exists()
+    assert not (folder / "result.json").exists() and not (folder / "run.json").exists()
 
 
 @pytest.fixture(scope="session")
