@@ -1,5 +1,6 @@
 "What the tests share: the project's folder, its tools, a browser, and the folder with real footage."
 import os, shutil, subprocess, sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,28 +18,29 @@ def tool(*command, cwd=project) -> str:
     return done.stdout
 
 
-def train_until_killed(run, folder: Path, call: int = 5, given: str = ""):
+def train_until_killed(run, folder: Path, call: int = 5, given: str = "", train="train", objective="Objective"):
     "Trains a run of a module that has `train` and `Objective` in another process, which is killed when the objective is called for the n-th time; `given` is what `train` takes beside run and folder, as code."
     import torch
     threads = torch.get_num_threads()  # sums are added up in the same order as here
-    module, settings = type(run).__module__, {name: getattr(run, name) for name in run.__dataclass_fields__}
+    module, settings = type(run).__module__, {f.name: getattr(run, f.name) for f in fields(run)}
     program = f"""
 import os, signal, sys, torch
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 torch.set_num_threads({threads})
 from {module} import *
 count = 0
-def killed(self, trainer, batch, old=Objective.__call__):
+def killed(self, trainer, batch, old={objective}.__call__):
     global count
     count += 1
     if count == {call}: os.kill(os.getpid(), signal.SIGKILL)
     return old(self, trainer, batch)
-Objective.__call__ = killed
-train({type(run).__name__}(**{settings!r}), {given}{str(folder)!r})
+{objective}.__call__ = killed
+{train}({type(run).__name__}(**{settings!r}), {given}{str(folder)!r})
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=project, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    assert (folder / "checkpoint.pt").exists() and not (folder / "result.json").exists()
+    assert (folder / "checkpoint.pt").exists()
+    assert not (folder / "result.json").exists() and not (folder / "run.json").exists()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"Contracts of the probes: what readers can and cannot find, views, controls that must fail, fine-tuning, and what is read off a curve."
+"""Contracts of the evaluation: what probes can and cannot find, views, controls that must fail, fine-tuning, and what
+is read off a curve."""
 from functools import partial
 
 import numpy as np
@@ -12,12 +13,17 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from primenb.core import PrimenbError
 from primenb.mgm.model import features, videomae
-from primenb.mgm.evaluate import ABOUT, CONTROLS, PROBES, Exam, classifier, epochs_to_target, exam, fine_tune, judge, numbered, opposite, reversed_pairs, shuffled, single_frame, tokens_of, views
-from primenb.learn.probes import AttentiveProbe, attentive_probe, fit_attentive_probe, knn_probe, mean_token_probe, low_shot, pooled
+from primenb.mgm.evaluate import (
+    TASK_GROUPS, CONTROLS, PROBES, EvalSet, classifier, epochs_to_target, read_eval_set, fine_tune, evaluate_encoder,
+    class_numbers, opposite, reversed_pairs, shuffled_frames, single_frame, encode_tokens, clip_views)
+from primenb.learn.probes import (
+    AttentiveProbe, attentive_probe, fit_attentive_probe, knn_probe, mean_token_probe, low_shot, pooled)
 from primenb.data.records import Clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-tiny = dict(image_size=16, frames=4, patch=8, tubelet=2, width=32, depth=2, heads=2, decoder_width=32, decoder_depth=1)
+tiny = dict(
+    image_size=16, num_frames=4, patch_size=8, tubelet_size=2, width=32, depth=2, heads=2, decoder_width=32,
+    decoder_depth=1)
 
 
 def clusters(n=120, tokens=5, width=8, classes=3, gap=2.0, seed=0):
@@ -28,21 +34,25 @@ def clusters(n=120, tokens=5, width=8, classes=3, gap=2.0, seed=0):
     return torch.from_numpy(rng.normal(size=(n, tokens, width)) + gap * middles[y]).float(), y
 
 
-def some_exam(n=12, seed=0, V=1, words=("left", "right", "")):
+def some_eval_set(n=12, seed=0, V=1, words=("left", "right", "")):
     rng = np.random.default_rng(seed)
     clips = torch.from_numpy(rng.integers(0, 256, (n, V, 4, 3, 16, 16), np.uint8))
-    return Exam(clips, pd.DataFrame(dict(direction=[words[i % len(words)] for i in range(n)], shape=["ball", "box", "", ""] * (n // 4))))
+    direction = [words[i % len(words)] for i in range(n)]
+    return EvalSet(clips, pd.DataFrame(dict(direction=direction, shape=["ball", "box", "", ""] * (n // 4))))
 
 
 class Film:
     "A clip whose frame number stands in its pixels."
-    def __init__(self, key="a", frames=12, size=(8, 12), labels=None, broken=False): self.key, self.n, self.size, self.labels, self.broken = key, frames, size, labels or dict(direction="left"), broken
+    def __init__(self, key="a", frames=12, size=(8, 12), labels=None, broken=False):
+        self.key, self.labels = key, labels or dict(direction="left")
+        self.n, self.size = frames, size
+        self.broken = broken
     def frames(self, **how):
         if self.broken: raise PrimenbError(self.key, "it is damaged", "bring it again")
         return np.broadcast_to(np.arange(self.n, dtype=np.uint8)[:, None, None, None], (self.n, *self.size, 3))
 
 
-# --- the exam
+# --- the evaluation set
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 6), st.integers(1, 3), st.integers(1, 5), st.integers(1, 3))
@@ -50,9 +60,9 @@ def test_views_lie_evenly_and_inside(length, count, step, windows, crops):
     film = Film(frames=length).frames()
     span = (count - 1) * step + 1
     if span > length:
-        with pytest.raises(PrimenbError, match=f"spans {span}"): views(film, count, 8, step, windows, crops)
+        with pytest.raises(PrimenbError, match=f"spans {span}"): clip_views(film, count, 8, step, windows, crops)
         return
-    found = views(film, count, 8, step, windows, crops)
+    found = clip_views(film, count, 8, step, windows, crops)
     assert found.shape == (windows * crops, count, 3, 8, 8) and found.dtype == torch.uint8
     firsts = found[::crops, 0, 0, 0, 0].int()
     assert (found[:, :, 0, 0, 0].int().diff(dim=1) == step).all()
@@ -62,32 +72,41 @@ def test_views_lie_evenly_and_inside(length, count, step, windows, crops):
 
 @pytest.mark.parametrize("size, axis", [((8, 20), 1), ((20, 8), 0)])
 def test_crops_go_along_the_longer_side(size, axis):
-    ramp = np.broadcast_to(np.expand_dims(np.arange(20, dtype=np.uint8), (0, 3) + ((1,) if axis else (2,))), (4, *size, 3))
-    found = views(ramp, 4, 8, crops=3)[:, 0, 0]
+    ramp = np.broadcast_to(
+        np.expand_dims(np.arange(20, dtype=np.uint8), (0, 3) + ((1,) if axis else (2,))), (4, *size, 3))
+    found = clip_views(ramp, 4, 8, crops=3)[:, 0, 0]
     assert [int(v.min()) for v in found] == [0, 6, 12] and [int(v.max()) for v in found] == [7, 13, 19]
 
 
-def test_an_exam_names_what_it_leaves_out():
-    found = exam([Film("good"), Film("short", frames=3), Film("torn", broken=True), Film("other", labels=dict(shape="box"))], side=8, frames=4)
-    assert len(found) == 2 and [d.cause for d in found.damages] == ["it has 3 frames, and a view of 4 spans 4", "it is damaged"]
+def test_an_evaluation_set_names_what_it_leaves_out():
+    found = read_eval_set(
+        [Film("good"), Film("short", frames=3), Film("torn", broken=True), Film("other", labels=dict(shape="box"))],
+        side=8, frames=4)
+    assert len(found) == 2
+    assert [d.cause for d in found.damages] == ["it has 3 frames, and a view of 4 spans 4", "it is damaged"]
     assert found.labels.to_dict("list") == dict(direction=["left", ""], shape=["", "box"])
-    assert found.asked("shape").tolist() == [False, True]
-    with pytest.raises(PrimenbError, match="it is damaged"): exam([Film(broken=True)], frames=4, damaged="raise")
-    with pytest.raises(PrimenbError, match="not one clip"): exam([Film(broken=True)], frames=4)
-    with pytest.raises(PrimenbError, match="no such label"): found.asked("colour")
+    assert found.has_label("shape").tolist() == [False, True]
+    with pytest.raises(PrimenbError, match="it is damaged"):
+        read_eval_set([Film(broken=True)], frames=4, damaged="raise")
+    with pytest.raises(PrimenbError, match="not one clip"): read_eval_set([Film(broken=True)], frames=4)
+    with pytest.raises(PrimenbError, match="no such label"): found.has_label("colour")
 
 
-def test_clips_of_the_records_can_be_examined(tmp_path):
+def test_clips_of_the_records_make_an_evaluation_set(tmp_path):
     from primenb.media.video import encode
     encode(tmp_path / "a.mp4", [np.full((16, 24, 3), 20 * t, np.uint8) for t in range(10)], 10)
-    found = exam([Clip("a", tmp_path / "a.mp4", dict(action="jump", number=3)), Clip("b", None, dict(action="run"))], side=16, frames=4, windows=2)
-    assert found.clips.shape == (1, 2, 4, 3, 16, 16) and found.labels.to_dict("list") == dict(action=["jump"], number=["3"]) and len(found.damages) == 1
+    found = read_eval_set(
+        [Clip("a", tmp_path / "a.mp4", dict(action="jump", number=3)), Clip("b", None, dict(action="run"))], side=16,
+        frames=4, windows=2)
+    assert found.clips.shape == (1, 2, 4, 3, 16, 16)
+    assert found.labels.to_dict("list") == dict(action=["jump"], number=["3"])
+    assert len(found.damages) == 1
 
 
-# --- readers
+# --- probes
 
 @pytest.mark.parametrize("probe", PROBES.values())
-def test_readers_find_what_is_there_and_nothing_else(probe):
+def test_probes_find_what_is_there_and_nothing_else(probe):
     (x, y), (xt, yt) = clusters(), clusters(seed=1)
     assert probe(x, y, xt, yt)["accuracy"] > 0.95
     (x, y), (xt, yt) = clusters(gap=0), clusters(300, gap=0, seed=1)
@@ -95,23 +114,26 @@ def test_readers_find_what_is_there_and_nothing_else(probe):
 
 
 @pytest.mark.parametrize("probe", PROBES.values())
-def test_the_same_seed_gives_the_same_answer(probe):
+def test_the_same_seed_gives_the_same_accuracy(probe):
     (x, y), (xt, yt) = clusters(gap=0.3), clusters(gap=0.3, seed=1)
-    torch.manual_seed(1); first = probe(x, y, xt, yt, seed=4)["accuracy"]
-    torch.manual_seed(2); before = torch.get_rng_state()
+    torch.manual_seed(1)
+    first = probe(x, y, xt, yt, seed=4)["accuracy"]
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
     assert probe(x, y, xt, yt, seed=4)["accuracy"] == first
     assert torch.equal(torch.get_rng_state(), before), "a probe leaves the random numbers of others alone"
 
 
 @pytest.mark.parametrize("probe", PROBES.values())
-def test_vectors_tokens_and_views_are_taken(probe):
+def test_embeddings_tokens_and_views_are_taken(probe):
     (x, y), (xt, yt) = clusters(tokens=6), clusters(tokens=6, seed=1)
-    for change in (lambda t: t.mean(1), lambda t: t, lambda t: t.unflatten(1, (2, 3))): assert probe(change(x), y, change(xt), yt)["accuracy"] > 0.9
+    for change in (lambda t: t.mean(1), lambda t: t, lambda t: t.unflatten(1, (2, 3))):
+        assert probe(change(x), y, change(xt), yt)["accuracy"] > 0.9
 
 
 def test_linear_and_knn_are_those_of_scikit_learn():
     (x, y), (xt, yt) = clusters(gap=0.4), clusters(gap=0.4, seed=1)
-    found = linear_probe(x, y, xt, yt)
+    found = mean_token_probe(x, y, xt, yt)
     unit = lambda t: t.mean(1).numpy() / np.linalg.norm(t.mean(1).numpy(), axis=1, keepdims=True)
     centre = unit(x).mean(0)
     size = np.sqrt(((unit(x) - centre) ** 2).mean()) * np.sqrt(8 / 9)  # one component more, which is zero
@@ -119,10 +141,11 @@ def test_linear_and_knn_are_those_of_scikit_learn():
     assert found["accuracy"] == pytest.approx(theirs.score((unit(xt) - centre) / size, yt), abs=0.02)
     centre = x.mean((0, 1)).numpy()
     nearest = KNeighborsClassifier(10, metric="cosine").fit(x.mean(1).numpy() - centre, y)
-    assert knn_probe(x, y, xt, yt)["accuracy"] == pytest.approx(nearest.score(xt.mean(1).numpy() - centre, yt), abs=0.01)
+    assert knn_probe(x, y, xt, yt)["accuracy"] == pytest.approx(
+        nearest.score(xt.mean(1).numpy() - centre, yt), abs=0.01)
 
 
-def test_vectors_of_zeros_can_be_read():
+def test_embeddings_of_zeros_can_be_read():
     "Flow of a still clip is zero everywhere."
     x, y = clusters()
     x[::5] = 0
@@ -134,7 +157,9 @@ def test_only_attention_finds_one_token_among_many():
     where, y = rng.integers(30, size=400), rng.integers(2, size=400)
     x = torch.from_numpy(rng.normal(size=(400, 30, 6))).float()
     x[torch.arange(400), where, 0], x[torch.arange(400), where, 1] = 6, torch.from_numpy(4.0 * y - 2).float()
-    assert attentive_probe(x[:300], y[:300], x[300:], y[300:])["accuracy"] > 0.9 > 0.75 > linear_probe(x[:300], y[:300], x[300:], y[300:])["accuracy"]
+    halves = x[:300], y[:300], x[300:], y[300:]
+    assert attentive_probe(*halves)["accuracy"] > 0.9
+    assert mean_token_probe(*halves)["accuracy"] < 0.75
     weights = fit_attentive_probe(x[:300], torch.from_numpy(y[:300]), 2).weights(x[300:]).detach()
     assert torch.allclose(weights.sum(1), torch.ones(100, 8), atol=1e-5)
     assert (weights.amax(2).argmax(1).numpy() == where[300:]).mean() > 0.8
@@ -143,22 +168,22 @@ def test_only_attention_finds_one_token_among_many():
 def test_attention_is_cross_attention_with_one_query():
     "The same as torch's own attention with keys, values and one query."
     x, y = clusters(width=8)
-    reader, lead = AttentiveProbe(x, 3, heads=1), torch.nn.MultiheadAttention(8, 1, bias=False, batch_first=True)
-    z = (x - reader.mean) / reader.spread
+    probe, lead = AttentiveProbe(x, 3, heads=1), torch.nn.MultiheadAttention(8, 1, bias=False, batch_first=True)
+    z = (x - probe.mean) / probe.spread
     query = torch.randn(1, 1, 8)
-    q, k, _ = lead.in_proj_weight.detach().chunk(3)
+    q, k = lead.in_proj_weight.detach().chunk(3)[:2]
     with torch.no_grad():
-        reader.query.weight.copy_((query[0] @ q.T @ k) / 8**0.5)
+        probe.query.weight.copy_((query[0] @ q.T @ k) / 8**0.5)
         _, weights = lead(query.expand(len(x), -1, -1), z, z)
-        assert torch.allclose(reader.weights(x)[..., 0], weights[:, 0], atol=1e-5)
+        assert torch.allclose(probe.weights(x)[..., 0], weights[:, 0], atol=1e-5)
 
 
-def test_answers_are_averaged_over_views():
+def test_predictions_are_averaged_over_views():
     "Two views that disagree: the surer one wins."
     x, y = clusters(gap=3.0)
-    reader = fit_attentive_probe(x, torch.from_numpy(y), 3)
+    probe = fit_attentive_probe(x, torch.from_numpy(y), 3)
     sure, unsure = x[y == 0][:1], x[y == 1][:1] * 0.2
-    logits = reader(torch.cat([sure, unsure])).detach()
+    logits = probe(torch.cat([sure, unsure])).detach()
     found = attentive_probe(x, y, torch.stack([sure, unsure], 1), np.array([int(logits.mean(0).argmax())]), seeds=1)
     assert found["accuracy"] == 1
 
@@ -178,45 +203,52 @@ def test_low_shot_draws_k_of_each_class():
     with pytest.raises(PrimenbError, match="one class has only 30"): low_shot(x, y, x, y, k=31)
 
 
-# --- questions and controls
+# --- tasks and controls
 
-def test_unseen_answers_and_lone_classes_are_refused():
-    train, test = some_exam(), some_exam(words=("left", "up"))
-    with pytest.raises(PrimenbError, match="no clip to train with is 'up'"): numbered(train, test, "direction")
-    with pytest.raises(PrimenbError, match="1 different answers"): numbered(some_exam(words=("left",)), train, "direction")
-    a, y, b, yt = numbered(train, train, "direction")
+def test_unknown_and_lone_classes_are_refused():
+    train, test = some_eval_set(), some_eval_set(words=("left", "up"))
+    with pytest.raises(PrimenbError, match="no clip to train with is 'up'"): class_numbers(train, test, "direction")
+    with pytest.raises(PrimenbError, match="there are 1 classes"):
+        class_numbers(some_eval_set(words=("left",)), train, "direction")
+    (a, y), (_, yt) = class_numbers(train, train, "direction")
     assert a.sum() == len(y) == 8 and y.tolist() == yt.tolist() == [0, 1] * 4
 
 
-def test_judge_asks_everything_that_has_an_answer():
+def test_all_tasks_with_labels_are_evaluated():
     encode = lambda clips: clips.float().mean((3, 4)).flatten(2)
-    found = judge(encode, some_exam(48), some_exam(24, 1))
-    assert found.columns.tolist() == ["about", "question", "probe", "accuracy", "chance", "clips"]
-    assert found.question.unique().tolist() == ["direction", "shape"] and found.probe.unique().tolist() == list(PROBES)
-    assert set(found.about) == {ABOUT["direction"], ABOUT["shape"]} and (found.query("question == 'direction'").clips == 16).all()
-    with pytest.raises(PrimenbError, match=r"gave shape \(48, 3\)"): judge(lambda c: torch.zeros(48, 3), some_exam(48), some_exam(48))
-    with pytest.raises(PrimenbError, match="NaN"): tokens_of(lambda c: torch.full((len(c), 2, 2), torch.nan), some_exam())
+    found = evaluate_encoder(encode, some_eval_set(48), some_eval_set(24, 1))
+    assert found.columns.tolist() == ["group", "task", "probe", "accuracy", "chance", "num_clips"]
+    assert found.task.unique().tolist() == ["direction", "shape"] and found.probe.unique().tolist() == list(PROBES)
+    assert set(found.group) == {TASK_GROUPS["direction"], TASK_GROUPS["shape"]}
+    assert (found.query("task == 'direction'").num_clips == 16).all()
+    with pytest.raises(PrimenbError, match=r"gave shape \(48, 3\)"):
+        evaluate_encoder(lambda c: torch.zeros(48, 3), some_eval_set(48), some_eval_set(48))
+    with pytest.raises(PrimenbError, match="NaN"):
+        encode_tokens(lambda c: torch.full((len(c), 2, 2), torch.nan), some_eval_set())
 
 
 def test_controls_change_what_they_say():
-    one = some_exam(V=2)
-    still, mixed = single_frame(one), shuffled(one)
+    one = some_eval_set(V=2)
+    still, mixed = single_frame(one), shuffled_frames(one)
     assert torch.equal(still.clips[:, :, 0], one.clips[:, :, 2]) and (still.clips == still.clips[:, :, :1]).all()
     assert torch.equal(mixed.clips.long().sum(2), one.clips.long().sum(2)) and not torch.equal(mixed.clips, one.clips)
-    assert torch.equal(shuffled(one).clips, mixed.clips) and not torch.equal(shuffled(one, 1).clips, mixed.clips)
+    assert torch.equal(shuffled_frames(one).clips, mixed.clips)
+    assert not torch.equal(shuffled_frames(one, 1).clips, mixed.clips)
     for control in CONTROLS.values(): assert control(one).labels.equals(one.labels)
 
 
-@pytest.mark.parametrize("label, back", [("right", "left"), ("down left", "up right"), ("walk forwards", "walk backwards"), ("turn left", "turn right"), ("wave slowly", "wave slowly")])
+@pytest.mark.parametrize("label, back", [
+    ("right", "left"), ("down left", "up right"), ("walk forwards", "walk backwards"), ("turn left", "turn right"),
+    ("wave slowly", "wave slowly")])
 def test_opposites(label, back): assert opposite(label) == back and opposite(back) == label
 
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000))
-def test_who_ignores_order_is_right_half_of_the_time(seed):
-    "Whatever the reader."
+def test_a_model_without_order_is_right_half_of_the_time(seed):
+    "Whatever the probe."
     rng = np.random.default_rng(seed)
-    pairs = reversed_pairs(some_exam(24, seed), "direction")
+    pairs = reversed_pairs(some_eval_set(24, seed), "direction")
     half = len(pairs) // 2
     assert half == 16 and torch.equal(pairs.clips[half:], pairs.clips[:half].flip(2))
     assert (pairs.labels.order[:half].to_numpy() != pairs.labels.order[half:].to_numpy()).all()
@@ -226,8 +258,10 @@ def test_who_ignores_order_is_right_half_of_the_time(seed):
 
 
 def test_reversed_pairs_need_an_opposite():
-    with pytest.raises(PrimenbError, match="none of its labels has an opposite"): reversed_pairs(some_exam(), "shape")
-    both = reversed_pairs(some_exam(), "shape", opposite=lambda label: dict(ball="box", box="ball").get(label, label))
+    with pytest.raises(PrimenbError, match="none of its labels has an opposite"):
+        reversed_pairs(some_eval_set(), "shape")
+    both = reversed_pairs(
+        some_eval_set(), "shape", opposite=lambda label: dict(ball="box", box="ball").get(label, label))
     assert len(both) == 12 and set(both.labels["shape"]) == {"ball", "box"}
 
 
@@ -237,22 +271,24 @@ def ramps(n, seed):
     "Clips that get brighter or darker; their middle frames are alike."
     g = torch.Generator().manual_seed(seed)
     rise = torch.randint(2, (n,), generator=g) * 2 - 1
-    clips = 128 + rise[:, None, None, None, None, None] * torch.tensor([-60, -20, 20, 60])[:, None, None, None] + torch.randint(-9, 9, (n, 1, 4, 3, 16, 16), generator=g)
-    return Exam(clips.byte(), pd.DataFrame(dict(tone=np.where(rise > 0, "brighter", "darker"))))
+    slope = rise[:, None, None, None, None, None] * torch.tensor([-60, -20, 20, 60])[:, None, None, None]
+    clips = 128 + slope + torch.randint(-9, 9, (n, 1, 4, 3, 16, 16), generator=g)
+    return EvalSet(clips.byte(), pd.DataFrame(dict(tone=np.where(rise > 0, "brighter", "darker"))))
 
 
 def test_fine_tuning_learns_what_the_mean_cannot_tell(tmp_path):
     model = videomae(**tiny)
     before = {name: v.clone() for name, v in model.state_dict().items()}
-    settings = dict(epochs=8, batch=16, rate=5e-3, device="cpu")
+    settings = dict(epochs=8, batch_size=16, lr=5e-3, device="cpu")
     found = fine_tune(model, ramps(96, 0), ramps(40, 1), "tone", tmp_path, **settings)
     assert found["accuracy"] > 0.9 and len(found["curve"]) == 8
     assert all(torch.equal(before[name], v) for name, v in model.state_dict().items()), "the start stays as it is"
     assert fine_tune(model, ramps(96, 0), ramps(40, 1), "tone", tmp_path, **settings) == found
-    with pytest.raises(PrimenbError, match="other settings"): fine_tune(videomae(**tiny, seed=5), ramps(96, 0), ramps(40, 1), "tone", tmp_path, **settings)
+    with pytest.raises(PrimenbError, match="other settings"):
+        fine_tune(videomae(**tiny, seed=5), ramps(96, 0), ramps(40, 1), "tone", tmp_path, **settings)
 
 
-def test_a_classifier_begins_with_the_encoder_and_even_answers():
+def test_a_classifier_begins_with_the_encoder_and_uniform_predictions():
     model = videomae(**tiny)
     new, clips = classifier(model, 3), torch.randint(256, (2, 4, 3, 16, 16), dtype=torch.uint8)
     from primenb.mgm.model import pixel_values
@@ -281,12 +317,13 @@ def test_pooled_takes_the_mean_of_everything_inside():
     assert np.allclose(pooled(x), x.mean((1, 2)).numpy()) and np.allclose(pooled(x[:, 0, 0]), x[:, 0, 0].numpy())
 
 
-def test_watch_judges_a_model_in_training(tmp_path):
+def test_the_callback_evaluates_a_model_in_training(tmp_path):
     from primenb.learn.engine import Trainer
-    from primenb.mgm.evaluate import watch
+    from primenb.mgm.evaluate import probe_callback
     model = videomae(**tiny)
     trainer = Trainer(model, None, torch.optim.SGD(model.parameters(), 0.1), tmp_path, device="cpu")
-    train, test = some_exam(48), some_exam(24, 1)
-    found = watch(train, test, ("direction", "shape"), "knn")(trainer)
-    expected = judge(partial(features, model), train, test, ["direction", "shape"], ["knn"]).accuracy.tolist()
+    train, test = some_eval_set(48), some_eval_set(24, 1)
+    found = probe_callback(train, test, ("direction", "shape"), "knn")(trainer)
+    expected = evaluate_encoder(
+        partial(features, model), train, test, ["direction", "shape"], ["knn"]).accuracy.tolist()
     assert list(found) == ["direction_knn", "shape_knn"] and list(found.values()) == expected

@@ -1,4 +1,5 @@
-"Contracts of the video auto-encoder: the order of tokens, the loss, equal counts, what comes out, and what others can load."
+"""Contracts of the video auto-encoder: the order of tokens, the loss, equal counts, what comes out, and what others
+can load."""
 import json
 
 import numpy as np
@@ -9,13 +10,18 @@ from hypothesis import strategies as st
 from transformers import VideoMAEImageProcessor, VideoMAEModel
 
 from primenb.core import PrimenbError
-from primenb.mgm.model import MEAN, STD, check_masks, features, from_patches, grid_of, load_videomae, pixel_values, reconstruct, save_videomae, to_patches, videomae
+from primenb.mgm.model import (
+    PIXEL_MEAN, PIXEL_STD, check_masks, features, from_patches, grid_of, load_videomae, pixel_values,
+    reconstruct, save_videomae, to_patches, videomae)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-tiny = dict(image_size=16, frames=4, patch=8, tubelet=2, width=32, depth=2, heads=2, decoder_width=32, decoder_depth=1)
+tiny = dict(
+    image_size=16, num_frames=4, patch_size=8, tubelet_size=2, width=32, depth=2, heads=2, decoder_width=32,
+    decoder_depth=1)
 
 
-def some_clips(n=3, frames=4, side=16, seed=0): return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, frames, 3, side, side), np.uint8))
+def some_clips(n=3, frames=4, side=16, seed=0): return torch.from_numpy(
+    np.random.default_rng(seed).integers(0, 256, (n, frames, 3, side, side), np.uint8))
 
 
 def some_masks(n=3, tokens=8, hidden=5, seed=0):
@@ -33,21 +39,24 @@ def test_tokens_are_counted_slot_by_slot_row_by_row(slots, rows, columns, tubele
     for s in range(slots):
         for r in range(rows):
             for c in range(columns):
-                block = clips[1, s * tubelet : (s + 1) * tubelet, :, r * high : (r + 1) * high, c * wide : (c + 1) * wide]
+                block = clips[
+                    1, s * tubelet : (s + 1) * tubelet, :, r * high : (r + 1) * high, c * wide : (c + 1) * wide]
                 assert torch.equal(patches[1, (s * rows + r) * columns + c], block.permute(0, 2, 3, 1).flatten())
 
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_the_loss_is_the_formula(normalised):
-    model, clips, masks = videomae(**tiny, norm_pix_loss=normalised).eval(), some_clips(), some_masks()
+    model = videomae(**tiny, norm_pix_loss=normalised).eval()
+    clips, masks = some_clips(), some_masks()
     with torch.no_grad(): out = model(pixel_values(model, clips), masks)
-    wanted = to_patches(clips / 255, (2, 2, 2))[masks].reshape(3, 5, -1, 3)
-    if normalised: wanted = (wanted - wanted.mean(2, keepdim=True)) / (wanted.std(2, keepdim=True) + 1e-6)
-    assert out.loss.item() == pytest.approx((out.logits - wanted.flatten(2)).square().mean().item(), rel=1e-3)
+    target = to_patches(clips / 255, (2, 2, 2))[masks].reshape(3, 5, -1, 3)
+    if normalised: target = (target - target.mean(2, keepdim=True)) / (target.std(2, keepdim=True) + 1e-6)
+    assert out.loss.item() == pytest.approx((out.logits - target.flatten(2)).square().mean().item(), rel=1e-3)
 
 
 def test_a_hidden_token_is_not_seen():
-    model, clips, masks = videomae(**tiny).eval(), some_clips(), some_masks()
+    model = videomae(**tiny).eval()
+    clips, masks = some_clips(), some_masks()
     patches = to_patches(clips, (2, 2, 2)).clone()
     patches[masks] = 255 - patches[masks]
     other = from_patches(patches, (2, 2, 2), clips.shape[1:])
@@ -61,7 +70,7 @@ def test_pixels_are_prepared_as_transformers_prepares_them(tmp_path):
     save_videomae(model, tmp_path)
     theirs = VideoMAEImageProcessor.from_pretrained(tmp_path)(list(clips[0]), return_tensors="pt")["pixel_values"]
     assert torch.allclose(pixel_values(model, clips)[0], theirs[0], atol=1e-5)
-    assert torch.allclose(pixel_values(model, clips), (clips / 255 - MEAN) / STD, atol=1e-5)
+    assert torch.allclose(pixel_values(model, clips), (clips / 255 - PIXEL_MEAN) / PIXEL_STD, atol=1e-5)
 
 
 @pytest.mark.parametrize("clips", [some_clips(frames=2), some_clips(side=8), some_clips().float(), some_clips()[0]])
@@ -88,17 +97,20 @@ def test_unequal_counts_would_mix_clips():
     with pytest.raises(PrimenbError, match="one clip hides 2 tokens and another 6"): reconstruct(model, clips, masks)
 
 
-@pytest.mark.parametrize("masks", [torch.ones(0, 8, dtype=torch.bool), torch.ones(2, 8), torch.ones(2, 9, dtype=torch.bool), torch.ones(8, dtype=torch.bool)])
+@pytest.mark.parametrize("masks", [
+    torch.ones(0, 8, dtype=torch.bool), torch.ones(2, 8), torch.ones(2, 9, dtype=torch.bool),
+    torch.ones(8, dtype=torch.bool)])
 def test_what_is_no_mask_is_refused(masks):
     with pytest.raises(PrimenbError): check_masks(masks, 8)
 
 
 @pytest.mark.parametrize("normalised", [False, True])
 def test_reconstruction_leaves_alone_what_is_visible(normalised):
-    model, clips, masks = videomae(**tiny, norm_pix_loss=normalised), some_clips(), some_masks()
-    painted = reconstruct(model, clips, masks)
-    assert painted.shape == clips.shape and painted.dtype == torch.uint8
-    a, b = (to_patches(x, (2, 2, 2)) for x in (painted, clips))
+    model = videomae(**tiny, norm_pix_loss=normalised)
+    clips, masks = some_clips(), some_masks()
+    reconstructed = reconstruct(model, clips, masks)
+    assert reconstructed.shape == clips.shape and reconstructed.dtype == torch.uint8
+    a, b = (to_patches(x, (2, 2, 2)) for x in (reconstructed, clips))
     assert torch.equal(a[~masks], b[~masks]) and not torch.equal(a[masks], b[masks])
 
 
@@ -108,30 +120,37 @@ def test_a_perfect_answer_gives_the_clip_back(normalised):
     torch.manual_seed(0)
     y, x = np.mgrid[:16, :16]
     ramp = np.stack([np.stack([8 * x + 4 * t, 8 * y, 60 + 4 * (x + y)]) for t in range(4)])[None].astype(np.uint8)
-    model, clips, masks = videomae(**tiny, norm_pix_loss=normalised), torch.from_numpy(ramp), some_masks(1)
+    model = videomae(**tiny, norm_pix_loss=normalised)
+    clips, masks = torch.from_numpy(ramp), some_masks(1)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(250):
         loss = model(pixel_values(model, clips), masks).loss
-        loss.backward(); optimizer.step(); optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     assert (reconstruct(model, clips, masks).float() - clips.float()).abs().mean() < 4
 
 
 def test_features_are_those_of_the_encoder_alone():
     model, clips = videomae(**tiny), some_clips(5)
     model.train()
-    found = features(model, clips, batch=2)
+    found = features(model, clips, batch_size=2)
     assert found.shape == (5, 8, 32) and model.training
-    with torch.no_grad(): assert torch.allclose(found, model.videomae(pixel_values(model, clips)).last_hidden_state, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(found, model.videomae(pixel_values(model, clips)).last_hidden_state, atol=1e-5)
 
 
 def test_the_seed_decides_the_weights_and_nothing_else():
-    torch.manual_seed(5); before = torch.rand(1); torch.manual_seed(5)
-    a, b, c = (videomae(**tiny, seed=s).state_dict() for s in (1, 1, 2))
+    torch.manual_seed(5)
+    before = torch.rand(1)
+    torch.manual_seed(5)
+    a, b = (videomae(**tiny, seed=1).state_dict() for _ in range(2))
+    c = videomae(**tiny, seed=2).state_dict()
     assert torch.equal(torch.rand(1), before)
     assert all(torch.equal(a[k], b[k]) for k in a) and not all(torch.equal(a[k], c[k]) for k in a)
 
 
-@pytest.mark.parametrize("wrong", [dict(patch=7), dict(tubelet=3), dict(heads=5), dict(patch=0)])
+@pytest.mark.parametrize("wrong", [dict(patch_size=7), dict(tubelet_size=3), dict(heads=5), dict(patch_size=0)])
 def test_sizes_must_fit(wrong):
     with pytest.raises(PrimenbError, match="no multiple"): videomae(**{**tiny, **wrong})
 
@@ -140,11 +159,14 @@ def test_others_can_load_it(tmp_path):
     model, clips = videomae(**tiny), some_clips()
     save_videomae(model, tmp_path)
     theirs = VideoMAEModel.from_pretrained(tmp_path).eval()
-    with torch.no_grad(): assert torch.equal(theirs(pixel_values(model, clips)).last_hidden_state, features(model, clips))
+    with torch.no_grad():
+        assert torch.equal(theirs(pixel_values(model, clips)).last_hidden_state, features(model, clips))
     again = load_videomae(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values()))
     masks = some_masks()
-    with torch.no_grad(): assert again.eval()(pixel_values(again, clips), masks).loss == model.eval()(pixel_values(model, clips), masks).loss
+    with torch.no_grad():
+        assert again.eval()(
+            pixel_values(again, clips), masks).loss == model.eval()(pixel_values(model, clips), masks).loss
     assert grid_of(again.config) == (2, 2, 2)
 
 
@@ -159,6 +181,8 @@ def test_what_is_no_model_is_refused(tmp_path):
 
 
 def test_sizes_may_be_any():
-    model = videomae(image_size=24, frames=6, patch=6, tubelet=3, width=48, depth=1, heads=3, decoder_width=64, decoder_depth=1)
+    model = videomae(
+        image_size=24, num_frames=6, patch_size=6, tubelet_size=3, width=48, depth=1, heads=3, decoder_width=64,
+        decoder_depth=1)
     assert grid_of(model.config) == (2, 4, 4)
     assert features(model, some_clips(2, 6, 24)).shape == (2, 32, 48)
