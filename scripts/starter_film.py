@@ -56,7 +56,10 @@ def frame_table():
 
 def render(photo, x, y, scale):
     "The photograph through a window of WIDTH x HEIGHT pixels, its middle at (x, y)."
-    if not (WIDTH / 2 * scale <= x <= photo.shape[1] - WIDTH / 2 * scale and HEIGHT / 2 * scale <= y <= photo.shape[0] - HEIGHT / 2 * scale):
+    if not (
+        WIDTH / 2 * scale <= x <= photo.shape[1] - WIDTH / 2 * scale
+        and HEIGHT / 2 * scale <= y <= photo.shape[0] - HEIGHT / 2 * scale
+    ):
         raise ValueError(f"the view {x, y, scale} leaves the photograph of {photo.shape[1]}x{photo.shape[0]}")
     to_photo = np.array([[scale, 0, x - scale * (WIDTH - 1) / 2], [0, scale, y - scale * (HEIGHT - 1) / 2]])
     smooth = cv2.GaussianBlur(photo, (0, 0), 0.4 * scale) if scale > 1 else photo
@@ -83,7 +86,9 @@ def main(out):
     film = encode(Path(out) / "starter.mp4", pictures, RATE, crf=21, options={"threads": "1"})
     table.to_csv(film.with_suffix(".csv"), index=False)
     cuts = np.flatnonzero(np.diff(table["shot"])) + 1
-    (film.parent / "truth.json").write_text(json.dumps({film.name: {"cuts": cuts.tolist(), "views": "starter.csv"}}) + "\n")
+    (film.parent / "truth.json").write_text(
+        json.dumps({film.name: {"cuts": cuts.tolist(), "views": "starter.csv"}}) + "\n"
+    )
     (Path(out) / "README.md").write_text(README)
     print(f"{film}: {len(table)} frames, {film.stat().st_size / 1000:.0f} kB")
 
