@@ -1,4 +1,4 @@
-"""Makes the first starter film: two photographs that scikit-learn ships, panned, zoomed and cut, with its true cuts and true motion.
+"""Makes the first starter film: two photographs that scikit-learn ships, panned, zoomed and cut, with ground truth.
 
     python scripts/starter_film.py data/starter
 
@@ -68,12 +68,14 @@ def render(photo, x, y, scale):
 
 README = """# The first film
 
-`starter.mp4` shows two photographs that scikit-learn ships through a moving window: panned, tilted, pushed in, pulled out,
+`starter.mp4` shows two photographs that scikit-learn ships through a moving window: panned, tilted, \
+pushed in, pulled out,
 held still, and cut. `starter.csv` has for each frame its shot, photograph and window (x, y: the window's middle on the
 photograph in pixels; scale: photograph pixels per film pixel). `truth.json` lists the true cuts. Made by
 `scripts/starter_film.py`; the same versions on the same machine make the same bytes.
 
-The photographs come from scikit-learn's `datasets/images` and are shared under CC BY 2.0 (creativecommons.org/licenses/by/2.0):
+The photographs come from scikit-learn's `datasets/images` and are shared under CC BY 2.0 \
+(creativecommons.org/licenses/by/2.0):
 china.jpg by danielbuechele (flickr.com/photos/danielbuechele/6061409035), flower.jpg by vultilion
 (flickr.com/photos/vultilion/6056698931). Cut, resized and moved by us.
 """

@@ -586,7 +586,7 @@ class Counted(staging.Window):
 
 @pytest.fixture(scope="module")
 def filmed(tmp_path_factory):
-    "A short film with a dissolve and a fade, made twice: plan, both folders, timeline, takes, moments at which `shown` was read."
+    "A short film with a dissolve and a fade, made twice: plan, folders, timeline, takes, moments of `shown`."
     plan = next(
         f
         for seed in range(300)
@@ -975,7 +975,7 @@ def test_labels_are_balanced_and_independent(monkeypatch):
 
 
 def attitudes(label, phases=48):
-    "(n,45) where the bones are and (n,135) how they are turned, seen from the hips, in every frame of clips with this label, whatever their phase."
+    "Positions (n,45) and rotations (n,135) of the bones from the hips, in every frame of clips with this label."
     action, how = clips.DEEDS[label]
     who, found = Identity.draw(np.random.default_rng(1), "x"), []
     for phase in np.arange(phases) / phases:
@@ -1114,7 +1114,8 @@ def contents(folder, hidden=False):
 SCRIPT = """
 import os, signal, sys
 import numpy as np
-import primenb.studio.clips as clips, primenb.studio.make as make, primenb.studio.shoot as shoot, primenb.studio.stills as stills
+import primenb.studio.clips as clips, primenb.studio.make as make
+import primenb.studio.shoot as shoot, primenb.studio.stills as stills
 clips.BATCH, stills.LOOKS, make.SHARD, left = 2, 2, 3, int(sys.argv[2])
 def counted(draw):
     def drawn(*arguments):
@@ -1128,13 +1129,14 @@ def cut_off(path, **arrays):
     path.write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 if left < 0: np.savez_compressed = cut_off
-make.make_corpus(sys.argv[1], make.CorpusSizes(films=1, seconds=2, tracks=0, still_groups=2, rendition_groups=1, clip_batches=2), workers=0)
+sizes = make.CorpusSizes(films=1, seconds=2, tracks=0, still_groups=2, rendition_groups=1, clip_batches=2)
+make.make_corpus(sys.argv[1], sizes, workers=0)
 """
 
 
 @pytest.fixture(scope="module")
 def broken_off(tmp_path_factory):
-    "A tiny corpus made in one go, and one whose making was killed while a file of a film was being written, and in a clip."
+    "A tiny corpus made in one go, and one that was killed while a film, and then a clip, was being written."
     whole, broken = tmp_path_factory.mktemp("whole") / "data", tmp_path_factory.mktemp("broken") / "data"
     def run(folder, left):
         return subprocess.run([sys.executable, "-c", SCRIPT, str(folder), str(left)], capture_output=True, text=True)
