@@ -182,7 +182,8 @@ floor = lambda: item("floor", pv.Plane(center=(0, 20, 0), i_size=60, j_size=60),
 
 @sizes
 def test_depth_and_parts_of_a_known_scene(size):
-    stage, camera, (w, h) = Stage(place_of(floor(), box_4m()), [], size), level(size), size
+    stage, camera = Stage(place_of(floor(), box_4m()), [], size), level(size)
+    w, h = size
     known, f = ground_truth(stage, camera), camera.K[0, 0]
     assert known.depth.shape == known.part.shape == (h, w) and known.depth.dtype == np.float32
     v, u = np.mgrid[:h, :w] + 0.5
@@ -240,9 +241,8 @@ def test_flow_is_what_each_pixel_does():
 
 
 def test_reprojection_of_a_wall_is_known_beforehand():
-    now, later, wall = (
-        level((40, 30), 36), level((40, 30), 36, (1, -1, 1)), np.full((30, 40), 4.0),
-    )  # a step to the right and one back
+    now, later = level((40, 30), 36), level((40, 30), 36, (1, -1, 1))  # a step to the right and one back
+    wall = np.full((30, 40), 4.0)
     depth, found = wall.copy(), wall + 1
     depth[0], found[20:] = np.inf, np.inf
     there, apart = reprojection(depth, now, found, later)
@@ -539,7 +539,7 @@ def test_a_film_without_room_for_a_shot_is_refused(seconds):
 
 def hips_on_floor(player, place, times):
     x, y = np.array([player.centre(t)[:2] for t in times]).T
-    x0, x1, y0, y1 = place.floor
+    (x0, x1), (y0, y1) = place.floor[:2], place.floor[2:]
     return ((x0 - 0.3 <= x) & (x <= x1 + 0.3) & (y0 - 0.3 <= y) & (y <= y1 + 0.3)).all()
 
 
@@ -620,8 +620,9 @@ def filmed(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_film_comes_out_as_planned(filmed):
-    plan, timeline, folder = filmed["plan"], filmed["timeline"], filmed["folders"][0]
-    shots, scenes, planned = timeline["shots"], timeline["scenes"], shots_of(plan)
+    plan, timeline = filmed["plan"], filmed["timeline"]
+    folder, planned = filmed["folders"][0], shots_of(plan)
+    shots, scenes = timeline["shots"], timeline["scenes"]
     assert json.loads((folder / f"{plan.key}.json").read_text()) == json.loads(json.dumps(timeline))
     assert [s["end_frame"] - s["start_frame"] for s in shots] == [p.frames for p in planned] and [
         s["opening"] for s in shots
@@ -936,7 +937,8 @@ def even(counts): return chisquare(counts).pvalue > 1e-3
 
 @pytest.mark.parametrize("direction", range(8))
 def test_every_frame_of_a_drift_is_uniform(direction):
-    rng, cameras, places = np.random.default_rng([3, direction]), clips.sweep(at_origin, 16, np.array([2.0, -1])), []
+    rng, cameras = np.random.default_rng([3, direction]), clips.sweep(at_origin, 16, np.array([2.0, -1]))
+    places = []
     for _ in range(250):
         step = clips.SPEEDS["fast"] * np.array([np.cos(direction * np.pi / 4), np.sin(direction * np.pi / 4)])
         poses = clips.torus_poses(cameras, rng.uniform(0, 64, 2), np.tile(step, (15, 1)), 1.5, 0.3, rng)
@@ -1288,7 +1290,8 @@ def test_tracks_cover_what_they_should():
 def test_a_tracking_shot_is_made_to_measure(tmp_path):
     facts = make.make_track(5, tmp_path, 1)
     with np.load(tmp_path / "track_05.npz") as stored:
-        K, A, depth = stored["K"], stored["cam_from_world"], unpack(stored, "truth_")
+        K, A = stored["K"], stored["cam_from_world"]
+        depth = unpack(stored, "truth_")
         mask = (
             np.unpackbits(stored["mask"], count=int(np.prod(stored["mask_shape"])))
             .reshape(stored["mask_shape"])

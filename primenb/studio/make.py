@@ -384,4 +384,4 @@ def main(arguments: list[str] | None = None):  # None for those of the command l
 
 # %% ../../nbs/studio/09_make.ipynb #48a86eac
 #| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__" and "__file__" in globals(): main()
