@@ -20,7 +20,9 @@ from vtk.util.numpy_support import vtk_to_numpy
 class Item:
     "One rigid thing, or one piece of a thing: pieces of a lamp are several items of that name."
     name: str  # the word for it: "table", "wall"
-    mesh: pv.PolyData  # triangles in metres in its own frame, with point normals, and texture coordinates if it has a texture
+    mesh: (
+        pv.PolyData
+    )  # triangles in metres in its own frame, with point normals, and texture coordinates if it has a texture
     colour: tuple = (0.8, 0.8, 0.8)  # 0..1, multiplied with the texture
     texture: np.ndarray | None = None  # (h,w,3) uint8, repeats
     pose: np.ndarray = field(default_factory=lambda: np.eye(4))  # (4,4) world_from_item
@@ -55,7 +57,9 @@ class Shape:
 
     def at(self, x=0.0, y=0.0, z=0.0, turn=0.0, tip=0.0):
         "Tipped about the x axis, turned about the vertical [radians], then moved [metres]."
-        R = placed_at(0, 0, 0, turn)[:3, :3] @ np.array([(1, 0, 0), (0, np.cos(tip), -np.sin(tip)), (0, np.sin(tip), np.cos(tip))])
+        R = placed_at(0, 0, 0, turn)[:3, :3] @ np.array(
+            [(1, 0, 0), (0, np.cos(tip), -np.sin(tip)), (0, np.sin(tip), np.cos(tip))]
+        )
         return replace(self, points=self.points @ R.T + (x, y, z), normals=self.normals @ R.T)
 
 # %% ../nbs/03_render.ipynb #b39b22d0
@@ -123,6 +127,7 @@ def panel(
     "An upright rectangle on the x axis that faces -y."
     return polygon(np.array([(-w / 2, 0, 0), (w / 2, 0, 0), (w / 2, 0, h), (-w / 2, 0, h)]))
 
+# %% ../nbs/03_render.ipynb #48df8b61
 def slab(
     x0: float, x1: float, y0: float, y1: float,  # metres
     z: float = 0.0,  # metres
@@ -133,26 +138,43 @@ def slab(
     return polygon(p[::-1] if down else p)
 
 # %% ../nbs/03_render.ipynb #67944e81
+def _ring(a, r, z):
+    "Points (n,3) around the vertical at angles `a`."
+    return np.column_stack([r * np.cos(a), r * np.sin(a), np.full(len(a), z)])
+
+def _faces(bands, sides):
+    "Two triangles (m,3) for each quad between two rings, for every band of a lathe."
+    n = sides + 1
+    i = np.concatenate([2 * k * n + np.arange(sides) for k in range(bands)])
+    return np.concatenate([np.column_stack([i, i + 1, i + 1 + n]), np.column_stack([i, i + 1 + n, i + n])])
+
+def _profile_normals(d, smooth):
+    "Normals (right, up) at the lower and the upper end of every piece of a profile with steps `d`."
+    slope = np.stack([d[:, 1], -d[:, 0]], 1) / np.linalg.norm(d, axis=1)[:, None]
+    if not smooth: return slope, slope
+    between = slope[:-1] + slope[1:]
+    return np.concatenate([slope[:1], between]), np.concatenate([between, slope[-1:]])
+
+# %% ../nbs/03_render.ipynb #ba9773ab
 def lathe(
     profile: tuple,  # pairs (radius, height) from the bottom up, metres
-    sides: int = 10,
+    sides: int = 10,  # of the polygon that stands for a circle
     smooth: bool = False,  # a round profile rather than one with edges
 ) -> Shape:
     "A profile turned around the vertical."
     p = np.array(profile, float)
     d = np.diff(p, axis=0)
-    slope = np.stack([d[:, 1], -d[:, 0]], 1) / np.linalg.norm(d, axis=1)[:, None]
-    n0 = np.concatenate([slope[:1], slope[:-1] + slope[1:]]) if smooth else slope
-    n1 = np.concatenate([slope[:-1] + slope[1:], slope[-1:]]) if smooth else slope
+    low, high = _profile_normals(d, smooth)
     a = np.linspace(0, 2 * np.pi, sides + 1)
     along = np.concatenate([[0], np.cumsum(np.linalg.norm(d, axis=1))])
-    rings = [(r, z, n, v) for i in range(len(d)) for (r, z), n, v in ((p[i], n0[i], along[i]), (p[i + 1], n1[i], along[i + 1]))]
-    points = np.concatenate([np.column_stack([r * np.cos(a), r * np.sin(a), np.full(len(a), z)]) for r, z, _, _ in rings])
-    normals = np.concatenate([np.column_stack([n[0] * np.cos(a), n[0] * np.sin(a), np.full(len(a), n[1])]) for _, _, n, _ in rings])
-    uv = np.concatenate([np.column_stack([a * p[:, 0].max(), np.full(len(a), v)]) for _, _, _, v in rings])
-    i = np.concatenate([2 * k * len(a) + np.arange(sides) for k in range(len(d))])
-    faces = np.concatenate([np.column_stack([i, i + 1, i + 1 + len(a)]), np.column_stack([i, i + 1 + len(a), i + len(a)])])
-    full = np.linalg.norm(_cross(points[faces[:, 1]] - points[faces[:, 0]], points[faces[:, 2]] - points[faces[:, 0]]), axis=1) > 1e-9
+    rings = []
+    for i in range(len(d)): rings += [(p[i], low[i], along[i]), (p[i + 1], high[i], along[i + 1])]
+    points = np.concatenate([_ring(a, *at) for at, _, _ in rings])
+    normals = np.concatenate([_ring(a, *n) for _, n, _ in rings])
+    uv = np.concatenate([np.column_stack([a * p[:, 0].max(), np.full(len(a), v)]) for _, _, v in rings])
+    faces = _faces(len(d), sides)
+    edges = points[faces[:, 1:]] - points[faces[:, :1]]
+    full = np.linalg.norm(_cross(edges[:, 0], edges[:, 1]), axis=1) > 1e-9
     return Shape(points, normals / np.linalg.norm(normals, axis=1, keepdims=True), uv, faces[full])
 
 # %% ../nbs/03_render.ipynb #3d4341a8
@@ -177,7 +199,9 @@ def thing(
     "An item in its own frame."
     if isinstance(look, Surface): image, uv = look.image, shape.uv / look.span
     else: image, uv = look, (shape.uv - shape.uv.min(0)) / np.ptp(shape.uv, axis=0)
-    mesh = pv.PolyData(shape.points.astype(np.float32), np.column_stack([np.full(len(shape.faces), 3), shape.faces]).ravel())
+    mesh = pv.PolyData(
+        shape.points.astype(np.float32), np.column_stack([np.full(len(shape.faces), 3), shape.faces]).ravel()
+    )
     mesh.point_data.active_normals = shape.normals.astype(np.float32)
     mesh.active_texture_coordinates = uv.astype(np.float32)
     return Item(name, mesh, more.pop("colour", (1.0, 1.0, 1.0)), image, **more)

@@ -1,4 +1,4 @@
-"""Makes the first starter film: two photographs that scikit-learn ships, panned, zoomed and cut, with its true cuts and true motion.
+"""Makes the first starter film: two photographs that scikit-learn ships, panned, zoomed and cut, with ground truth.
 
     python scripts/starter_film.py data/starter
 
@@ -56,7 +56,10 @@ def frame_table():
 
 def render(photo, x, y, scale):
     "The photograph through a window of WIDTH x HEIGHT pixels, its middle at (x, y)."
-    if not (WIDTH / 2 * scale <= x <= photo.shape[1] - WIDTH / 2 * scale and HEIGHT / 2 * scale <= y <= photo.shape[0] - HEIGHT / 2 * scale):
+    if not (
+        WIDTH / 2 * scale <= x <= photo.shape[1] - WIDTH / 2 * scale
+        and HEIGHT / 2 * scale <= y <= photo.shape[0] - HEIGHT / 2 * scale
+    ):
         raise ValueError(f"the view {x, y, scale} leaves the photograph of {photo.shape[1]}x{photo.shape[0]}")
     to_photo = np.array([[scale, 0, x - scale * (WIDTH - 1) / 2], [0, scale, y - scale * (HEIGHT - 1) / 2]])
     smooth = cv2.GaussianBlur(photo, (0, 0), 0.4 * scale) if scale > 1 else photo
@@ -65,12 +68,14 @@ def render(photo, x, y, scale):
 
 README = """# The first film
 
-`starter.mp4` shows two photographs that scikit-learn ships through a moving window: panned, tilted, pushed in, pulled out,
+`starter.mp4` shows two photographs that scikit-learn ships through a moving window: panned, tilted, \
+pushed in, pulled out,
 held still, and cut. `starter.csv` has for each frame its shot, photograph and window (x, y: the window's middle on the
 photograph in pixels; scale: photograph pixels per film pixel). `truth.json` lists the true cuts. Made by
 `scripts/starter_film.py`; the same versions on the same machine make the same bytes.
 
-The photographs come from scikit-learn's `datasets/images` and are shared under CC BY 2.0 (creativecommons.org/licenses/by/2.0):
+The photographs come from scikit-learn's `datasets/images` and are shared under CC BY 2.0 \
+(creativecommons.org/licenses/by/2.0):
 china.jpg by danielbuechele (flickr.com/photos/danielbuechele/6061409035), flower.jpg by vultilion
 (flickr.com/photos/vultilion/6056698931). Cut, resized and moved by us.
 """
@@ -83,7 +88,9 @@ def main(out):
     film = encode(Path(out) / "starter.mp4", pictures, RATE, crf=21, options={"threads": "1"})
     table.to_csv(film.with_suffix(".csv"), index=False)
     cuts = np.flatnonzero(np.diff(table["shot"])) + 1
-    (film.parent / "truth.json").write_text(json.dumps({film.name: {"cuts": cuts.tolist(), "views": "starter.csv"}}) + "\n")
+    (film.parent / "truth.json").write_text(
+        json.dumps({film.name: {"cuts": cuts.tolist(), "views": "starter.csv"}}) + "\n"
+    )
     (Path(out) / "README.md").write_text(README)
     print(f"{film}: {len(table)} frames, {film.stat().st_size / 1000:.0f} kB")
 

@@ -9,8 +9,8 @@ import pytest
 from conftest import project
 from primenb.data.corpus import clips, films, pairs, shots, tracking_shots
 from primenb.studio.camera import TRAVELLING
-from primenb.studio.make import RATIOS, Sizes, data_card, track_list
-from primenb.studio.stills import STYLES
+from primenb.studio.make import RATIOS, CorpusSizes, data_card, track_list
+from primenb.studio.stills import RENDITIONS
 from primenb.media.video import probe
 
 data = project / "data"
@@ -18,8 +18,8 @@ splits = "train", "validation", "test"
 
 
 def test_it_was_made_as_the_library_makes_it_by_default():
-    assert Sizes(**json.loads((data / "corpus.json").read_text())) == Sizes()
-    assert (data / "README.md").read_text() == data_card(data, Sizes()), "the card has the wrong numbers"
+    assert CorpusSizes(**json.loads((data / "corpus.json").read_text())) == CorpusSizes()
+    assert (data / "README.md").read_text() == data_card(data, CorpusSizes()), "the card has the wrong numbers"
 
 
 def test_it_is_small(): assert sum(f.stat().st_size for f in data.rglob("*") if f.is_file()) <= 50e6
@@ -30,11 +30,15 @@ def test_films():
     assert len(read) >= 12 and len({f.key for f in read}) == len(read)
     for film in read:
         info = probe(film.path)
-        assert (info.codec, info.rate, info.width, info.height) == ("h264", 12, 256, 144) and 85 <= float(info.duration) <= 95
+        assert (info.codec, info.rate, info.width, info.height) == ("h264", 12, 256, 144) and 85 <= float(
+            info.duration
+        ) <= 95
         assert len(film.cameras) == info.frames and film.synopsis and 3 <= len(film.cast) <= 5 and film.related
         assert set(film.related) <= {f.key for f in read} - {film.key}
     by_split = {s: [f for f in read if f.split == s] for s in splits}
-    assert all(len(set(f.genres[0] for f in group)) == 6 for group in by_split.values()), "every genre is in every split"
+    assert all(
+        len(set(f.genres[0] for f in group)) == 6 for group in by_split.values()
+    ), "every genre is in every split"
 
 
 def test_co_watching_follows_more_than_genre():
@@ -47,15 +51,25 @@ def test_scenes_and_setups():
     table = shots()
     lengths = table.groupby(["film", "scene"]).size()
     assert lengths.between(3, 20).all() and (table.end - table.start).between(0.6, 20).all()
-    assert table.groupby(["film", "scene"]).setup.apply(lambda s: s.duplicated().any()).mean() > 0.5, "set-ups come back"
-    assert not any((rows.setup.values[1:] == rows.setup.values[:-1]).any() for _, rows in table.groupby(["film", "scene"])), "a set-up never follows itself"
-    assert {"cut", "fade", "dissolve"} == set(table.opening) and table.place.nunique() >= 10 and {"wide", "full", "medium", "close"} == set(table["size"])
+    assert (
+        table.groupby(["film", "scene"]).setup.apply(lambda s: s.duplicated().any()).mean() > 0.5
+    ), "set-ups come back"
+    assert not any(
+        (rows.setup.values[1:] == rows.setup.values[:-1]).any() for _, rows in table.groupby(["film", "scene"])
+    ), "a set-up never follows itself"
+    assert (
+        {"cut", "fade", "dissolve"} == set(table.opening)
+        and table.place.nunique() >= 10
+        and {"wide", "full", "medium", "close"} == set(table["size"])
+    )
     assert {"static", "hand_held", "pan", "tilt", "dolly", "truck", "push_in", "orbit", "zoom"} <= set(table.move)
 
 
 def test_tracking_shots_cover_what_is_hard():
     tracks = list(tracking_shots())
-    assert len(tracks) >= 24 and all(t.facts["frames"] >= 32 and t.facts["width"] >= 480 and t.facts["height"] >= 270 for t in tracks)
+    assert len(tracks) >= 24 and all(
+        t.facts["frames"] >= 32 and t.facts["width"] >= 480 and t.facts["height"] >= 270 for t in tracks
+    )
     for ratio in RATIOS: assert sum(t.facts["path_over_depth"] == pytest.approx(ratio, rel=1e-3) for t in tracks) >= 4
     assert {t.facts["move"] for t in tracks} == {*TRAVELLING, "nodal_pan", "zoom", "pan", "tilt"}
     walking = [t for t in tracks if t.masks.any()]
@@ -69,13 +83,19 @@ def test_stills_are_true_and_renditions_are_of_unseen_stills():
     groups = {s: {p.key[:5] for p in read[s]} for s in read}  # a group shares place and people
     assert all(not groups[a] & groups[b] for a, b in combinations(groups, 2))
     styles = Counter(p.attributes["style"] for p in read["renditions"])
-    assert set(styles) == set(STYLES) and min(styles.values()) >= 100 and {p.attributes["style"] for p in plain} == {"photo"}
+    assert (
+        set(styles) == set(RENDITIONS)
+        and min(styles.values()) >= 100
+        and {p.attributes["style"] for p in plain} == {"photo"}
+    )
 
 
 def test_clips_are_balanced_and_split_by_place():
     read = list(clips(check=False))
     table = pd.DataFrame([c.labels | dict(split=c.split, batch=int(c.key[-5:]) // 24) for c in read])
-    assert len(table) >= 1500 and not any(set(a.batch) & set(b.batch) for (_, a), (_, b) in combinations(table.groupby("split"), 2))
+    assert len(table) >= 1500 and not any(
+        set(a.batch) & set(b.batch) for (_, a), (_, b) in combinations(table.groupby("split"), 2)
+    )
     for label, classes in (("action", 12), ("direction", 8), ("speed", 3), ("shape", 8)):
         share = table[label].dropna().value_counts(normalize=True)
         assert len(share) == classes and share.max() < 1.5 / classes and share.min() > 0.5 / classes
@@ -92,6 +112,8 @@ def test_films_play_in_a_browser(browser):
     page.wait_for_function("document.querySelector('video').readyState >= 2")
     page.evaluate("v = document.querySelector('video'); v.muted = true; v.currentTime = 30; v.play()")
     page.wait_for_function("document.querySelector('video').currentTime > 30.3")
-    width, height, seconds = page.evaluate("v = document.querySelector('video'); [v.videoWidth, v.videoHeight, v.duration]")
+    width, height, seconds = page.evaluate(
+        "v = document.querySelector('video'); [v.videoWidth, v.videoHeight, v.duration]"
+    )
     page.close()
     assert (width, height) == (256, 144) and seconds == pytest.approx(90, abs=0.5)

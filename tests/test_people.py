@@ -11,7 +11,12 @@ from primenb.studio.people import ACTIONS, BONES, SPEED, Identity, Performance
 
 people = st.integers(0, 10**6).map(lambda seed: Identity.draw(np.random.default_rng([seed]), "Ada"))
 actions = st.sampled_from(list(ACTIONS))
-manners = st.fixed_dictionaries(dict(phase=st.floats(0, 1), tempo=st.floats(0.6, 1.6), duration=st.floats(1.5, 6), mirror=st.booleans(), backwards=st.booleans()))
+manners = st.fixed_dictionaries(
+    dict(
+        phase=st.floats(0, 1), tempo=st.floats(0.6, 1.6), duration=st.floats(1.5, 6), mirror=st.booleans(),
+        backwards=st.booleans(),
+    )
+)
 few = settings(max_examples=15, deadline=None)
 
 
@@ -103,11 +108,18 @@ def test_an_identity_survives_json_and_makes_the_same_bytes(who):
     again = Identity(**json.loads(json.dumps(asdict(who))))
     assert again == who and 1.45 <= who.height <= 1.95
     a, b = Performance(who, "point"), Performance(again, "point")
-    assert all(p.mesh.points.tobytes() == q.mesh.points.tobytes() and (p.texture == q.texture).all() for p, q in zip(a.parts, b.parts))
+    assert all(
+        p.mesh.points.tobytes() == q.mesh.points.tobytes() and (p.texture == q.texture).all()
+        for p, q in zip(a.parts, b.parts)
+    )
     assert sum(p.mesh.n_cells for p in a.parts) <= 3500
     for part in a.parts:
         uv = part.mesh.active_texture_coordinates
-        assert uv.min() >= 0 and uv.max() <= 1 and np.allclose(np.linalg.norm(part.mesh.point_data.active_normals, axis=1), 1, atol=1e-5)
+        assert (
+            uv.min() >= 0
+            and uv.max() <= 1
+            and np.allclose(np.linalg.norm(part.mesh.point_data.active_normals, axis=1), 1, atol=1e-5)
+        )
 
 
 def test_a_cast_can_be_told_apart():

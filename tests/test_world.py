@@ -19,7 +19,13 @@ def corners(item):
 
 def content(place):
     "Everything a place consists of, to be compared."
-    meshes = [(i.name, i.mesh.points.tobytes(), i.mesh.active_texture_coordinates.tobytes(), i.texture.tobytes(), i.pose.tobytes(), i.glow) for i in place.items]
+    meshes = [
+        (
+            i.name, i.mesh.points.tobytes(),
+            i.mesh.active_texture_coordinates.tobytes(), i.texture.tobytes(), i.pose.tobytes(), i.glow,
+        )
+        for i in place.items
+    ]
     return meshes, place.lamps, place.ambient, place.sky, place.floor, place.room, place.marks.tobytes(), place.light
 
 
@@ -71,7 +77,9 @@ def test_light_is_sane(which):
 def test_rooms_are_closed_and_land_is_wide(which):
     place = build_place(*which)
     points = np.concatenate([corners(i).reshape(-1, 3) for i in place.items])
-    if place.room is None: assert np.abs(points[:, :2]).max() >= 60; return
+    if place.room is None:
+        assert np.abs(points[:, :2]).max() >= 60
+        return
     x0, x1, y0, y1, height = place.room
     assert x1 - x0 >= 8 and y1 - y0 >= 6 and place.floor[0] > x0 and place.floor[3] < y1
     assert (points >= np.array([x0, y0, 0]) - 0.01).all() and (points <= np.array([x1, y1, height]) + 0.01).all()
@@ -94,7 +102,10 @@ def test_same_numbers_same_place(kind, seed):
 @pytest.mark.parametrize("kind", PLACES)
 def test_the_hour_moves_nothing(kind):
     day, night = (build_place(kind, 3, time) for time in ("day", "night"))
-    there = [[(i.name, i.mesh.points.tobytes(), i.pose.tobytes()) for i in p.items if i.name != "lit window"] for p in (day, night)]
+    there = [
+        [(i.name, i.mesh.points.tobytes(), i.pose.tobytes()) for i in p.items if i.name != "lit window"]
+        for p in (day, night)
+    ]
     assert there[0] == there[1] and day.light != night.light and (day.marks == night.marks).all()
 
 
@@ -113,7 +124,10 @@ def test_surfaces_have_fine_and_coarse_detail(name):
 
 def test_shapes_have_their_size():
     rng = np.random.default_rng(0)
-    for shape, size in ((box(1.0, 2.0, 3.0), (1, 2, 3)), (panel(2.0, 1.0), (2, 0, 1)), (slab(-1, 1, 0, 3), (2, 3, 0)), (lathe(((0, 0), (1, 0), (0, 2)), 8), (2, 2, 2))):
+    for shape, size in (
+        (box(1.0, 2.0, 3.0), (1, 2, 3)), (panel(2.0, 1.0), (2, 0, 1)), (slab(-1, 1, 0, 3), (2, 3, 0)),
+        (lathe(((0, 0), (1, 0), (0, 2)), 8), (2, 2, 2)),
+    ):
         assert np.allclose(np.ptp(shape.points, axis=0), size)
     assert np.ptp(ridge(rng, 50, 2, 9).points[:, 2]) == pytest.approx(10) and blob(rng, 1, 1).points[:, 2].min() == 0
     square = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)], float)

@@ -10,6 +10,7 @@ __all__ = ['FIRST', 'LAST', 'MOVES_LIKED', 'GENRES', 'SHOT_SECONDS', 'SCENE_SHOT
 # %% ../../nbs/studio/05_script.ipynb #34b5d908
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -37,17 +38,32 @@ class Writer:
     voice: int         # how synopses are built
 
 # %% ../../nbs/studio/05_script.ipynb #50de57e9
-FIRST = "Ada Bo Cleo Dov Elsa Finn Gita Hugo Ines Jan Kaia Leo Mina Nils Olga Pia Quin Rosa Sami Tove Udo Vera Wim Xenia Yara Zeno".split()
-LAST = "Abel Brandt Castro Dahl Eriksen Fuchs Garcia Holm Ito Jansen Kowal Lund Moreau Novak Okoro Perez Quist Rossi Sato Toth".split()
-MOVES_LIKED = [["static", "pan"], ["hand_held"], ["dolly", "push_in"], ["truck", "orbit"], ["static", "zoom"], ["push_in", "tilt"]]
+FIRST = [
+    "Ada", "Bo", "Cleo", "Dov", "Elsa", "Finn", "Gita", "Hugo", "Ines", "Jan", "Kaia", "Leo", "Mina",
+    "Nils", "Olga", "Pia", "Quin", "Rosa", "Sami", "Tove", "Udo", "Vera", "Wim", "Xenia", "Yara", "Zeno",
+]
+LAST = [
+    "Abel", "Brandt", "Castro", "Dahl", "Eriksen", "Fuchs", "Garcia", "Holm", "Ito", "Jansen",
+    "Kowal", "Lund", "Moreau", "Novak", "Okoro", "Perez", "Quist", "Rossi", "Sato", "Toth",
+]
+MOVES_LIKED = [
+    ["static", "pan"], ["hand_held"], ["dolly", "push_in"], ["truck", "orbit"], ["static", "zoom"], ["push_in", "tilt"],
+]
 
+# %% ../../nbs/studio/05_script.ipynb #4ee02ba9
 def _name(rng): return f"{rng.choice(FIRST)} {rng.choice(LAST)}"
 
 def draw_director(rng, number: int = 0) -> Director:
     "A director with a manner that is easy to tell from most others."
     gain = tuple(np.round(np.exp(rng.normal(0, 0.07, 3)), 3).tolist())
-    return Director(f"{_name(rng)}", gain, round(float(rng.uniform(0.85, 1.25)), 3), round(float(rng.uniform(0.6, 1.35)), 3), round(float(rng.uniform(24, 50)), 1),
-                    round(float(np.exp(rng.normal(0, 0.25))), 3), list(MOVES_LIKED[number % len(MOVES_LIKED)]))
+    return Director(
+        f"{_name(rng)}", gain,
+        round(float(rng.uniform(0.85, 1.25)), 3),
+        round(float(rng.uniform(0.6, 1.35)), 3),
+        round(float(rng.uniform(24, 50)), 1),
+        round(float(np.exp(rng.normal(0, 0.25))), 3),
+        list(MOVES_LIKED[number % len(MOVES_LIKED)]),
+    )
 
 def draw_writer(rng, number: int = 0) -> Writer:
     "A writer with a share of talk and a voice."
@@ -64,13 +80,27 @@ class Genre:
     saturation: float
     tempo: float      # factor of shot lengths
 
+# %% ../../nbs/studio/05_script.ipynb #b9b77f89
 GENRES = dict(
-    comedy=Genre(["living room", "cafe", "street", "office", "park"], ["fall", "wave", "jump", "carry", "dance"], (.8, .15, .05), (1.05, 1.02, .95), 1.15, .85),
-    romance=Genre(["park", "cafe", "harbour", "snow field", "living room"], ["walk", "sit", "dance", "turn", "wave"], (.4, .45, .15), (1.06, .98, .99), 1., 1.2),
-    thriller=Genre(["corridor", "warehouse", "street", "office", "harbour"], ["run", "turn", "point", "walk", "fall"], (.15, .25, .6), (.93, 1.0, 1.07), .75, .75),
-    adventure=Genre(["desert", "forest", "snow field", "harbour", "warehouse"], ["run", "jump", "carry", "point", "walk"], (.7, .2, .1), (1.04, 1.0, .93), 1.1, .8),
-    musical=Genre(["stage", "street", "cafe", "park", "stage"], ["dance", "jump", "wave", "turn", "sit"], (.45, .25, .3), (1.03, .97, 1.05), 1.35, 1.),
-    drama=Genre(["living room", "kitchen", "office", "corridor", "street"], ["sit", "walk", "turn", "carry", "point"], (.4, .3, .3), (.99, 1.0, .99), .8, 1.35))
+    comedy=Genre(
+        ["living room", "cafe", "street", "office", "park"], ["fall", "wave", "jump", "carry", "dance"],
+        times=(.8, .15, .05), gain=(1.05, 1.02, .95), saturation=1.15, tempo=.85),
+    romance=Genre(
+        ["park", "cafe", "harbour", "snow field", "living room"], ["walk", "sit", "dance", "turn", "wave"],
+        times=(.4, .45, .15), gain=(1.06, .98, .99), saturation=1., tempo=1.2),
+    thriller=Genre(
+        ["corridor", "warehouse", "street", "office", "harbour"], ["run", "turn", "point", "walk", "fall"],
+        times=(.15, .25, .6), gain=(.93, 1.0, 1.07), saturation=.75, tempo=.75),
+    adventure=Genre(
+        ["desert", "forest", "snow field", "harbour", "warehouse"], ["run", "jump", "carry", "point", "walk"],
+        times=(.7, .2, .1), gain=(1.04, 1.0, .93), saturation=1.1, tempo=.8),
+    musical=Genre(
+        ["stage", "street", "cafe", "park", "stage"], ["dance", "jump", "wave", "turn", "sit"],
+        times=(.45, .25, .3), gain=(1.03, .97, 1.05), saturation=1.35, tempo=1.),
+    drama=Genre(
+        ["living room", "kitchen", "office", "corridor", "street"], ["sit", "walk", "turn", "carry", "point"],
+        times=(.4, .3, .3), gain=(.99, 1.0, .99), saturation=.8, tempo=1.35),
+)
 
 # %% ../../nbs/studio/05_script.ipynb #ac863105
 def lognormal(
@@ -78,8 +108,9 @@ def lognormal(
     rng: np.random.Generator,
     low: float, high: float,     # values outside are drawn again
 ) -> float:
-    "A draw from the log-normal law with this median and mean, between two bounds; raises `PrimenbError` for a mean below the median."
-    if mean <= median: raise PrimenbError("lognormal", f"mean {mean} is not above median {median}", "such a law is skewed the other way")
+    "A draw from the log-normal law between two bounds; raises `PrimenbError` for a mean not above the median."
+    if mean <= median:
+        raise PrimenbError("lognormal", f"mean {mean} is not above median {median}", "give a mean above the median")
     while True:
         value = float(np.exp(np.log(median) + np.sqrt(2 * np.log(mean / median)) * rng.normal()))
         if low <= value <= high: return value
@@ -103,7 +134,7 @@ class Act:
 @dataclass
 class Setup:
     "Where the camera stands and what it looks at."
-    size: str                  # a key of `SIZES`
+    size: str                  # a key of `SHOT_SIZES`
     subject: int | None        # whom it looks at; None: all of them, or a thing if `insert`
     over: int | None = None    # over whose shoulder
     azimuth: float = 0.0       # radians from the subject's front
@@ -134,25 +165,58 @@ class ScenePlan:
     setups: dict[str, Setup]
     shots: list[ShotPlan]
 
+# %% ../../nbs/studio/05_script.ipynb #5e5325a7
 @dataclass
 class FilmPlan:
     "All that is decided before the camera runs."
-    key: str; title: str; year: int; genre: str; director: Director; writer: Writer
-    cast: list[Identity]; scenes: list[ScenePlan]; synopsis: str; taste: list[float]; seed: int; split: str = "train"; similar: list[str] = field(default_factory=list)
+    key: str
+    title: str
+    year: int
+    genre: str
+    director: Director
+    writer: Writer
+    cast: list[Identity]
+    scenes: list[ScenePlan]
+    synopsis: str
+    taste: list[float]
+    seed: int
+    split: str = "train"
+    similar: list[str] = field(default_factory=list)
 
 # %% ../../nbs/studio/05_script.ipynb #6c236b8f
+def _setup(rng, director, size, subject, azimuth=0.0, calm=0.5, f=1.0, **more):
+    "A set-up with some variation; the camera stands still in a share `calm` of all, `f` is a factor of the lens."
+    return Setup(
+        size, subject,
+        azimuth=round(float(azimuth + rng.normal(0, 0.12)), 3),
+        height=round(float(rng.normal(0.05, 0.12)), 3),
+        lens=round(float(director.lens * f * rng.uniform(0.9, 1.15)), 1),
+        move="static" if rng.random() < calm else str(rng.choice(director.moves)),
+        amount=round(float(rng.uniform(0.3, 1)), 2), **more,
+    )
+
+# %% ../../nbs/studio/05_script.ipynb #745ea279
 def _setups(kind, people, director, rng):
     "The set-ups of a scene, by name."
     a, b = people[0], people[-1]
-    side, lens = rng.choice([-1, 1]), lambda f=1.0: round(float(director.lens * f * rng.uniform(0.9, 1.15)), 1)
-    def move(calm=0.5): return "static" if rng.random() < calm else str(rng.choice(director.moves))
-    def setup(size, subject, azimuth=0.0, calm=0.5, f=1.0, **more):
-        return Setup(size, subject, azimuth=round(float(azimuth + rng.normal(0, 0.12)), 3), height=round(float(rng.normal(0.05, 0.12)), 3), lens=lens(f), move=move(calm), amount=round(float(rng.uniform(0.3, 1)), 2), **more)
+    side = rng.choice([-1, 1])
+    setup = partial(_setup, rng, director)
     master = dict(wide=setup("wide", None, side * 1.5, f=0.85), insert=setup("close", None, insert=True, calm=0.7))
     if kind == "dialogue":
-        return master | dict(master=setup("full", None, side * 1.5), over_a=setup("medium", a, side * 0.3, over=b), over_b=setup("medium", b, -side * 0.3, over=a),
-                             close_a=setup("close", a, side * 0.45, f=1.4), close_b=setup("close", b, -side * 0.45, f=1.4))
-    views = dict(full=setup("full", a, side * 0.7, 0.3), medium=setup("medium", a, side * 0.4, 0.4), close=setup("close", a, -side * 0.2, f=1.3), side=setup("full", a, side * 1.4, 0.3), back=setup("full", a, side * 2.6, 0.4))
+        return master | dict(
+            master=setup("full", None, side * 1.5),
+            over_a=setup("medium", a, side * 0.3, over=b),
+            over_b=setup("medium", b, -side * 0.3, over=a),
+            close_a=setup("close", a, side * 0.45, f=1.4),
+            close_b=setup("close", b, -side * 0.45, f=1.4),
+        )
+    views = dict(
+        full=setup("full", a, side * 0.7, 0.3),
+        medium=setup("medium", a, side * 0.4, 0.4),
+        close=setup("close", a, -side * 0.2, f=1.3),
+        side=setup("full", a, side * 1.4, 0.3),
+        back=setup("full", a, side * 2.6, 0.4),
+    )
     if b != a: views |= dict(other=setup("medium", b, -side * 0.3), other_close=setup("close", b, side * 0.3, f=1.3))
     return master | views
 
@@ -163,7 +227,9 @@ def _dialogue(n, rng):
     while len(order) < n:
         draw, who = rng.random(), "ab"[turn]
         extra = "insert" if draw < 0.07 else "master" if draw < 0.14 else None
-        if extra and order[-1:] != [extra]: order.append(extra); continue
+        if extra and order[-1:] != [extra]:
+            order.append(extra)
+            continue
         views = ["close_" + who, "over_" + who][:: 1 if rng.random() < 0.25 + 0.6 * len(order) / n else -1]
         order.append(views[0] if order[-1:] != views[:1] else views[1])
         if rng.random() < 0.9: turn = 1 - turn
@@ -188,10 +254,13 @@ def _acts(kind, setup, people, clock, genre, rng, steady):
     for k, who in enumerate(people):
         toward = people[(k + 1) % len(people)] if len(people) > 1 else None
         act = Act(who, "stand", k, toward, phase=steady[who], since=-3.0)
-        if kind == "dialogue": act.action = "sit" if steady["seated"] else "talk" if setup.subject in (who, None) else "stand"
+        if kind == "dialogue":
+            act.action = "sit" if steady["seated"] else "talk" if setup.subject in (who, None) else "stand"
         elif kind == "performance": act.action, act.toward = ("dance", None) if k == 0 else ("stand", people[0])
         elif setup.subject in (who, None) or rng.random() < 0.4:
-            act.action, act.since, act.toward = str(rng.choice(genre.actions)), clock - 0.2, None
+            act.action = str(rng.choice(genre.actions))
+            act.since = clock - 0.2
+            act.toward = None
             act.mirror, act.tempo = bool(rng.random() < 0.5), round(float(rng.uniform(0.85, 1.2)), 2)
         acts.append(act)
     return acts
@@ -200,15 +269,30 @@ def _acts(kind, setup, people, clock, genre, rng, steady):
 def _scene(kind, place, place_seed, time, people, director, genre, rate, rng):
     setups = _setups(kind, people, director, rng)
     n = round(lognormal(*SCENE_SHOTS, rng, 2.5, 20.5))
-    steady, clock, shots = {who: round(float(rng.uniform(0, 6)), 2) for who in people} | {"seated": rng.random() < 0.3}, 0.0, []
+    steady = {who: round(float(rng.uniform(0, 6)), 2) for who in people} | {"seated": rng.random() < 0.3}
+    clock = 0.0
+    shots = []
     for name in _pattern(kind, list(setups), n, rng):
         seconds = lognormal(*SHOT_SECONDS, rng, 0.6 / PACE, 9 / PACE) * PACE * director.tempo * genre.tempo
         plan = ShotPlan(name, max(8, round(seconds * rate)), round(clock, 4), [], sign=int(rng.choice([-1, 1])))
         plan.acts = _acts(kind, setups[name], people, clock, genre, rng, steady)
-        shots.append(plan); clock += plan.frames / rate
-    return ScenePlan(kind, place, place_seed, time, {k: s for k, s in setups.items() if k in {p.setup for p in shots}}, shots)
+        shots.append(plan)
+        clock += plan.frames / rate
+    return ScenePlan(
+        kind, place, place_seed, time, {k: s for k, s in setups.items() if k in {p.setup for p in shots}}, shots
+    )
 
 # %% ../../nbs/studio/05_script.ipynb #525305f9
+def _kind_of_scene(place, writer, rng):
+    if rng.random() < writer.talk: return "dialogue"
+    return "performance" if place == "stage" else str(rng.choice(["deeds", "deeds", "alone"]))
+
+def _how_many(kind, rng):
+    "People in a scene."
+    if kind == "alone": return 1
+    return 2 if kind == "dialogue" else rng.integers(2, 4)
+
+# %% ../../nbs/studio/05_script.ipynb #7f37d10b
 def plan_scenes(
     seconds: float, rate: int,  # length of the film, frames per second
     genre: Genre, director: Director, writer: Writer,
@@ -216,16 +300,20 @@ def plan_scenes(
     rng: np.random.Generator,
 ) -> list[ScenePlan]:
     "Scenes until the film is long enough; the last one is cut short so that the length is exact."
-    usual = [(str(rng.choice(genre.places if rng.random() < 0.75 else kinds)), int(rng.integers(10**6))) for _ in range(rng.integers(4, 7))]
-    scenes, left, soft, before = [], round(seconds * rate), rng.random() < 0.4, None
+    usual = []
+    for _ in range(rng.integers(4, 7)):
+        usual.append((str(rng.choice(genre.places if rng.random() < 0.75 else kinds)), int(rng.integers(10**6))))
+    left, soft = round(seconds * rate), rng.random() < 0.4
+    scenes, before = [], None
     while left > 0:
         where = usual[rng.integers(len(usual))], str(rng.choice(["day", "dusk", "night"], p=genre.times))
         if where == before: continue
-        kind = "dialogue" if rng.random() < writer.talk else "performance" if where[0][0] == "stage" else str(rng.choice(["deeds", "deeds", "alone"]))
-        people = rng.permutation(cast)[: 1 if kind == "alone" else 2 if kind == "dialogue" else rng.integers(2, 4)].tolist()
+        kind = _kind_of_scene(where[0][0], writer, rng)
+        people = rng.permutation(cast)[: _how_many(kind, rng)].tolist()
         scene = _scene(kind, *where[0], where[1], people, director, genre, rate, rng)
         if scenes and soft and rng.random() < 0.5: scene.shots[0].opening = str(rng.choice(["fade", "dissolve"]))
-        scenes.append(scene); before = where
+        scenes.append(scene)
+        before = where
         left -= sum(s.frames for s in scene.shots)
     return _shorten(scenes, -left)
 
@@ -233,13 +321,17 @@ def plan_scenes(
 SHORTEST = 8  # frames of a shot
 
 def _shorten(scenes, surplus):
-    "Takes frames away at the end; a remainder too short to be a shot, or a scene of its own, goes to the shot before it."
+    "Takes frames away at the end; a remainder too short for a shot or a scene goes to the shot before it."
     while surplus:
         shots = scenes[-1].shots
-        if shots[-1].frames - surplus >= SHORTEST: shots[-1].frames -= surplus; break
+        if shots[-1].frames - surplus >= SHORTEST:
+            shots[-1].frames -= surplus
+            break
         surplus -= shots.pop().frames
         if len(shots) < 3 and len(scenes) > 1: surplus -= sum(s.frames for s in scenes.pop().shots)
-        if surplus < 0: scenes[-1].shots[-1].frames -= surplus; break
+        if surplus < 0:
+            scenes[-1].shots[-1].frames -= surplus
+            break
     return scenes
 
 # %% ../../nbs/studio/05_script.ipynb #23cf4584
@@ -251,35 +343,64 @@ def plan_films(
     seed: int = 0,
     test: float = 0.3, validation: float = 0.1,  # shares of the films
 ) -> list[FilmPlan]:
-    "Films of one company; the split is by film and, with 18 films or more, the same for every genre. Raises `PrimenbError` for a company without films."
-    if n < 1: raise PrimenbError("films", f"{n} films were asked for", "ask for at least one")
-    if seconds * rate < 3 * SHORTEST: raise PrimenbError("films", f"{seconds} s at {rate} frames a second leave no room for three shots", "make them longer")
+    """Films of one company; the split is by film and, with 18 films or more, the same for every genre.
+
+    Raises `PrimenbError` for a company without films, and for films too short for three shots."""
+    if n < 1: raise PrimenbError("films", f"n is {n}", "give at least one")
+    if seconds * rate < 3 * SHORTEST:
+        cause = f"{seconds} s at {rate} frames a second leave no room for three shots"
+        raise PrimenbError("films", cause, "make them longer")
     rng = np.random.default_rng([seed, 1])
-    players = [Identity.draw(rng, f"{FIRST[i]}") for i in range(len(FIRST))]
+    players = [Identity.draw(rng, name) for name in FIRST]
     directors, writers = [draw_director(rng, i) for i in range(8)], [draw_writer(rng, i) for i in range(9)]
-    films = [_plan_film(i, list(GENRES)[i % len(GENRES)], directors[rng.integers(8)], writers[rng.integers(9)], players, kinds, seconds, rate, seed) for i in range(n)]
-    groups = [[f for f in films if f.genre == genre] for genre in GENRES] if n >= 3 * len(GENRES) else [films]  # with few films the balance must go
-    for mine in groups:
-        tested, tuned = (max(1, round(share * len(mine))) for share in (test, validation))
-        for k, i in enumerate(rng.permutation(len(mine))): mine[i].split = "train" if k >= tested + tuned else "test" if k < tested else "validation"
+    films = []
+    for i in range(n):
+        director, writer = directors[rng.integers(8)], writers[rng.integers(9)]
+        name = list(GENRES)[i % len(GENRES)]
+        films.append(_plan_film(i, name, director, writer, players, kinds, seconds, rate, seed))
+    _assign_splits(films, test, validation, rng)
     return watch_together(films, np.random.default_rng([seed, 2]))
 
-# %% ../../nbs/studio/05_script.ipynb #b2228637
-TITLES = dict(comedy=["The Wrong", "My Other", "Two Left"], romance=["A Quiet", "Always the", "Letters to the"], thriller=["The Last", "Beneath the", "No Way to the"],
-              adventure=["Beyond the", "The Lost", "Across the"], musical=["Dancing at the", "The Singing", "Lights of the"], drama=["The Weight of the", "After the", "House by the"])
+# %% ../../nbs/studio/05_script.ipynb #032c9ff7
+def _assign_splits(films, test, validation, rng):
+    "Splits the films of every genre; with few films, all films together."
+    by_genre = [[f for f in films if f.genre == genre] for genre in GENRES]
+    for group in by_genre if len(films) >= 3 * len(GENRES) else [films]:
+        tested, tuned = (max(1, round(share * len(group))) for share in (test, validation))
+        for k, i in enumerate(rng.permutation(len(group))):
+            group[i].split = "train" if k >= tested + tuned else "test" if k < tested else "validation"
 
+# %% ../../nbs/studio/05_script.ipynb #b2228637
+TITLES = dict(
+    comedy=["The Wrong", "My Other", "Two Left"],
+    romance=["A Quiet", "Always the", "Letters to the"],
+    thriller=["The Last", "Beneath the", "No Way to the"],
+    adventure=["Beyond the", "The Lost", "Across the"],
+    musical=["Dancing at the", "The Singing", "Lights of the"],
+    drama=["The Weight of the", "After the", "House by the"],
+)
+
+# %% ../../nbs/studio/05_script.ipynb #ac9b9afa
 def _plan_film(number, name, director, writer, players, kinds, seconds, rate, seed):
     rng, genre = np.random.default_rng([seed, 3, number]), GENRES[name]
     cast = [players[i] for i in rng.permutation(len(players))[: rng.integers(3, 6)]]
     scenes = plan_scenes(seconds, rate, genre, director, writer, len(cast), kinds, rng)
     places = [s.place for s in scenes]
     done = Counter(a.action for s in scenes for p in s.shots for a in p.acts)
-    story = synopsis(name, [c.name for c in cast], places, [a for a in genre.actions if done[a]] or ["talk"], rng, writer.voice)
+    story = synopsis(
+        name, [c.name for c in cast], places, [a for a in genre.actions if done[a]] or ["talk"], rng, writer.voice
+    )
     taste = 0.8 * np.eye(len(GENRES))[list(GENRES).index(name)]
-    taste = np.r_[taste, 1.2 * (director.saturation - 1), 0.8 * (np.log(director.tempo)), 0.8 * (writer.talk - 0.5), rng.normal(0, 0.35, 3)]
+    taste = np.r_[
+        taste, 1.2 * (director.saturation - 1), 0.8 * (np.log(director.tempo)), 0.8 * (writer.talk - 0.5),
+        rng.normal(0, 0.35, 3),
+    ]
     year = int(np.clip(round(rng.normal(1995, 14)), 1960, 2024))
     title = f"{rng.choice(TITLES[name])} {str(rng.choice(places)).title()}"
-    return FilmPlan(f"film_{number:02d}", title, year, name, director, writer, cast, scenes, story, np.round(taste, 4).tolist(), seed)
+    return FilmPlan(
+        f"film_{number:02d}", title, year, name, director, writer, cast, scenes, story, np.round(taste, 4).tolist(),
+        seed,
+    )
 
 # %% ../../nbs/studio/05_script.ipynb #a9d646aa
 def watch_together(
@@ -295,5 +416,6 @@ def watch_together(
     common = watched.T @ watched
     likeness = common / np.sqrt(np.outer(common.diagonal(), common.diagonal()) + 1e-9)
     np.fill_diagonal(likeness, -1)
-    for film, row in zip(films, likeness): film.similar = [films[j].key for j in np.argsort(-row, kind="stable")[:listed] if j != films.index(film)]
+    for film, row in zip(films, likeness):
+        film.similar = [films[j].key for j in np.argsort(-row, kind="stable")[:listed] if j != films.index(film)]
     return films

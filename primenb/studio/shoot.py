@@ -15,10 +15,11 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import atomic
-from .camera import SIZES, TRAVELLING, Amount, Camera, distance, film, intrinsics, look_at, path_length
+from .camera import SHOT_SIZES, TRAVELLING, Amount, Camera
+from .camera import distance, film, intrinsics, look_at, path_length
 from .people import COLOURS, SPEED, Performance
 from .script import GENRES, Act, FilmPlan, ScenePlan, Setup, ShotPlan
-from .stage import Stage, motion_cells, shoot, truth
+from .stage import Stage, motion_cells, shoot, ground_truth
 from ..data.claims import Claims
 from .words import caption
 from .world import Place, build_place
@@ -52,7 +53,7 @@ class Player:
 def _on_floor(at, floor): return floor[0] <= at[0] <= floor[1] and floor[2] <= at[1] <= floor[3]
 
 def _heading(mark, length, floor, facing):
-    "A heading, as near to `facing` as can be, along which a stretch centred on the mark stays on the floor; None if there is none."
+    "The heading nearest to `facing` along which a stretch centred on the mark stays on the floor, or None."
     for turn in (0, 1, -1, 2, -2, 3, -3, 4):
         way = facing + turn * np.pi / 4
         ends = [mark + k * length / 2 * np.array([np.cos(way), np.sin(way)]) for k in (-1, 1)]
@@ -60,13 +61,18 @@ def _heading(mark, length, floor, facing):
 
 # %% ../../nbs/studio/06_shoot.ipynb #30e6a684
 def _spots(acts, place, near=1.5, room=0.8):
-    "Where everyone stands: on a mark, or, facing somebody, within two steps of the first person's mark; never in one another's way."
+    "Where everyone stands: on a mark or, facing somebody, near the first person's mark; not in one another's way."
     mark = lambda a: place.marks[a.mark % len(place.marks)][:2]
     spots = [mark(acts[0])]
     for act in acts[1:]:
         way = mark(act) - spots[0]
-        turned = [spots[0] + min(near, np.hypot(*way)) * np.array([np.cos(a), np.sin(a)]) for a in np.arctan2(way[1], way[0]) + np.array([0, 0.9, -0.9, 1.8, -1.8])]
-        free = [p for p in (turned if act.toward is not None else []) + [mark(act)] if _on_floor(p, place.floor) and min(np.hypot(*(p - s)) for s in spots) > room]
+        angles = np.arctan2(way[1], way[0]) + np.array([0, 0.9, -0.9, 1.8, -1.8])
+        turned = [spots[0] + min(near, np.hypot(*way)) * np.array([np.cos(a), np.sin(a)]) for a in angles]
+        options = (turned if act.toward is not None else []) + [mark(act)]
+        free = [
+            p for p in options
+            if _on_floor(p, place.floor) and min(np.hypot(*(p - s)) for s in spots) > room
+        ]
         spots.append((free or [mark(act)])[0])
     return {act.who: spot for act, spot in zip(acts, spots)}
 
@@ -88,13 +94,22 @@ def cast_player(
         if way is None: act, speed = replace(act, action="talk"), 0
         else: facing, at = way, at - speed * (clock - act.since + seconds / 2) * np.array([np.cos(way), np.sin(way)])
     length = max(1.2, min(3.0, seconds - 0.2))
-    return Player(cast[act.who], act, Performance(cast[act.who], act.action, tuple(at), facing, act.phase, act.tempo, duration=length, mirror=act.mirror), facing, tuple(np.round(at, 4)))
+    return Player(
+        cast[act.who], act,
+        Performance(
+            cast[act.who], act.action, tuple(at), facing, act.phase, act.tempo, duration=length, mirror=act.mirror
+        ),
+        facing, tuple(np.round(at, 4)),
+    )
 
 # %% ../../nbs/studio/06_shoot.ipynb #a591dcd3
 def _in_room(eye, aim, K, place):
     "The eye moved towards what it looks at until it is in the room, and the lens widened to keep the size of things."
-    if place.room is None: low, high = np.array([-1e9, -1e9, 0.25]), np.full(3, 1e9)
-    else: x0, x1, y0, y1, tall = place.room; low, high = np.array([x0 + 0.3, y0 + 0.3, 0.25]), np.array([x1 - 0.3, y1 - 0.3, tall - 0.25])
+    if place.room is None:
+        low, high = np.array([-1e9, -1e9, 0.25]), np.full(3, 1e9)
+    else:
+        (x0, x1), (y0, y1, tall) = place.room[:2], place.room[2:]
+        low, high = np.array([x0 + 0.3, y0 + 0.3, 0.25]), np.array([x1 - 0.3, y1 - 0.3, tall - 0.25])
     step = eye - aim
     with np.errstate(divide="ignore", invalid="ignore"):
         room = np.where(step > 0, (high - aim) / step, np.where(step < 0, (low - aim) / step, np.inf))
@@ -105,6 +120,17 @@ def _in_room(eye, aim, K, place):
 def _flat(angle): return np.array([np.cos(angle), np.sin(angle), 0])
 
 # %% ../../nbs/studio/06_shoot.ipynb #9c6ddcde
+def _over_shoulder(setup, head, aim, shoulder, tall, K, size, swing):
+    "A camera behind somebody's shoulder; its lens gives the set-up's shot size."
+    back = shoulder - head
+    back[2] = 0
+    back /= np.linalg.norm(back)
+    side = np.cross(back, [0, 0, 1]) * (np.sign(setup.azimuth) or 1)
+    eye = shoulder + 0.75 * back + (0.38 + swing) * side + [0, 0, 0.1]
+    longer = distance(setup.size, tall, K, size) / np.linalg.norm(eye - aim)
+    return Camera(K / np.array([[longer, longer, 1], [longer, longer, 1], [1, 1, 1]]), look_at(eye, aim), size)
+
+# %% ../../nbs/studio/06_shoot.ipynb #53501774
 def frame_people(
     setup: Setup,
     seen: list[Player],   # whom the camera looks at
@@ -116,14 +142,9 @@ def frame_people(
 ) -> Camera:
     "A camera that frames people as the set-up says."
     K, heads = intrinsics(size, setup.lens), np.array([p.head(t) for p in seen])
-    tall, share, head = np.mean([p.who.height for p in seen]), SIZES[setup.size][1], heads.mean(0)
-    aim = head * [1, 1, share / 0.93]
-    if over is not None:
-        back = over.head(t) - head; back[2] = 0; back /= np.linalg.norm(back)
-        side = np.cross(back, [0, 0, 1]) * (np.sign(setup.azimuth) or 1)
-        eye = over.head(t) + 0.75 * back + (0.38 + swing) * side + [0, 0, 0.1]
-        longer = distance(setup.size, tall, K, size) / np.linalg.norm(eye - aim)
-        return Camera(K / np.array([[longer, longer, 1], [longer, longer, 1], [1, 1, 1]]), look_at(eye, aim), size)
+    tall, head = np.mean([p.who.height for p in seen]), heads.mean(0)
+    aim = head * [1, 1, SHOT_SIZES[setup.size][1] / 0.93]
+    if over is not None: return _over_shoulder(setup, head, aim, over.head(t), tall, K, size, swing)
     spread = np.ptp(heads[:, :2], axis=0).max() if len(seen) > 1 else 0
     d = max(distance(setup.size, tall, K, size), (spread + 1) * K[0, 0] / size[0])
     eye = aim + d * _flat(seen[0].facing + setup.azimuth + swing)
@@ -137,9 +158,14 @@ def frame_thing(
     size: tuple,  # (width, height), pixels
 ) -> Camera:
     "A close camera on one of the smaller things of a place."
-    def extent(item): b = np.array(item.mesh.transform(item.pose, inplace=False).bounds).reshape(3, 2); return b.mean(1), np.linalg.norm(np.ptp(b, axis=1))
+    def extent(item):
+        b = np.array(item.mesh.transform(item.pose, inplace=False).bounds).reshape(3, 2)
+        return b.mean(1), np.linalg.norm(np.ptp(b, axis=1))
     things = [extent(item) for item in place.items if not item.one_sided and item.name not in ("floor", "ground")]
-    middle, wide = min([thing for thing in things if 0.1 < thing[0][2] < 1.7] or things, key=lambda e: abs(np.log(max(e[1], 1e-3) / 0.6)) + 0.15 * np.linalg.norm(e[0][:2]))
+    middle, wide = min(
+        [thing for thing in things if 0.1 < thing[0][2] < 1.7] or things,
+        key=lambda e: abs(np.log(max(e[1], 1e-3) / 0.6)) + 0.15 * np.linalg.norm(e[0][:2]),
+    )
     towards = np.arctan2(-middle[1], -middle[0])
     eye = middle + (0.5 + 1.3 * wide) * _flat(towards) + [0, 0, 0.2 + 0.2 * wide]
     return Camera(intrinsics(size, 35), look_at(eye, middle), size)
@@ -151,11 +177,13 @@ def sees(
     whole: bool,            # hips as well as heads
 ) -> bool:
     "Whether the camera has a free view of the people."
-    known = truth(stage, camera, t)
+    known = ground_truth(stage, camera, t)
     def free(point, room):
         (u, v), z = camera.project(point)
         return z > 0 and 0 <= u < camera.size[0] and 0 <= v < camera.size[1] and known.depth[int(v), int(u)] > z - room
-    return bool((known.depth < 0.5).mean() < 0.33) and all(free(p.head(t), 0.35) and (not whole or free(p.centre(t), 0.45)) for p in players)
+    return bool((known.depth < 0.5).mean() < 0.33) and all(
+        free(p.head(t), 0.35) and (not whole or free(p.centre(t), 0.45)) for p in players
+    )
 
 # %% ../../nbs/studio/06_shoot.ipynb #5f038a87
 SWINGS = (0, 0.2, -0.2, 0.45, -0.45, 0.8, -0.8, 1.3, -1.3)
@@ -188,7 +216,11 @@ def run_camera(
     rng: np.random.Generator,
 ) -> list[Camera]:
     "The cameras of a take."
-    much = Amount(path=reach * amount * (0.03 if move == "hand_held" else 0.22), turn=sign * 0.22 * amount, zoom=1 + 0.6 * amount, reach=reach, sign=sign, seconds=float(np.ptp(clocks)) + 0.1, rng=rng)
+    much = Amount(
+        path=reach * amount * (0.03 if move == "hand_held" else 0.22), turn=sign * 0.22 * amount, zoom=1 + 0.6 * amount,
+        reach=reach, sign=sign,
+        seconds=float(np.ptp(clocks)) + 0.1, rng=rng,
+    )
     cameras = film(first, move, len(clocks), much)
     if follow is None: return cameras
     gone = np.array([follow.centre(t) for t in clocks]) * [1, 1, 0]
@@ -212,7 +244,10 @@ def grade(
 def traits(who) -> dict:  # an Identity; name, shirt, hat, accessory, build
     "What captions may say of a person's looks."
     shirt = min(COLOURS, key=lambda name: np.square(np.subtract(COLOURS[name], who.shirt)).sum())
-    return dict(name=who.name, shirt=shirt, hat=who.hat, accessory=who.accessory, build="tall" if who.height >= 1.8 else "short" if who.height <= 1.62 else None)
+    return dict(
+        name=who.name, shirt=shirt, hat=who.hat, accessory=who.accessory,
+        build="tall" if who.height >= 1.8 else "short" if who.height <= 1.62 else None,
+    )
 
 # %% ../../nbs/studio/06_shoot.ipynb #a61d0bf4
 def shown_in(
@@ -222,7 +257,9 @@ def shown_in(
     least: float = 0.002,  # share of the picture that a person must fill to count
 ) -> Claims:
     "What a frame shows."
-    share = np.bincount(truth(stage, camera, t).instance.ravel(), minlength=stage.first_actor + len(stage.actors))[stage.first_actor :] / np.prod(camera.size)
+    instance = ground_truth(stage, camera, t).instance.ravel()
+    pixels = np.bincount(instance, minlength=stage.first_actor + len(stage.actors))
+    share = pixels[stage.first_actor :] / np.prod(camera.size)
     people = [traits(p.who) | dict(action=p.act.action) for p, s in zip(stage.actors, share) if s >= least]
     about = bool(people) if subject is None else share[stage.actors.index(subject)] >= least
     return Claims(stage.place.kind, time, size if about else None, len(people), people)
@@ -243,12 +280,20 @@ class Take:
 class Set:
     "A scene's place, with its stages and cameras as they are needed."
     def __init__(self, scene: ScenePlan, cast: list, size: tuple, rate: int, seed: list):
-        self.scene, self.cast, self.size, self.rate, self.seed = scene, cast, size, rate, seed
-        self.place, self.stages, self.views = build_place(scene.place, scene.place_seed, scene.time), {}, {}
+        self.scene = scene
+        self.cast = cast
+        self.size = size
+        self.rate = rate
+        self.seed = seed
+        self.place = build_place(scene.place, scene.place_seed, scene.time)
+        self.stages = {}
+        self.views = {}
 
     def stage(self, plan: ShotPlan) -> Stage:
         "The stage with everyone at what they do in a shot; the same doings give the same stage."
-        players = [cast_player(a, plan.acts, self.cast, self.place, plan.clock, plan.frames / self.rate) for a in plan.acts]
+        players = [
+            cast_player(a, plan.acts, self.cast, self.place, plan.clock, plan.frames / self.rate) for a in plan.acts
+        ]
         key = repr([(p.act, p.at) for p in players])
         if key not in self.stages:
             self.close()  # one at a time: windows cost memory
@@ -260,25 +305,41 @@ class Set:
         for stage in self.stages.values(): stage.close()
 
 # %% ../../nbs/studio/06_shoot.ipynb #3a796998
+def _followed(setup, seen):
+    "The person who is followed: the subject, if it walks or runs, and the shot is not a wide one."
+    if setup.insert or setup.subject is None or setup.size == "wide": return None
+    return seen[0] if SPEED.get(seen[0].act.action) else None
+
+@patch
+def view(self: Set, plan, stage, seen, roll, inside):
+    "First camera, set-up as used, share of free moments; looked for once for a set-up and the same doings."
+    setup = self.scene.setups[plan.setup]
+    key = plan.setup, repr([(p.at, p.act.action) for p in seen])
+    if key not in self.views and setup.insert: self.views[key] = frame_thing(self.place, self.size), setup, 1.0
+    if key not in self.views:
+        over = {p.act.who: p for p in stage.actors}.get(setup.over)
+        self.views[key] = find_view(stage, setup, seen, over, roll, inside)
+    return self.views[key]
+
+# %% ../../nbs/studio/06_shoot.ipynb #d5c4fe0b
 @patch
 def take(self: Set, plan: ShotPlan, number: int, before: int = 0, after: int = 0) -> Take:
     "Sets everything up for a shot, with some frames more at either end for dissolves."
     setup, stage = self.scene.setups[plan.setup], self.stage(plan)
-    by_cast = {p.act.who: p for p in stage.actors}
-    seen = [by_cast[setup.subject]] if setup.subject is not None else stage.actors
+    subject = None if setup.subject is None else {p.act.who: p for p in stage.actors}[setup.subject]
+    seen = stage.actors if subject is None else [subject]
     clocks = plan.clock + np.arange(-before, plan.frames + after) / self.rate
-    inside, rng = clocks[before : before + plan.frames], lambda: np.random.default_rng([*self.seed, number])
-    moving = seen[0] if not setup.insert and setup.subject is not None and setup.size != "wide" and SPEED.get(seen[0].act.action) else None
+    inside, follow = clocks[before : before + plan.frames], _followed(setup, seen)
     def roll(first, move, times=inside):
         reach = 1.0 if setup.insert else float(np.linalg.norm(first.centre - seen[0].head(plan.clock)))
-        return run_camera(first, move, setup.amount, plan.sign, times, moving, reach, rng())
-    key = plan.setup, repr([(p.at, p.act.action) for p in seen])
-    if key not in self.views: self.views[key] = (frame_thing(self.place, self.size), setup, 1.0) if setup.insert else find_view(stage, setup, seen, by_cast.get(setup.over), roll, inside)
-    first, used, clear = self.views[key]
-    cameras = roll(first, used.move, clocks)
-    middle = before + plan.frames // 2
-    shown = shown_in(stage, cameras[middle], clocks[middle], self.scene.time, None if setup.insert else used.size, None if setup.subject is None else seen[0])
-    return Take(cameras, stage, clocks, shown, None if setup.insert or setup.subject is None else seen[0].who.name, used, clear)
+        rng = np.random.default_rng([*self.seed, number])
+        return run_camera(first, move, setup.amount, plan.sign, times, follow, reach, rng)
+    first, *used = self.view(plan, stage, seen, roll, inside)
+    cameras = roll(first, used[0].move, clocks)
+    middle, size = before + plan.frames // 2, None if setup.insert else used[0].size
+    shown = shown_in(stage, cameras[middle], clocks[middle], self.scene.time, size, subject)
+    name = None if setup.insert or subject is None else subject.who.name
+    return Take(cameras, stage, clocks, shown, name, *used)
 
 # %% ../../nbs/studio/06_shoot.ipynb #e2f4baf9
 SOFT = 8  # frames of a fade or dissolve
@@ -292,31 +353,47 @@ def _mixed(old, new, kind):
 def _soft(plan): return SOFT // 2 if plan.opening != "cut" else 0
 
 # %% ../../nbs/studio/06_shoot.ipynb #1e26469a
+def _graded(plan, take):
+    "The frames of a take (n,H,W,3) in the colours of director and genre."
+    look, genre = plan.director, GENRES[plan.genre]
+    gain = np.multiply(look.gain, genre.gain)
+    frames = []
+    for camera, t in zip(take.cameras, take.clocks):
+        frames.append(grade(shoot(take.stage, camera, t), gain, look.contrast, look.saturation * genre.saturation))
+    return np.stack(frames)
+
+def _blended(old, new, before, opening):
+    "The frames of two neighbouring shots with a soft boundary between them."
+    if not before: return old, new
+    mix = _mixed(old[-2 * before :], new[: 2 * before], opening)
+    return np.concatenate([old[: -2 * before], mix[:before]]), np.concatenate([mix[before:], new[2 * before :]])
+
+# %% ../../nbs/studio/06_shoot.ipynb #011aa2a0
 def shoot_film(
     plan: FilmPlan,
     size=(256, 144),  # (width, height), pixels
     rate: int = 12,   # frames per second
 ):  # yields (shot number, scene number, Take, (n,H,W,3) uint8 frames that are shown during the shot)
     "The shots of a film in order."
-    todo = [(i, k, scene, p) for i, (k, scene, p) in enumerate((k, scene, p) for k, scene in enumerate(plan.scenes) for p in scene.shots)]
+    shots = [(k, scene, p) for k, scene in enumerate(plan.scenes) for p in scene.shots]
     shared = held = None
-    for (i, k, scene, p), following in zip(todo, [*todo[1:], None]):
-        if shared is not None and shared.scene is not scene: shared.close(); shared = None
+    for i, (k, scene, p) in enumerate(shots):
+        if shared is not None and shared.scene is not scene:
+            shared.close()
+            shared = None
         if shared is None: shared = Set(scene, plan.cast, size, rate, [plan.seed, 5, k])
-        before, after = _soft(p), _soft(following[3]) if following else 0
+        before, after = _soft(p), _soft(shots[i + 1][2]) if i + 1 < len(shots) else 0
         take = shared.take(p, i, before, after)
-        look, gain = plan.director, np.multiply(plan.director.gain, _genre(plan).gain)
-        frames = np.stack([grade(shoot(take.stage, c, t), gain, look.contrast, look.saturation * _genre(plan).saturation) for c, t in zip(take.cameras, take.clocks)])
-        take.cameras, take.clocks = take.cameras[before : before + p.frames], take.clocks[before : before + p.frames]
+        frames, own = _graded(plan, take), slice(before, before + p.frames)
+        take.cameras, take.clocks = take.cameras[own], take.clocks[own]
         if held is not None:
-            number, scene_number, old_take, old = held
-            if before:
-                mix = _mixed(old[-2 * before :], frames[: 2 * before], p.opening)
-                old, frames = np.concatenate([old[: -2 * before], mix[:before]]), np.concatenate([mix[before:], frames[2 * before :]])
-            yield number, scene_number, old_take, old
-        held = i, k, take, frames
-    shared.close(); yield held
+            old, frames = _blended(held[1], frames, before, p.opening)
+            yield *held[0], old
+        held = (i, k, take), frames
+    shared.close()
+    yield *held[0], held[1]
 
+# %% ../../nbs/studio/06_shoot.ipynb #f639996a
 def _genre(plan): return GENRES[plan.genre]
 
 # %% ../../nbs/studio/06_shoot.ipynb #6a4e6c43
@@ -326,9 +403,13 @@ def _record(planned, number, scene_number, take, start, rate, rng):
     said = [caption(take.shown, rng, f) for f in ("sparse", "sparse", "partial", "partial", "full")]
     centres = np.array([c.centre for c in take.cameras])
     follows = path_length(centres) > 1e-6 and setup.move not in (*TRAVELLING, "pan", "tilt")
-    return dict(shot=number, scene=scene_number, start_frame=start, end_frame=start + n, start=start / rate, end=(start + n) / rate, opening=planned.opening,
-                setup=planned.setup, size=setup.size, move="follow" if follows else setup.move, insert=setup.insert, subject=take.subject, clear=round(take.clear, 2), path=round(path_length(centres), 4),
-                light=take.stage.place.light, shown=take.shown.as_dict(), captions=[dict(text=text, claims=claims.as_dict()) for text, claims in said])
+    return dict(
+        shot=number, scene=scene_number, start_frame=start, end_frame=start + n, start=start / rate,
+        end=(start + n) / rate, opening=planned.opening, setup=planned.setup, size=setup.size,
+        move="follow" if follows else setup.move, insert=setup.insert, subject=take.subject, clear=round(take.clear, 2),
+        path=round(path_length(centres), 4), light=take.stage.place.light, shown=take.shown.as_dict(),
+        captions=[dict(text=text, claims=claims.as_dict()) for text, claims in said],
+    )
 
 # %% ../../nbs/studio/06_shoot.ipynb #4d9e7294
 def save_cameras(
@@ -337,7 +418,10 @@ def save_cameras(
     **more,  # further arrays
 ):
     "Writes `K` and `cam_from_world` of every frame."
-    with atomic(path) as f: np.savez_compressed(f, K=np.array([c.K for c in cameras]), cam_from_world=np.array([c.cam_from_world for c in cameras]), **more)
+    with atomic(path) as f:
+        np.savez_compressed(
+            f, K=np.array([c.K for c in cameras]), cam_from_world=np.array([c.cam_from_world for c in cameras]), **more
+        )
 
 def save_cells(
     path: str | Path,  # an .npz
@@ -349,39 +433,63 @@ def save_cells(
     with atomic(path) as f: np.savez_compressed(f, field=whole, mover=np.uint8(np.rint(mover * 255)), **more)
 
 # %% ../../nbs/studio/06_shoot.ipynb #8b01460a
+class _Log:
+    "Collects what is known of the frames of a film while they are encoded."
+    def __init__(self, plan, size, rate, motion):
+        self.plan, self.size = plan, size
+        self.rate, self.motion = rate, motion
+        self.records, self.cameras = [], []
+        self.cells = []
+
+    def frames(self):
+        "The frames of the film, one by one."
+        rng = np.random.default_rng([self.plan.seed, 6, int(self.plan.key.split("_")[-1])])
+        planned = [p for scene in self.plan.scenes for p in scene.shots]
+        for number, scene_number, take, images in shoot_film(self.plan, self.size, self.rate):
+            start = len(self.cameras)
+            self.records.append(_record(planned[number], number, scene_number, take, start, self.rate, rng))
+            self.cameras.extend(take.cameras)
+            if self.motion:
+                self.cells.append(motion_cells(take.stage, take.cameras, take.clocks, self.motion))
+                take.stage.close()
+            yield from images
+
+# %% ../../nbs/studio/06_shoot.ipynb #05e09ce7
 def make_film(
     plan: FilmPlan,
     folder: str | Path,  # gets `<key>.mp4`, `<key>.npz` with the cameras and `<key>.json` with the timeline
     size=(256, 144), rate: int = 12, crf: int = 28,
     motion: int = 0,     # side of the cells whose true motion goes to `<key>.motion.npz`, pixels; 0 for none
 ) -> dict:  # the timeline
-    "Shoots a film and writes it down; the timeline is written last, so a film that has one is whole."
-    folder, rng, records, cameras, cells = Path(folder), np.random.default_rng([plan.seed, 6, int(plan.key.split("_")[-1])]), [], [], []
-    planned = [p for scene in plan.scenes for p in scene.shots]
-    def frames():
-        start = 0
-        for number, scene_number, take, images in shoot_film(plan, size, rate):
-            records.append(_record(planned[number], number, scene_number, take, start, rate, rng))
-            cameras.extend(take.cameras); start += len(images)
-            if motion: cells.append(motion_cells(take.stage, take.cameras, take.clocks, motion)); take.stage.close()
-            yield from images
-    encode(folder / f"{plan.key}.mp4", frames(), rate, crf=crf, preset="slow", options={"threads": "1"})
-    save_cameras(folder / f"{plan.key}.npz", cameras)
-    if motion: save_cells(folder / f"{plan.key}.motion.npz", *map(np.concatenate, zip(*cells)))
-    timeline = _about(plan) | dict(rate=rate, width=size[0], height=size[1], frames=len(cameras), scenes=_scene_records(plan, records), shots=records)
-    with atomic(folder / f"{plan.key}.json") as f: f.write_text(json.dumps(timeline, indent=None) + "\n")
+    "Shoots a film and stores it; the timeline is written last, so a film that has one is complete."
+    path, log = Path(folder) / plan.key, _Log(plan, size, rate, motion)
+    encode(f"{path}.mp4", log.frames(), rate, crf=crf, preset="slow", options={"threads": "1"})
+    save_cameras(f"{path}.npz", log.cameras)
+    if motion: save_cells(f"{path}.motion.npz", *map(np.concatenate, zip(*log.cells)))
+    timeline = _about(plan) | dict(
+        rate=rate, width=size[0], height=size[1], frames=len(log.cameras),
+        scenes=_scene_records(plan, log.records), shots=log.records,
+    )
+    with atomic(f"{path}.json") as f: f.write_text(json.dumps(timeline, indent=None) + "\n")
     return timeline
 
 # %% ../../nbs/studio/06_shoot.ipynb #1a48effd
 def _about(plan):
     "What a catalogue knows of a film."
-    return dict(key=plan.key, title=plan.title, year=plan.year, genre=plan.genre, director=plan.director.name, writer=plan.writer.name, split=plan.split,
-                cast=[dict(name=c.name, words=c.words()) for c in plan.cast], synopsis=plan.synopsis, similar=plan.similar)
+    return dict(
+        key=plan.key, title=plan.title, year=plan.year, genre=plan.genre, director=plan.director.name,
+        writer=plan.writer.name, split=plan.split,
+        cast=[dict(name=c.name, words=c.words()) for c in plan.cast],
+        synopsis=plan.synopsis, similar=plan.similar,
+    )
 
 def _scene_records(plan, records):
     "Where scenes begin and end."
     def record(k, scene):
         mine = [r for r in records if r["scene"] == k]
-        return dict(scene=k, kind=scene.kind, place=scene.place, place_seed=scene.place_seed, time=scene.time, first_shot=mine[0]["shot"], last_shot=mine[-1]["shot"],
-                   start_frame=mine[0]["start_frame"], end_frame=mine[-1]["end_frame"])
+        return dict(
+            scene=k, kind=scene.kind, place=scene.place, place_seed=scene.place_seed, time=scene.time,
+            first_shot=mine[0]["shot"], last_shot=mine[-1]["shot"],
+            start_frame=mine[0]["start_frame"], end_frame=mine[-1]["end_frame"],
+        )
     return [record(k, scene) for k, scene in enumerate(plan.scenes)]

@@ -22,7 +22,11 @@ def _place(kind, rng):
 def _person(person, rng, traits):
     "A noun phrase that mentions the traits; 'somebody' or 'a person' if there are none."
     worn = [f"{person['shirt']} shirt"] * ("shirt" in traits) + [person["hat"]] * ("hat" in traits)
-    noun = f"a {person['build']} person" if "build" in traits else str(rng.choice(["somebody", "a person"])) if not worn else "a person"
+    noun = (
+        f"a {person['build']} person"
+        if "build" in traits
+        else str(rng.choice(["somebody", "a person"])) if not worn else "a person"
+    )
     return noun + (" in " if worn else "") + " and ".join(("an " if w[0] in "aeiou" else "a ") + w for w in worn)
 
 # %% ../../nbs/studio/04_words.ipynb #95b25fbb
@@ -37,28 +41,46 @@ def _claim(person, rng, most):
     return {t: person[t] for t in traits} | ({"action": person["action"]} if acts else {}), phrase
 
 # %% ../../nbs/studio/04_words.ipynb #239cb0e1
+def _topics(shown, rng, fullness):
+    "What a caption speaks of: one topic, two, or all."
+    kinds = [k for k in ("people", "place", "time", "size", "count") if getattr(shown, k) not in (None, [])]
+    if fullness == "full": return set(kinds)
+    return set(rng.choice(kinds, min(len(kinds), 1 if fullness == "sparse" else 2), replace=False, p=_liking(kinds)))
+
+def _people(shown, rng, fullness):
+    "Claims about one or two of the people, and the phrase."
+    chosen = rng.permutation(len(shown.people))[: 2 if fullness == "full" else 1]
+    said = [_claim(shown.people[i], rng, dict(sparse=0, partial=2, full=3)[fullness]) for i in chosen]
+    return [c for c, _ in said], " and ".join(p for _, p in said)
+
+# %% ../../nbs/studio/04_words.ipynb #cce5299b
 def caption(
-    shown: Claims,             # the picture
+    shown: Claims,             # the image
     rng: np.random.Generator,  # draws what is said and how
     fullness: str = "partial", # "sparse", "partial" or "full"
 ) -> tuple[str, Claims]:  # the sentence, and what it claims
-    "One true sentence about a picture; raises `PrimenbError` for an unknown fullness."
-    if fullness not in ("sparse", "partial", "full"): raise PrimenbError(fullness, "no such fullness of a caption", "use sparse, partial or full")
-    kinds = [k for k in ("people", "place", "time", "size", "count") if getattr(shown, k) not in (None, [])]
-    wanted = set(kinds) if fullness == "full" else set(rng.choice(kinds, min(len(kinds), 1 if fullness == "sparse" else 2), replace=False, p=_liking(kinds)))
-    claims, phrases = Claims(), []
-    if "people" in wanted:
-        chosen = rng.permutation(len(shown.people))[: 2 if fullness == "full" else 1]
-        said = [_claim(shown.people[i], rng, dict(sparse=0, partial=2, full=3)[fullness]) for i in chosen]
-        claims.people = [c for c, _ in said]; phrases.append(" and ".join(p for _, p in said))
-    elif "count" in wanted: phrases.append(_count(shown.count))
-    if "count" in wanted: claims.count = shown.count
-    if "count" in wanted and "people" in wanted: phrases[-1] += f", {_count(shown.count)} in view"
+    "One true sentence about an image; raises `PrimenbError` for an unknown fullness."
+    if fullness not in ("sparse", "partial", "full"):
+        raise PrimenbError(fullness, "no such fullness of a caption", "use sparse, partial or full")
+    topics, claims = _topics(shown, rng, fullness), Claims()
+    phrases = []
+    if "people" in topics:
+        claims.people, phrase = _people(shown, rng, fullness)
+        phrases.append(phrase)
+    elif "count" in topics: phrases.append(_count(shown.count))
+    if "count" in topics: claims.count = shown.count
+    if {"count", "people"} <= topics: phrases[-1] += f", {_count(shown.count)} in view"
     for name, words in dict(place=_place, time=lambda t, r: r.choice(TIME_WORDS[t])).items():
-        if name in wanted: setattr(claims, name, getattr(shown, name)); phrases.append(words(getattr(shown, name), rng))
-    if "size" in wanted: claims.size = shown.size; phrases.insert(0, str(rng.choice(SIZE_WORDS[shown.size])) + (" of" if claims.people or claims.count is not None else ""))
+        if name in topics:
+            setattr(claims, name, getattr(shown, name))
+            phrases.append(words(getattr(shown, name), rng))
+    if "size" in topics:
+        claims.size = shown.size
+        of = " of" if claims.people or claims.count is not None else ""
+        phrases.insert(0, str(rng.choice(SIZE_WORDS[shown.size])) + of)
     return " ".join(str(p) for p in phrases), claims
 
+# %% ../../nbs/studio/04_words.ipynb #083f5f81
 def _liking(kinds):
     "Captions mostly speak of people, then of places, seldom of light and lens."
     p = np.array([dict(people=4, place=3, time=1, size=0.7, count=0.7)[k] for k in kinds])
@@ -66,12 +88,16 @@ def _liking(kinds):
 
 # %% ../../nbs/studio/04_words.ipynb #58fc88c2
 GENRE_WORDS = dict(
-    comedy=("hapless", "a wedding nobody planned", "everything goes wrong in the funniest way", "is mistaken for somebody famous"),
+    comedy=(
+        "hapless", "a wedding nobody planned",
+        "everything goes wrong in the funniest way", "is mistaken for somebody famous",
+    ),
     romance=("lonely", "a letter that was never sent", "two hearts find their way", "falls in love against all advice"),
     thriller=("haunted", "a murder without a witness", "nobody can be trusted", "is hunted by a killer"),
     adventure=("daring", "a map to a lost treasure", "the journey of a lifetime begins", "survives against the wild"),
     musical=("gifted", "the last night of the theatre", "the whole town begins to sing", "dreams of the big stage"),
-    drama=("troubled", "a secret kept for years", "a family must learn to forgive", "returns home after the war"))
+    drama=("troubled", "a secret kept for years", "a family must learn to forgive", "returns home after the war"),
+)
 VOICES = [("{a}, a {mood} soul, {turn}.", "It begins {where} with {hook}.", "Before long {line}."),
           ("When {hook} comes to light, {mood} {a} {turn}.", "{where}, {a} meets {b}.", "And so {line}."),
           ("{where}: {a} and {b}, both {mood}.", "One of them {turn}.", "The rest is {hook}; {line}.")]
@@ -86,9 +112,11 @@ def synopsis(
     voice: int = 0,     # the writer's habit of telling
 ) -> str:
     "A few sentences about a film, as a catalogue prints them."
-    mood, hook, line, turn = GENRE_WORDS[genre]
+    (mood, hook), (line, turn) = GENRE_WORDS[genre][:2], GENRE_WORDS[genre][2:]
     a, b = rng.choice(cast, 2, replace=False)
-    told = " ".join(VOICES[voice % len(VOICES)]).format(a=a, b=b, mood=mood, turn=turn, hook=hook, line=line, where=_place(places[0], rng))
+    told = " ".join(VOICES[voice % len(VOICES)]).format(
+        a=a, b=b, mood=mood, turn=turn, hook=hook, line=line, where=_place(places[0], rng)
+    )
     doing = ", ".join(ACTION_WORDS[x] for x in actions[:3])
     told += f" A story of {doing}, {_place(places[-1], rng)} and {_place(places[len(places) // 2], rng)}."
     return ". ".join(s[:1].upper() + s[1:] for s in told.split(". "))

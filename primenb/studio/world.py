@@ -10,13 +10,16 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
 from skimage import data
 
 from ..core import PrimenbError
-from ..render import Item, Shape, Surface, box, lathe, loft, panel, placed_at, polygon, put, rectangle, slab, smooth_normals, thing
+from primenb.render import (
+    Item, Shape, Surface, box, lathe, loft, panel, placed_at, polygon, put, rectangle, slab, smooth_normals, thing,
+)
 
 # %% ../../nbs/studio/00_world.ipynb #5382e5ca
 @dataclass(frozen=True)
@@ -60,18 +63,25 @@ def noise(
     down: float = 1,  # how many times higher than long
 ) -> np.ndarray:  # (SIZE,SIZE) float32, zero mean, unit deviation, tileable
     "Fractal noise."
-    variant, y, x = rng.integers((8, SIZE, SIZE))
-    return np.roll(_field(int(variant), power, across, down), (y, x), (0, 1))
+    variant, *shift = rng.integers((8, SIZE, SIZE))
+    return np.roll(_field(int(variant), power, across, down), shift, (0, 1))
 
 # %% ../../nbs/studio/00_world.ipynb #2b43e6f0
+class _Cells(NamedTuple):
+    "A grid of rectangles; fields of (SIZE,SIZE)."
+    ids: np.ndarray  # number of the rectangle
+    edge: np.ndarray  # distance to its edge, pixels
+    u: np.ndarray  # position in it from 0 to 1, right
+    v: np.ndarray  # down
+
 @lru_cache(maxsize=None)
 def _grid(rows, columns, shift):
-    "Number of the cell, distance to its edge [pixels], and position in it (right, down) from 0 to 1; `shift` moves every second row."
+    "Rows of rectangles; every second row is moved by `shift` of a rectangle."
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5
     row, v = np.divmod(y * rows / SIZE, 1)
     column, u = np.divmod(x * columns / SIZE + shift * (row % 2), 1)
     edge = np.minimum(np.minimum(u, 1 - u) * SIZE / columns, np.minimum(v, 1 - v) * SIZE / rows)
-    return (row * columns + column % columns).astype(int), edge, u, v
+    return _Cells((row * columns + column % columns).astype(int), edge, u, v)
 
 @lru_cache(maxsize=None)
 def _stones(variant, count):
@@ -86,7 +96,9 @@ SURFACES = {}  # name -> (drawing function, span, usual colour)
 
 def _draws(span, colour):
     "Registers a drawing function (rng, colour, **more) -> (SIZE,SIZE,3) floats under its name."
-    def keep(f): SURFACES[f.__name__[1:]] = f, span, colour; return f
+    def keep(f):
+        SURFACES[f.__name__[1:]] = f, span, colour
+        return f
     return keep
 
 def surface(
@@ -97,8 +109,10 @@ def surface(
     **more,  # what this sort knows beyond a colour, such as `rows` of books
 ) -> Surface:
     "Draws a surface; raises `PrimenbError` for an unknown name."
-    if name not in SURFACES: raise PrimenbError(f"surface {name!r}", "it is not known", f"choose one of {', '.join(SURFACES)}")
-    draw, usual, standard = SURFACES[name]
+    if name not in SURFACES:
+        raise PrimenbError(f"surface {name!r}", "it is not known", f"choose one of {', '.join(SURFACES)}")
+    draw = SURFACES[name][0]
+    usual, standard = SURFACES[name][1:]
     image = draw(rng, np.array(colour or standard, np.float32), **more)
     return Surface(np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8), span or usual)
 
@@ -113,7 +127,9 @@ def _shades(rng, count, ids, spread): return rng.normal(1, spread, count).astype
 
 def _grain(rng):
     "Wood: rings cut lengthwise."
-    lines = np.sin(2 * np.pi * (5 * np.arange(SIZE, dtype=np.float32)[:, None] / SIZE + 0.4 * noise(rng, 1.8, across=6)))
+    lines = np.sin(
+        2 * np.pi * (5 * np.arange(SIZE, dtype=np.float32)[:, None] / SIZE + 0.4 * noise(rng, 1.8, across=6))
+    )
     return 1 + 0.07 * lines + 0.08 * noise(rng, 1.3, across=8) + 0.05 * noise(rng, 0.5, across=12)
 
 # %% ../../nbs/studio/00_world.ipynb #52ed2dbc
@@ -122,22 +138,25 @@ def _wood(rng, colour): return _tone(colour, _grain(rng))
 
 @_draws((2.4, 1.2), (0.58, 0.4, 0.25))
 def _planks(rng, colour):
-    ids, edge, *_ = _grid(8, 2, rng.choice([0.3, 0.5]))
+    ids, edge = _grid(8, 2, rng.choice([0.3, 0.5]))[:2]
     return _tone(colour, _grain(rng) * _shades(rng, 16, ids, 0.13) * _seam(edge, 2, 0.35))
 
 @_draws((2.0, 1.4), (0.62, 0.3, 0.22))
 def _brick(rng, colour):
-    ids, edge, *_ = _grid(14, 8, 0.5)
+    ids, edge = _grid(14, 8, 0.5)[:2]
     bricks = _tone(colour, _shades(rng, 112, ids, 0.15) + 0.07 * noise(rng, 0.6))
     return _mix(np.array((0.72, 0.68, 0.62)) * (1 + 0.05 * noise(rng, 0.5)[..., None]), bricks, (edge - 1) / 1.2)
 
 @_draws((1.6, 1.6), (0.85, 0.83, 0.78))
 def _tiles(rng, colour, second=None):
-    ids, edge, *_ = _grid(4, 4, 0)
+    ids, edge = _grid(4, 4, 0)[:2]
     odd = (ids // 4 + ids % 4) % 2
     base = _mix(colour, colour * 0.72 if second is None else np.array(second), odd.astype(np.float32))
     veins = np.exp(-np.abs(noise(rng, 1.6)) * 9)
-    return base * (_shades(rng, 16, ids, 0.05) * _seam(edge, 2.5, 0.6) * (1 + 0.06 * noise(rng, 0.8) - 0.13 * veins))[..., None]
+    return (
+        base
+        * (_shades(rng, 16, ids, 0.05) * _seam(edge, 2.5, 0.6) * (1 + 0.06 * noise(rng, 0.8) - 0.13 * veins))[..., None]
+    )
 
 # %% ../../nbs/studio/00_world.ipynb #e1b189b3
 @_draws((3.0, 3.0), (0.82, 0.78, 0.7))
@@ -145,7 +164,7 @@ def _plaster(rng, colour): return _tone(colour, 1 + 0.045 * noise(rng, 1.4) + 0.
 
 @_draws((4.0, 4.0), (0.6, 0.6, 0.6))
 def _concrete(rng, colour):
-    _, edge, *_ = _grid(2, 2, 0)
+    edge = _grid(2, 2, 0).edge
     pits = np.clip(noise(rng, 0.4) - 2.2, 0, 1)
     return _tone(colour, (1 + 0.1 * noise(rng, 1.4) + 0.06 * noise(rng, 0.5) - 0.4 * pits) * _seam(edge, 2, 0.7))
 
@@ -153,7 +172,9 @@ def _concrete(rng, colour):
 def _corrugated(rng, colour):
     wave = np.sin(2 * np.pi * 10 * np.arange(SIZE) / SIZE)[None]
     rust = np.clip(noise(rng, 1.5, down=2) - 1.1, 0, 1)
-    return _mix(_tone(colour, 1 + 0.25 * wave + 0.08 * noise(rng, 1.0, down=5)), np.array((0.45, 0.25, 0.14)), rust * 0.8)
+    return _mix(
+        _tone(colour, 1 + 0.25 * wave + 0.08 * noise(rng, 1.0, down=5)), np.array((0.45, 0.25, 0.14)), rust * 0.8
+    )
 
 @_draws((1.0, 1.0), (0.6, 0.62, 0.65))
 def _metal(rng, colour): return _tone(colour, 1 + 0.06 * noise(rng, 0.8, across=14) + 0.05 * noise(rng, 1.4))
@@ -227,7 +248,10 @@ def _sand(rng, colour):
 @_draws((8.0, 8.0), (0.88, 0.91, 0.96))
 def _snow(rng, colour):
     drift = noise(rng, 1.7, across=2)
-    return _mix(colour * 0.84, colour * np.array((1.06, 1.04, 1.0)), 0.5 + 0.3 * drift) * (1 + 0.035 * noise(rng, 0.6) + 0.03 * noise(rng, 0.2))[..., None]
+    return (
+        _mix(colour * 0.84, colour * np.array((1.06, 1.04, 1.0)), 0.5 + 0.3 * drift)
+        * (1 + 0.035 * noise(rng, 0.6) + 0.03 * noise(rng, 0.2))[..., None]
+    )
 
 @_draws((7.0, 7.0), (0.2, 0.4, 0.5))
 def _water(rng, colour):
@@ -259,34 +283,51 @@ def _asphalt(rng, colour):
 
 @_draws((1.2, 1.2), (0.62, 0.6, 0.56))
 def _paving(rng, colour):
-    ids, edge, *_ = _grid(4, 2, 0.5)
+    ids, edge = _grid(4, 2, 0.5)[:2]
     return _tone(colour, (_shades(rng, 8, ids, 0.08) + 0.07 * noise(rng, 0.7)) * _seam(edge, 3, 0.5))
 
 @_draws((1.0, 0.8), (0.56, 0.3, 0.22))
 def _shingles(rng, colour):
-    ids, edge, _, v = _grid(8, 8, 0.5)
-    return _tone(colour, (_shades(rng, 64, ids, 0.12) + 0.06 * noise(rng, 0.6)) * (0.7 + 0.35 * v) * _seam(edge, 2, 0.6))
+    cells = _grid(8, 8, 0.5)
+    grain = _shades(rng, 64, cells.ids, 0.12) + 0.06 * noise(rng, 0.6)
+    return _tone(colour, grain * (0.7 + 0.35 * cells.v) * _seam(cells.edge, 2, 0.6))
 
 # %% ../../nbs/studio/00_world.ipynb #c86fad11
 @_draws((7.2, 9.0), (0.75, 0.62, 0.48))
 def _facade(rng, colour):
-    ids, _, u, v = _grid(3, 3, 0)
-    ids2, edge, *_ = _grid(36, 18, 0.5)
-    wall = _tone(colour, (_shades(rng, 648, ids2, 0.05) + 0.05 * noise(rng, 1.2)) * _seam(edge, 1.5, 0.8)) * (1 - 0.25 * (v > 0.965) + 0.12 * (v < 0.02))[..., None]
+    windows, bricks = _grid(3, 3, 0), _grid(36, 18, 0.5)
+    ids = windows.ids
+    u, v = windows.u, windows.v
+    wall = (
+        _tone(colour, (_shades(rng, 648, bricks.ids, 0.05) + 0.05 * noise(rng, 1.2)) * _seam(bricks.edge, 1.5, 0.8))
+        * (1 - 0.25 * (v > 0.965) + 0.12 * (v < 0.02))[..., None]
+    )
     inside = (np.abs(u - 0.5) < 0.2) & (np.abs(v - 0.5) < 0.28)
     frame = (np.abs(u - 0.5) < 0.235) & (np.abs(v - 0.5) < 0.315)
     bars = (np.abs(u - 0.5) < 0.014) | (np.abs(v - 0.42) < 0.012)
-    glass = _mix(np.array((0.2, 0.27, 0.34)), np.array((0.5, 0.6, 0.68)), 0.9 - 1.2 * v + 0.3 * rng.random(9)[ids] + 0.15 * noise(rng, 1.4))
+    glass = _mix(
+        np.array((0.2, 0.27, 0.34)), np.array((0.5, 0.6, 0.68)),
+        0.9 - 1.2 * v + 0.3 * rng.random(9)[ids] + 0.15 * noise(rng, 1.4),
+    )
     curtain = (np.abs(u - 0.5) > 0.2 - 0.12 * rng.random(9)[ids]) & (rng.random(9)[ids] > 0.4)
     glass = np.where(curtain[..., None], _tone(np.array((0.8, 0.75, 0.68)), 0.9 + 0.1 * np.sin(u * 150)), glass)
     rim = np.array((0.9, 0.88, 0.84)) * rng.choice([1, 0.35])
-    return np.where((inside & ~bars)[..., None], glass, np.where((frame | (inside & bars))[..., None], rim * (1 + 0.03 * noise(rng, 0.6)[..., None]), wall))
+    return np.where(
+        (inside & ~bars)[..., None], glass,
+        np.where((frame | (inside & bars))[..., None], rim * (1 + 0.03 * noise(rng, 0.6)[..., None]), wall),
+    )
 
+# %% ../../nbs/studio/00_world.ipynb #9ea2100a
 @_draws((1.8, 0.9), (0.8, 0.77, 0.7))
 def _cabinets(rng, colour, rows=1, columns=3):
-    _, edge, u, v = _grid(rows, columns, 0)
+    cells = _grid(rows, columns, 0)
+    u, v = cells.u, cells.v
     panel = np.minimum(np.minimum(u, 1 - u) / columns * rows, np.minimum(v, 1 - v)) * 256 / rows
-    value = (1 + 0.06 * noise(rng, 0.9, down=8) + 0.03 * noise(rng, 0.4)) * _seam(edge, 2.5, 0.3) * (1 - 0.18 * (np.abs(panel - 22) < 2) + 0.06 * (panel > 24))
+    value = (
+        (1 + 0.06 * noise(rng, 0.9, down=8) + 0.03 * noise(rng, 0.4))
+        * _seam(cells.edge, 2.5, 0.3)
+        * (1 - 0.18 * (np.abs(panel - 22) < 2) + 0.06 * (panel > 24))
+    )
     knob = (np.abs(u - 0.86) < 0.02 * columns / rows) & (np.abs(v - 0.42) < 0.08)
     return _mix(_tone(colour, value), np.array((0.25, 0.24, 0.23)), knob * 1.0)
 
@@ -309,19 +350,28 @@ def _books(rng, colour, rows=6):
     return image * (1 + 0.05 * noise(rng, 0.5)[..., None])
 
 # %% ../../nbs/studio/00_world.ipynb #d5829b2f
-_PAINTS = np.array([(0.72, 0.24, 0.2), (0.2, 0.36, 0.55), (0.85, 0.65, 0.25), (0.25, 0.48, 0.36), (0.86, 0.8, 0.68), (0.5, 0.3, 0.45), (0.85, 0.47, 0.28),
-                    (0.3, 0.55, 0.6), (0.36, 0.3, 0.28), (0.62, 0.68, 0.72)], np.float32)
+_PAINTS = np.array(
+    [
+        (0.72, 0.24, 0.2), (0.2, 0.36, 0.55), (0.85, 0.65, 0.25), (0.25, 0.48, 0.36), (0.86, 0.8, 0.68),
+        (0.5, 0.3, 0.45), (0.85, 0.47, 0.28), (0.3, 0.55, 0.6), (0.36, 0.3, 0.28), (0.62, 0.68, 0.72),
+    ],
+    np.float32,
+)
 
 @_draws((1.0, 1.0), (0.9, 0.85, 0.7))
 def _poster(rng, colour):
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     image = np.broadcast_to(colour, (SIZE, SIZE, 3))
     for _ in range(rng.integers(4, 8)):
-        a, (cx, cy), r = rng.uniform(0, np.pi), rng.uniform(0.1, 0.9, 2), rng.uniform(0.08, 0.3)
+        a = rng.uniform(0, np.pi)
+        cx, cy = rng.uniform(0.1, 0.9, 2)
+        r = rng.uniform(0.08, 0.3)
         p, q = np.cos(a) * (x - cx) + np.sin(a) * (y - cy), -np.sin(a) * (x - cx) + np.cos(a) * (y - cy)
         inside = (np.hypot(p, q) < r, np.maximum(abs(p), abs(q)) < r * 0.8, (abs(q) < r / 4))[rng.integers(3)]
         image = _mix(image, rng.choice(_PAINTS), inside * 0.95)
-    words = (y > 0.84) & (y < 0.92) & (np.sin(x * rng.uniform(90, 140)) + np.sin(x * 37) > -0.4) & (np.abs(x - 0.5) < 0.38)
+    words = (
+        (y > 0.84) & (y < 0.92) & (np.sin(x * rng.uniform(90, 140)) + np.sin(x * 37) > -0.4) & (np.abs(x - 0.5) < 0.38)
+    )
     return _mix(image, np.array((0.12, 0.12, 0.14)), words * 0.9) * (1 + 0.03 * noise(rng, 0.8)[..., None])
 
 # %% ../../nbs/studio/00_world.ipynb #f0108099
@@ -339,19 +389,30 @@ def _writing(rng, colour, ink=(0.9, 0.9, 0.85)):
 @_draws((0.8, 0.8), (0.68, 0.5, 0.32))
 def _parcel(rng, colour):
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
-    image = _mix(_tone(colour, 1 + 0.05 * noise(rng, 0.5, across=5) + 0.05 * noise(rng, 1.4)), np.array((0.8, 0.7, 0.5)), (np.abs(x - 0.5) < 0.06) * 0.7)
+    image = _mix(
+        _tone(colour, 1 + 0.05 * noise(rng, 0.5, across=5) + 0.05 * noise(rng, 1.4)), np.array((0.8, 0.7, 0.5)),
+        (np.abs(x - 0.5) < 0.06) * 0.7,
+    )
     label = (np.abs(x - 0.27) < 0.14) & (np.abs(y - 0.65) < 0.1)
     image = _mix(image, np.array((0.92, 0.92, 0.9)), label * 1.0)
-    return _mix(image, np.array((0.15, 0.15, 0.15)), (label & (np.abs(x - 0.27) < 0.11) & (np.sin(x * 300) > 0) & (np.abs(y - 0.65) < 0.06)) * 0.8)
+    return _mix(
+        image, np.array((0.15, 0.15, 0.15)),
+        (label & (np.abs(x - 0.27) < 0.11) & (np.sin(x * 300) > 0) & (np.abs(y - 0.65) < 0.06)) * 0.8,
+    )
 
+# %% ../../nbs/studio/00_world.ipynb #fd02c7de
 @_draws((1.0, 1.0), (0.55, 0.4, 0.25))
 def _crate(rng, colour):
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
-    ids, edge, *_ = _grid(5, 1, 0)
+    ids, edge = _grid(5, 1, 0)[:2]
     rim = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y))
     slat = (rim < 0.11) | (np.abs(x - y) < 0.09)
     border = np.minimum(np.abs(rim - 0.11), np.where(rim > 0.11, np.abs(np.abs(x - y) - 0.09), 1)) < 0.012
-    return _tone(colour, _grain(rng) * np.where(slat, 1.15, 0.85 * _seam(edge, 3, 0.4) * _shades(rng, 5, ids, 0.08)) * np.where(border, 0.55, 1))
+    return _tone(
+        colour, _grain(rng)
+        * np.where(slat, 1.15, 0.85 * _seam(edge, 3, 0.4) * _shades(rng, 5, ids, 0.08))
+        * np.where(border, 0.55, 1),
+    )
 
 # %% ../../nbs/studio/00_world.ipynb #95a67459
 @_draws((6.0, 1.0), (0.33, 0.33, 0.35))
@@ -362,24 +423,37 @@ def _road(rng, colour):
     lines = ((np.abs(x - 0.5) < 0.011) & (y < 0.5)) | (np.abs(np.abs(x - 0.5) - 0.46) < 0.008)
     return _mix(image, np.array((0.85, 0.83, 0.75)), lines * (0.85 - 0.2 * np.abs(noise(rng, 0.4))))
 
+# %% ../../nbs/studio/00_world.ipynb #891f4149
 @_draws((1.0, 1.0), (0.6, 0.75, 0.9))
 def _outlook(rng, colour, low=(0.85, 0.9, 0.95), land=(0.35, 0.45, 0.3), bars=True):
     "A sky and hills, as a window shows them between its bars."
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     image = _mix(colour, np.array(low), y * 1.4 + 0.15 * noise(rng, 1.6, across=3))
     for depth, height in ((0.6, 0.5), (1.0, 0.64)):
-        line = height + 0.08 * np.sin(2 * np.pi * (x * rng.integers(1, 4) + rng.random())) + 0.05 * np.sin(2 * np.pi * (x * rng.integers(4, 9) + rng.random()))
+        line = (
+            height
+            + 0.08 * np.sin(2 * np.pi * (x * rng.integers(1, 4) + rng.random()))
+            + 0.05 * np.sin(2 * np.pi * (x * rng.integers(4, 9) + rng.random()))
+        )
         hill = _tone(np.array(land) * (1.35 - 0.5 * depth), 1 + 0.18 * noise(rng, 0.8))
         image = np.where((y > line)[..., None], hill, image)
-    bars = bars & ((np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) < 0.035) | (np.abs(x - 0.5) < 0.02) | (np.abs(y - 0.35) < 0.014))
-    return np.where(bars[..., None], np.array((0.86, 0.84, 0.8)) * np.mean(low) * (1 + 0.04 * noise(rng, 0.6)[..., None]), image)
+    bars = bars & (
+        (np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y)) < 0.035)
+        | (np.abs(x - 0.5) < 0.02)
+        | (np.abs(y - 0.35) < 0.014)
+    )
+    return np.where(
+        bars[..., None], np.array((0.86, 0.84, 0.8)) * np.mean(low) * (1 + 0.04 * noise(rng, 0.6)[..., None]), image
+    )
 
 # %% ../../nbs/studio/00_world.ipynb #bfcb610f
 @_draws((1.0, 2.1), (0.5, 0.36, 0.24))
 def _door(rng, colour):
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     field = np.minimum(0.33 - np.abs(x - 0.5), np.maximum(0.17 - np.abs(y - 0.27), 0.2 - np.abs(y - 0.72)))
-    value = (1 + 0.08 * noise(rng, 1.2, down=8) + 0.04 * noise(rng, 0.5, down=6)) * np.where(np.abs(field) < 0.012, 0.6, np.where(field > 0, 1.08, 1))
+    value = (1 + 0.08 * noise(rng, 1.2, down=8) + 0.04 * noise(rng, 0.5, down=6)) * np.where(
+        np.abs(field) < 0.012, 0.6, np.where(field > 0, 1.08, 1)
+    )
     rim = np.minimum(np.minimum(x, 1 - x), y) < 0.05
     image = _tone(np.where(rim[..., None], np.clip(colour * 1.35, 0, 0.95), colour), value)
     return np.where((np.hypot(x - 0.87, (y - 0.52) * 2) < 0.025)[..., None], np.array((0.85, 0.72, 0.4)), image)
@@ -389,8 +463,11 @@ def _door(rng, colour):
 def _wall(rng, colour, below=None):
     y, x = np.mgrid[:SIZE, :SIZE] / SIZE
     n, motif = rng.integers(5, 12), rng.integers(4)
-    pattern = (0 * x, (x * n % 1 < 0.5) * 1.0, (np.hypot(x * n % 1 - 0.5, (y * n + 0.5 * ((x * n) // 1 % 2)) % 1 - 0.5) < 0.2) * 1.0,
-               np.exp(-((np.sin(2 * np.pi * n * x) - np.cos(2 * np.pi * n * y)) ** 2) * 6))[motif]
+    pattern = (
+        0 * x, (x * n % 1 < 0.5) * 1.0,
+        (np.hypot(x * n % 1 - 0.5, (y * n + 0.5 * ((x * n) // 1 % 2)) % 1 - 0.5) < 0.2) * 1.0,
+        np.exp(-((np.sin(2 * np.pi * n * x) - np.cos(2 * np.pi * n * y)) ** 2) * 6),
+    )[motif]
     image = _tone(colour, 1 + 0.035 * noise(rng, 1.3) + 0.04 * noise(rng, 0.6) - 0.09 * pattern)
     if below is not None:
         lower = _cabinets(rng, np.array(below), 3, 6)
@@ -432,38 +509,74 @@ def ridge(
     h = low + (high - low) * (h - h.min()) / (h.max() - h.min())
     rings = [(radius * (1 + 0.1 * t), h * t - (1 - t)) for t in (0.0, 0.45, 0.8, 1.0)]
     points = np.concatenate([np.column_stack([r * np.cos(a), r * np.sin(a), z]) for r, z in rings])
-    points[len(a) : -len(a)] += rng.normal(0, 0.02 * radius * sharp, (2 * len(a), 1)) * points[len(a) : -len(a)] / radius * (1, 1, 0)
+    points[len(a) : -len(a)] += (
+        rng.normal(0, 0.02 * radius * sharp, (2 * len(a), 1)) * points[len(a) : -len(a)] / radius * (1, 1, 0)
+    )
     points[len(a) - 1 :: len(a)] = points[:: len(a)]
     i = np.concatenate([r * len(a) + np.arange(count) for r in range(3)])
-    faces = np.concatenate([np.column_stack([i + 1, i, i + len(a)]), np.column_stack([i + 1, i + len(a), i + len(a) + 1])])
+    faces = np.concatenate(
+        [np.column_stack([i + 1, i, i + len(a)]), np.column_stack([i + 1, i + len(a), i + len(a) + 1])]
+    )
     uv = np.column_stack([np.tile(-a * radius, 4), points[:, 2] * 1.2])
     return smooth_normals(Shape(points, points, uv, faces))
 
 # %% ../../nbs/studio/00_world.ipynb #4879a4d8
 def _table(look, w=1.4, d=0.8, h=0.74):
-    legs = sum(box(0.07, 0.07, h - 0.04).at(sx * (w / 2 - 0.08), -d / 2 + sy * (d / 2 - 0.08)) for sx in (-1, 1) for sy in (-1, 1))
+    legs = sum(
+        box(0.07, 0.07, h - 0.04).at(sx * (w / 2 - 0.08), -d / 2 + sy * (d / 2 - 0.08))
+        for sx in (-1, 1)
+        for sy in (-1, 1)
+    )
     return [thing("table", box(w, d, 0.05).at(0, -d / 2, h - 0.05) + legs, look, shine=0.1)]
 
 def _round_table(look, r=0.4, h=0.74):
-    return [thing("table", lathe(((0.28, 0), (0.25, 0.04), (0.04, 0.08), (0.04, h - 0.05), (r, h - 0.05), (r, h), (0, h)), 12).at(0, -r), look, shine=0.1)]
+    return [thing(
+        "table",
+        lathe(((0.28, 0), (0.25, 0.04), (0.04, 0.08), (0.04, h - 0.05), (r, h - 0.05), (r, h), (0, h)), 12).at(
+            0, -r
+        ),
+        look, shine=0.1,
+    )]
 
 def _chair(look, seat=0.45):
     legs = sum(box(0.05, 0.05, seat).at(sx * 0.19, -0.22 + sy * 0.19) for sx in (-1, 1) for sy in (-1, 1))
-    back = box(0.42, 0.04, 0.28).at(0, -0.03, seat + 0.22) + box(0.05, 0.04, 0.25).at(-0.18, -0.03, seat) + box(0.05, 0.04, 0.25).at(0.18, -0.03, seat)
+    back = (
+        box(0.42, 0.04, 0.28).at(0, -0.03, seat + 0.22)
+        + box(0.05, 0.04, 0.25).at(-0.18, -0.03, seat)
+        + box(0.05, 0.04, 0.25).at(0.18, -0.03, seat)
+    )
     return [thing("chair", legs + box(0.44, 0.44, 0.05).at(0, -0.22, seat) + back, look)]
 
+# %% ../../nbs/studio/00_world.ipynb #b4a8f186
 def _sofa(look, cushion, w=1.9, name="sofa"):
-    body = box(w, 0.85, 0.25).at(0, -0.45, 0.08) + box(w, 0.25, 0.5).at(0, -0.13, 0.33) + box(0.2, 0.8, 0.32).at(w / 2 - 0.1, -0.45, 0.33) + box(0.2, 0.8, 0.32).at(0.1 - w / 2, -0.45, 0.33)
+    body = (
+        box(w, 0.85, 0.25).at(0, -0.45, 0.08)
+        + box(w, 0.25, 0.5).at(0, -0.13, 0.33)
+        + box(0.2, 0.8, 0.32).at(w / 2 - 0.1, -0.45, 0.33)
+        + box(0.2, 0.8, 0.32).at(0.1 - w / 2, -0.45, 0.33)
+    )
     n = max(round((w - 0.4) / 0.7), 1)
-    seats = sum(box((w - 0.42) / n - 0.02, 0.6, 0.16).at((i + 0.5 - n / 2) * (w - 0.42) / n, -0.55, 0.33) for i in range(n))
-    return [thing(name, body, look), thing("cushion", seats + box(0.4, 0.14, 0.36).at(-w / 4, -0.34, 0.49, 0.2), cushion)]
+    seats = sum(
+        box((w - 0.42) / n - 0.02, 0.6, 0.16).at((i + 0.5 - n / 2) * (w - 0.42) / n, -0.55, 0.33) for i in range(n)
+    )
+    return [
+        thing(name, body, look),
+        thing("cushion", seats + box(0.4, 0.14, 0.36).at(-w / 4, -0.34, 0.49, 0.2), cushion),
+    ]
 
 def _shelf(look, front, w=1.2, h=2.0, d=0.32):
-    return [thing("shelf", box(w + 0.08, d, h + 0.06).at(0, -d / 2 - 0.01), look), thing("books", panel(w, h).at(0, -d - 0.02, 0.02), front.image)]
+    return [
+        thing("shelf", box(w + 0.08, d, h + 0.06).at(0, -d / 2 - 0.01), look),
+        thing("books", panel(w, h).at(0, -d - 0.02, 0.02), front.image),
+    ]
 
+# %% ../../nbs/studio/00_world.ipynb #050291f5
 def _block(name, front, look, w, h, d, **more):
     "A cupboard, counter or machine: a body with a picture on its front."
-    return [thing(name, box(w, d, h).at(0, -d / 2 - 0.01), look, **more), thing(name, panel(w, h).at(0, -d - 0.02), front, **more)]
+    return [
+        thing(name, box(w, d, h).at(0, -d / 2 - 0.01), look, **more),
+        thing(name, panel(w, h).at(0, -d - 0.02), front, **more),
+    ]
 
 # %% ../../nbs/studio/00_world.ipynb #52d0de7d
 def _lamp(look, glow, h=1.6):
@@ -471,29 +584,59 @@ def _lamp(look, glow, h=1.6):
             thing("lamp", lathe(((0.25, h - 0.1), (0.14, h + 0.22), (0, h + 0.22)), 12).at(0, -0.2), glow, glow=True)]
 
 def _pendant(look, glow, top, h):
-    return [thing("lamp", lathe(((0.012, h), (0.012, top)), 5), look), thing("lamp", lathe(((0, h - 0.02), (0.24, h), (0.05, h + 0.22), (0, h + 0.22)), 12), glow, glow=True)]
+    return [
+        thing("lamp", lathe(((0.012, h), (0.012, top)), 5), look),
+        thing("lamp", lathe(((0, h - 0.02), (0.24, h), (0.05, h + 0.22), (0, h + 0.22)), 12), glow, glow=True),
+    ]
 
 def _plant(rng, pot, leaves, h=1.2):
-    crown = sum(blob(rng, 0.22, 0.5, 0.3, 8).at(0.16 * np.cos(k * 2.1), -0.3 + 0.16 * np.sin(k * 2.1), 0.3 + k * (h - 0.7) / 2) for k in range(3))
-    return [thing("plant", lathe(((0.14, 0), (0.2, 0.35), (0.17, 0.35), (0, 0.3)), 10).at(0, -0.3), pot), thing("plant", crown, leaves)]
+    crown = sum(
+        blob(rng, 0.22, 0.5, 0.3, 8).at(0.16 * np.cos(k * 2.1), -0.3 + 0.16 * np.sin(k * 2.1), 0.3 + k * (h - 0.7) / 2)
+        for k in range(3)
+    )
+    return [
+        thing("plant", lathe(((0.14, 0), (0.2, 0.35), (0.17, 0.35), (0, 0.3)), 10).at(0, -0.3), pot),
+        thing("plant", crown, leaves),
+    ]
 
 def _picture(frame, image, w=0.9):
     h = w * image.shape[0] / image.shape[1]
-    return [thing("picture", panel(w + 0.1, h + 0.1).at(0, -0.025, 1.6 - h / 2), frame, one_sided=True), thing("picture", panel(w, h).at(0, -0.04, 1.65 - h / 2), image, one_sided=True)]
+    return [
+        thing("picture", panel(w + 0.1, h + 0.1).at(0, -0.025, 1.6 - h / 2), frame, one_sided=True),
+        thing("picture", panel(w, h).at(0, -0.04, 1.65 - h / 2), image, one_sided=True),
+    ]
 
+# %% ../../nbs/studio/00_world.ipynb #f97243ad
 def _window(rng, time, w=1.6, h=1.4, z=0.9):
-    top, low, land = dict(day=((0.45, 0.66, 0.92), (0.88, 0.93, 0.96), (0.34, 0.46, 0.28)), dusk=((0.36, 0.3, 0.5), (0.95, 0.62, 0.42), (0.3, 0.2, 0.22)),
-                          night=((0.04, 0.06, 0.16), (0.14, 0.18, 0.34), (0.04, 0.05, 0.1)))[time]
-    return [thing("window", panel(w, h).at(0, -0.02, z), surface("outlook", rng, top, low=low, land=land).image, glow=True, one_sided=True)]
+    colours = dict(
+        day=dict(colour=(0.45, 0.66, 0.92), low=(0.88, 0.93, 0.96), land=(0.34, 0.46, 0.28)),
+        dusk=dict(colour=(0.36, 0.3, 0.5), low=(0.95, 0.62, 0.42), land=(0.3, 0.2, 0.22)),
+        night=dict(colour=(0.04, 0.06, 0.16), low=(0.14, 0.18, 0.34), land=(0.04, 0.05, 0.1)),
+    )[time]
+    outlook = surface("outlook", rng, **colours).image
+    return [thing("window", panel(w, h).at(0, -0.02, z), outlook, glow=True, one_sided=True)]
 
 def _door(look, w=0.95, h=2.1): return [thing("door", panel(w, h).at(0, -0.02), look.image, one_sided=True)]
 
+# %% ../../nbs/studio/00_world.ipynb #267828d8
 def _curtain(look, w, h, folds=7, deep=0.08):
     x = np.linspace(-w / 2, w / 2, 4 * folds + 1)
     y = -0.1 - deep * (1 + np.sin(np.arange(len(x)) * np.pi / 2))
-    strips = sum(polygon(np.array([(x[i], y[i], 0), (x[i + 1], y[i + 1], 0), (x[i + 1], y[i + 1], h), (x[i], y[i], h)])) for i in range(len(x) - 1))
+    strips = sum(
+        polygon(np.array([(x[i], y[i], 0), (x[i + 1], y[i + 1], 0), (x[i + 1], y[i + 1], h), (x[i], y[i], h)]))
+        for i in range(len(x) - 1)
+    )
     u = np.repeat(np.arange(len(x) - 1), 4) * (w / (len(x) - 1)) * 1.3
-    return thing("curtain", smooth_normals(replace(strips, uv=np.column_stack([u + np.tile((0, 1, 1, 0), len(x) - 1) * 1.3 * w / (len(x) - 1), strips.points[:, 2]]))), look)
+    return thing(
+        "curtain",
+        smooth_normals(replace(
+            strips,
+            uv=np.column_stack(
+                [u + np.tile((0, 1, 1, 0), len(x) - 1) * 1.3 * w / (len(x) - 1), strips.points[:, 2]]
+            ),
+        )),
+        look,
+    )
 
 # %% ../../nbs/studio/00_world.ipynb #a995b06c
 @lru_cache(maxsize=None)
@@ -511,25 +654,45 @@ def _tree_shapes(rng, h, sort, simple=False):
     "Trunk and crown."
     if sort == "fir":
         steps = ((1, 0.16), (0.8, 0.34), (0.58, 0.52), (0.36, 0.7))[simple:]
-        crown = sum(lathe(((h * 0.24 * s, 0), (h * 0.1 * s, h * 0.2), (0, h * 0.32)), 7 if simple else 10).at(0, 0, h * z, rng.uniform(0, 6)) for s, z in steps)
+        crown = sum(
+            lathe(((h * 0.24 * s, 0), (h * 0.1 * s, h * 0.2), (0, h * 0.32)), 7 if simple else 10).at(
+                0, 0, h * z, rng.uniform(0, 6)
+            )
+            for s, z in steps
+        )
         return lathe(((0.17, 0), (0.1, h * 0.4)), 7), crown
     if simple: return lathe(((0.25, 0), (0.14, h * 0.6)), 6), blob(rng, h * 0.26, h * 0.55, 0.25, 8).at(0, 0, h * 0.42)
-    puffs = [blob(rng, h * 0.16, h * 0.28, 0.2, 8).at(h * 0.17 * np.cos(a), h * 0.17 * np.sin(a), h * rng.uniform(0.42, 0.58)) for a in rng.uniform(0, 6.28) + np.arange(4) * 1.57]
-    return lathe(((0.26, 0), (0.17, 0.5), (0.13, h * 0.6)), 8), blob(rng, h * 0.23, h * 0.42, 0.2).at(0, 0, h * 0.55) + sum(puffs)
+    puffs = [
+        blob(rng, h * 0.16, h * 0.28, 0.2, 8).at(
+            h * 0.17 * np.cos(a), h * 0.17 * np.sin(a), h * rng.uniform(0.42, 0.58)
+        )
+        for a in rng.uniform(0, 6.28) + np.arange(4) * 1.57
+    ]
+    return lathe(((0.26, 0), (0.17, 0.5), (0.13, h * 0.6)), 8), blob(rng, h * 0.23, h * 0.42, 0.2).at(
+        0, 0, h * 0.55
+    ) + sum(puffs)
 
-def _tree(rng, bark, leaves, h=6.0, sort="round"): return [thing("tree", part, look) for part, look in zip(_tree_shapes(rng, h, sort), (bark, leaves))]
+def _tree(rng, bark, leaves, h=6.0, sort="round"):
+    return [thing("tree", part, look) for part, look in zip(_tree_shapes(rng, h, sort), (bark, leaves))]
 
+# %% ../../nbs/studio/00_world.ipynb #1ad096d5
 def _trees(rng, spots, bark, leaves, low, high, sorts=("round",)):
     "Many trees as one item, for the distance."
-    parts = [[part.at(x, y, z, turn) for part in _tree_shapes(rng, rng.uniform(low, high), rng.choice(sorts), True)] for x, y, z, turn in spots]
+    parts = [
+        [part.at(x, y, z, turn) for part in _tree_shapes(rng, rng.uniform(low, high), rng.choice(sorts), True)]
+        for x, y, z, turn in spots
+    ]
     return [thing("trees", sum(p), look) for p, look in zip(zip(*parts), (bark, leaves))]
 
 def _house_shapes(w, d, h, top="gable"):
     "Walls and roof; the front is at y = 0."
     line = np.array([(-w / 2, 0), (w / 2, 0), (w / 2, 0.01), (-w / 2, 0.01)])
-    return box(w, d, h).at(0, d / 2), (box(w + 0.3, d + 0.3, 0.4) if top == "flat" else loft(rectangle(w + 0.6, d + 0.6), line, d * 0.4)).at(0, d / 2, h)
+    return box(w, d, h).at(0, d / 2), (
+        box(w + 0.3, d + 0.3, 0.4) if top == "flat" else loft(rectangle(w + 0.6, d + 0.6), line, d * 0.4)
+    ).at(0, d / 2, h)
 
-def _house(wall, roof, w, d, h, top="gable"): return [thing("house", part, look) for part, look in zip(_house_shapes(w, d, h, top), (wall, roof))]
+def _house(wall, roof, w, d, h, top="gable"):
+    return [thing("house", part, look) for part, look in zip(_house_shapes(w, d, h, top), (wall, roof))]
 
 def _lights(rng, w, h, share):
     "Lit windows of a house front with the windows of `facade`."
@@ -544,56 +707,108 @@ def _car(paint, glass, dark):
     roof = box(1.6, 1.3, 0.04).at(-0.2, 0, 1.35)
     wheel = lathe(((0, -0.1), (0.32, -0.1), (0.32, 0.1), (0.18, 0.1), (0.18, 0.06), (0, 0.06)), 12)
     wheels = sum(wheel.at(x, s * 0.78, 0.32, 0 if s < 0 else np.pi, np.pi / 2) for x in (-1.3, 1.3) for s in (-1, 1))
-    return [thing("car", body + roof, paint, shine=0.5), thing("car", cabin, glass, shine=0.6), thing("car", wheels, dark)]
+    return [
+        thing("car", body + roof, paint, shine=0.5),
+        thing("car", cabin, glass, shine=0.6), thing("car", wheels, dark),
+    ]
 
 def _street_lamp(look, glow, h=4.6):
-    return [thing("street lamp", lathe(((0.12, 0), (0.1, 0.6), (0.05, 0.7), (0.05, h)), 8), look), thing("street lamp", lathe(((0.06, h), (0.22, h + 0.35), (0.1, h + 0.5), (0, h + 0.5)), 8), glow, glow=True)]
+    return [
+        thing("street lamp", lathe(((0.12, 0), (0.1, 0.6), (0.05, 0.7), (0.05, h)), 8), look),
+        thing("street lamp", lathe(((0.06, h), (0.22, h + 0.35), (0.1, h + 0.5), (0, h + 0.5)), 8), glow, glow=True),
+    ]
 
+# %% ../../nbs/studio/00_world.ipynb #ef645442
 def _bench(look):
-    planks = sum(box(1.6, 0.13, 0.04).at(0, -0.2 - 0.15 * k, 0.43) for k in range(3)) + box(1.6, 0.04, 0.14).at(0, -0.08, 0.58) + box(1.6, 0.04, 0.14).at(0, -0.05, 0.76)
-    return [thing("bench", planks + sum(box(0.06, 0.45, 0.43).at(s * 0.65, -0.32) + box(0.06, 0.06, 0.9).at(s * 0.65, -0.07) for s in (-1, 1)), look)]
+    planks = (
+        sum(box(1.6, 0.13, 0.04).at(0, -0.2 - 0.15 * k, 0.43) for k in range(3))
+        + box(1.6, 0.04, 0.14).at(0, -0.08, 0.58)
+        + box(1.6, 0.04, 0.14).at(0, -0.05, 0.76)
+    )
+    return [thing(
+        "bench", planks
+        + sum(
+            box(0.06, 0.45, 0.43).at(s * 0.65, -0.32) + box(0.06, 0.06, 0.9).at(s * 0.65, -0.07) for s in (-1, 1)
+        ),
+        look,
+    )]
 
+# %% ../../nbs/studio/00_world.ipynb #39c5738c
 def _boat(hull, wood, length=6.0, mast=True):
     o = np.array([(-0.5, -0.16), (0.15, -0.18), (0.5, 0.0), (0.15, 0.18), (-0.5, 0.16)]) * length
     items = [thing("boat", loft(o * 0.8, o, length * 0.17), hull)]
-    cabin = loft(rectangle(length * 0.3, length * 0.2), rectangle(length * 0.26, length * 0.18), length * 0.16).at(-length * 0.15, 0, length * 0.17)
-    return items + [thing("boat", cabin + (lathe(((0.08, 0), (0.05, length * 0.8)), 6).at(length * 0.1, 0, length * 0.17) if mast else box(0.3, 0.3, 0.4).at(0, 0, length * 0.3)), wood)]
+    cabin = loft(rectangle(length * 0.3, length * 0.2), rectangle(length * 0.26, length * 0.18), length * 0.16).at(
+        -length * 0.15, 0, length * 0.17
+    )
+    return items + [thing(
+        "boat", cabin
+        + (
+            lathe(((0.08, 0), (0.05, length * 0.8)), 6).at(length * 0.1, 0, length * 0.17)
+            if mast
+            else box(0.3, 0.3, 0.4).at(0, 0, length * 0.3)
+        ),
+        wood,
+    )]
 
 def _tuft(rng, r, blades=6):
     "Leaves that bend outwards from one root."
-    blade = polygon(np.array([(-0.03, 0, 0), (0.03, 0, 0), (0.16 * r, -0.6 * r, r), (-0.16 * r, -0.6 * r, r)])) + polygon(np.array([(-0.16 * r, -0.6 * r, r), (0.16 * r, -0.6 * r, r), (0.02, -1.2 * r, 0.8 * r), (-0.02, -1.2 * r, 0.8 * r)]))
+    blade = polygon(
+        np.array([(-0.03, 0, 0), (0.03, 0, 0), (0.16 * r, -0.6 * r, r), (-0.16 * r, -0.6 * r, r)])
+    ) + polygon(np.array(
+        [(-0.16 * r, -0.6 * r, r), (0.16 * r, -0.6 * r, r), (0.02, -1.2 * r, 0.8 * r), (-0.02, -1.2 * r, 0.8 * r)]
+    ))
     return sum(blade.at(0, 0, 0, a) for a in (np.arange(blades) + rng.uniform(-0.3, 0.3, blades)) * 2 * np.pi / blades)
 
-def _rocks(rng, look, r=0.6): return [thing("rock", blob(rng, r, r * rng.uniform(0.8, 1.4), 0.25, 9).at(0, 0, -0.35 * r), look)]
+def _rocks(rng, look, r=0.6):
+    return [thing("rock", blob(rng, r, r * rng.uniform(0.8, 1.4), 0.25, 9).at(0, 0, -0.35 * r), look)]
 
 # %% ../../nbs/studio/00_world.ipynb #af55d358
 def _outdoor(rng, time, lamp=None):
     "Lamps, ambient, sky and word under the open sky; `lamp` is where an electric lamp hangs."
     a, j = rng.uniform(0, 2 * np.pi), rng.uniform(0.94, 1.06, 3)
-    high, colour, power = dict(day=(0.9, (1.0, 0.97, 0.88), 0.66), dusk=(0.3, (1.0, 0.62, 0.36), 0.75), night=(0.8, (0.5, 0.62, 1.0), 0.32))[time]
+    high = dict(day=0.9, dusk=0.3, night=0.8)[time]
+    colour, power = dict(
+        day=((1.0, 0.97, 0.88), 0.66), dusk=((1.0, 0.62, 0.36), 0.75), night=((0.5, 0.62, 1.0), 0.32)
+    )[time]
     sun = Lamp((100 * np.cos(a), 100 * np.sin(a), 100 * high), colour, power, True)
     ambient = np.array(dict(day=(0.5, 0.52, 0.56), dusk=(0.46, 0.38, 0.44), night=(0.22, 0.26, 0.4))[time]) * j
-    sky = dict(day=((0.28, 0.5, 0.86), (0.8, 0.88, 0.95)), dusk=((0.24, 0.22, 0.44), (0.98, 0.64, 0.42)), night=((0.02, 0.03, 0.09), (0.1, 0.14, 0.28)))[time]
+    sky = dict(
+        day=((0.28, 0.5, 0.86), (0.8, 0.88, 0.95)),
+        dusk=((0.24, 0.22, 0.44), (0.98, 0.64, 0.42)),
+        night=((0.02, 0.03, 0.09), (0.1, 0.14, 0.28)),
+    )[time]
     more = [Lamp(lamp, (1.0, 0.78, 0.5), 0.55 if time == "night" else 0.25)] if lamp and time != "day" else []
     word = dict(day="daylight", dusk="warm evening light", night="street light" if lamp else "blue night light")[time]
-    return dict(lamps=[sun, *more], ambient=tuple(ambient), sky=tuple(tuple(np.clip(np.array(c) * j, 0, 1.0)) for c in sky), light=word)
+    return dict(
+        lamps=[sun, *more], ambient=tuple(ambient),
+        sky=tuple(tuple(np.clip(np.array(c) * j, 0, 1.0)) for c in sky),
+        light=word,
+    )
 
+# %% ../../nbs/studio/00_world.ipynb #00049b6d
 def _indoor(rng, time, room, tint=(1.0, 0.84, 0.62), word="warm lamp light"):
     "Lamps, ambient, sky and word in a room whose windows are in the north."
-    x0, x1, _, y1, h = room
-    inside = Lamp((rng.uniform(-1, 1.0), rng.uniform(-1, 1.0), h - 0.5), tint, dict(day=0.35, dusk=0.55, night=0.7)[time])
+    (x0, x1), (y1, h) = room[:2], room[3:]
+    inside = Lamp(
+        (rng.uniform(-1, 1.0), rng.uniform(-1, 1.0), h - 0.5), tint, dict(day=0.35, dusk=0.55, night=0.7)[time]
+    )
     colour, power = dict(day=((0.95, 0.97, 1.0), 0.5), dusk=((1.0, 0.6, 0.4), 0.4), night=((0.4, 0.5, 0.9), 0.15))[time]
     window = Lamp((rng.uniform(x0, x1) / 2, y1 - 0.5, h * 0.7), colour, power)
     ambient = dict(day=(0.46, 0.46, 0.46), dusk=(0.4, 0.33, 0.31), night=(0.36, 0.31, 0.3))[time]
     sky = dict(day=(0.6, 0.75, 0.9), dusk=(0.5, 0.35, 0.4), night=(0.03, 0.04, 0.1))[time]
-    return dict(lamps=[inside, window], ambient=ambient, sky=(sky, sky), light=dict(day="daylight", dusk="warm evening light", night=word)[time])
+    return dict(
+        lamps=[inside, window], ambient=ambient, sky=(sky, sky),
+        light=dict(day="daylight", dusk="warm evening light", night=word)[time],
+    )
 
 # %% ../../nbs/studio/00_world.ipynb #f701420e
 def _marks(rng, floor):
     "Six marks in a shaken grid, each looking roughly at the middle."
-    x0, x1, y0, y1 = floor
+    (x0, x1), (y0, y1) = floor[:2], floor[2:]
     u, v = np.meshgrid((0.5, 1.5, 2.5), (0.5, 1.5))
-    p = np.column_stack([x0 + 0.4 + (x1 - x0 - 0.8) * u.ravel() / 3, y0 + 0.4 + (y1 - y0 - 0.8) * v.ravel() / 2]) + rng.uniform(-0.25, 0.25, (6, 2))
+    p = np.column_stack(
+        [x0 + 0.4 + (x1 - x0 - 0.8) * u.ravel() / 3, y0 + 0.4 + (y1 - y0 - 0.8) * v.ravel() / 2]
+    ) + rng.uniform(-0.25, 0.25, (6, 2))
     facing = np.arctan2((y0 + y1) / 2 - p[:, 1], (x0 + x1) / 2 - p[:, 0]) + rng.uniform(-0.4, 0.4, 6)
     return np.column_stack([p, facing])[rng.permutation(6)]
 
@@ -602,38 +817,66 @@ def _around(rng, count, near, far, floor, tall=True, heights=(0, 0)):
     hx, hy = (floor[1] - floor[0]) / 2, (floor[3] - floor[2]) / 2
     spots = []
     for a in (np.arange(count) + rng.uniform(0.1, 0.9, count)) * 2 * np.pi / count:
-        c, s, gap = np.cos(a), np.sin(a), rng.uniform(near, far)
+        c = np.cos(a)
+        s = np.sin(a)
+        gap = rng.uniform(near, far)
         t = min((hx + gap) / max(abs(c), 1e-6), (hy + gap) / max(abs(s), 1e-6))
-        if not (tall and s < 0 and abs(t * c) < 4.5 and gap < 9): spots.append((t * c, t * s, rng.uniform(*heights), rng.uniform(0, 2 * np.pi)))
+        if not (tall and s < 0 and abs(t * c) < 4.5 and gap < 9):
+            spots.append((t * c, t * s, rng.uniform(*heights), rng.uniform(0, 2 * np.pi)))
     return spots
 
+# %% ../../nbs/studio/00_world.ipynb #e9649b66
 def _by(room, side, along, gap=0.0):
     "Where furniture stands with its back to a wall, looking inwards: (x, y, z, turn); `along` runs from -1 to 1."
-    x0, x1, y0, y1, _ = room
-    mx, my, lx, ly = (x0 + x1) / 2, (y0 + y1) / 2, (x1 - x0) / 2, (y1 - y0) / 2
-    return dict(N=(mx + along * lx, y1 - gap, 0, 0), S=(mx - along * lx, y0 + gap, 0, np.pi), E=(x1 - gap, my - along * ly, 0, -np.pi / 2), W=(x0 + gap, my + along * ly, 0, np.pi / 2))[side]
+    (x0, x1), (y0, y1) = room[:2], room[2:4]
+    mx = (x0 + x1) / 2
+    my = (y0 + y1) / 2
+    lx = (x1 - x0) / 2
+    ly = (y1 - y0) / 2
+    return dict(
+        N=(mx + along * lx, y1 - gap, 0, 0),
+        S=(mx - along * lx, y0 + gap, 0, np.pi),
+        E=(x1 - gap, my - along * ly, 0, -np.pi / 2),
+        W=(x0 + gap, my + along * ly, 0, np.pi / 2),
+    )[side]
 
 # %% ../../nbs/studio/00_world.ipynb #cc0e1858
 def _colour(rng, spread=0.08, paints=_PAINTS):
     "One of the paints, a little off."
     return tuple(np.clip(rng.choice(np.array(paints)) * rng.normal(1, spread, 3), 0.05, 0.95))
 
-_WALLS = np.array([(0.78, 0.72, 0.6), (0.62, 0.7, 0.66), (0.6, 0.68, 0.76), (0.8, 0.66, 0.56), (0.74, 0.74, 0.7), (0.68, 0.6, 0.66), (0.7, 0.72, 0.52)])
+_WALLS = np.array([
+    (0.78, 0.72, 0.6), (0.62, 0.7, 0.66), (0.6, 0.68, 0.76), (0.8, 0.66, 0.56), (0.74, 0.74, 0.7), (0.68, 0.6, 0.66),
+    (0.7, 0.72, 0.52),
+])
 _WOODS = np.array([(0.52, 0.34, 0.2), (0.66, 0.48, 0.3), (0.36, 0.24, 0.16), (0.6, 0.52, 0.42), (0.5, 0.28, 0.18)])
 
-def _room(rng, w, d, h, wall, ground, margin=1.5, ceiling=None):
-    "Six sides, the room and its free floor."
-    room, floor = (-w / 2, w / 2, -d / 2, d / 2, h), (-w / 2 + margin, w / 2 - margin, -d / 2 + margin, d / 2 - margin)
-    sides = [put(thing("wall", panel(d if side in "EW" else w, h), wall, one_sided=True), *_by(room, side, 0))[0] for side in "NESW"]
+def _room(rng, w, d, h, wall, ground, ceiling=None):
+    "The room's extent, and its six sides."
+    room = (-w / 2, w / 2, -d / 2, d / 2, h)
+    sides = []
+    for side in "NESW":
+        upright = thing("wall", panel(d if side in "EW" else w, h), wall, one_sided=True)
+        sides += put(upright, *_by(room, side, 0))
     above = ceiling or surface("plaster", rng, (0.85, 0.84, 0.8))
-    return room, floor, [thing("floor", slab(*room[:4]), ground, shine=0.1), thing("ceiling", slab(*room[:4], h, True), above, one_sided=True), *sides]
+    floor = thing("floor", slab(*room[:4]), ground, shine=0.1)
+    return room, [floor, thing("ceiling", slab(*room[:4], h, True), above, one_sided=True), *sides]
 
+def _free_floor(room, margin):
+    "Where people may move: the room without a margin in which the furniture stands."
+    return room[0] + margin, room[1] - margin, room[2] + margin, room[3] - margin
+
+# %% ../../nbs/studio/00_world.ipynb #d08abaf7
 def _land(rng, ground, hills=None, size=75, clouds=True, **shape):
     "Ground, a range of hills around it, and clouds."
     items = [thing("ground", slab(-size, size, -size, size), ground)]
     if hills is not None: items.append(thing("hills", ridge(rng, size * 0.85, **shape), hills))
     if clouds:
-        sky = sum(blob(rng, r, 1.2 * r, 0.12, 10).at(x - y * k / 11, y + x * k / 11, z) for x, y, z, _ in _around(rng, 8, 46, 58, (0, 0, 0, 0), False, (14, 26)) for k, r in enumerate(rng.uniform(2.2, 4.2, 3)))
+        sky = sum(
+            blob(rng, r, 1.2 * r, 0.12, 10).at(x - y * k / 11, y + x * k / 11, z)
+            for x, y, z, _ in _around(rng, 8, 46, 58, (0, 0, 0, 0), False, (14, 26))
+            for k, r in enumerate(rng.uniform(2.2, 4.2, 3))
+        )
         items.append(thing("cloud", sky, surface("plaster", rng, (0.94, 0.94, 0.96))))
     return items
 
@@ -641,11 +884,11 @@ def _land(rng, ground, hills=None, size=75, clouds=True, **shape):
 PLACES: dict[str, Callable] = {}  # kind -> builder (rng, time) -> Place
 
 def _kind(name):
-    "Registers a builder (rng, time) -> (items, room or None, floor, light)."
+    "Registers a builder (rng, time) -> (items, room or None), (floor, light)."
     def keep(build):
         def place(rng, time):
             order = rng.spawn(1)[0]
-            items, room, floor, light = build(rng, time)
+            (items, room), (floor, light) = build(rng, time)
             return Place(name, time, items, room=room, floor=floor, marks=_marks(order, floor), **light)
         PLACES[name] = place
         return build
@@ -657,9 +900,67 @@ def build_place(
     time: str = "day",  # "day", "dusk" or "night"
 ) -> Place:
     "A place of this kind; the same numbers give the same bytes. Raises `PrimenbError` for an unknown kind or time."
-    if kind not in PLACES: raise PrimenbError(f"place {kind!r}", "it is not known", f"choose one of {', '.join(PLACES)}")
-    if time not in ("day", "dusk", "night"): raise PrimenbError(f"time {time!r}", "it is not known", "choose one of day, dusk, night")
+    if kind not in PLACES:
+        raise PrimenbError(f"place {kind!r}", "it is not known", f"choose one of {', '.join(PLACES)}")
+    if time not in ("day", "dusk", "night"):
+        raise PrimenbError(f"time {time!r}", "it is not known", "choose one of day, dusk, night")
     return PLACES[kind](np.random.default_rng([seed, zlib.crc32(kind.encode())]), time)
+
+# %% ../../nbs/studio/00_world.ipynb #cce80b7e
+def _living_room_seats(rng, room, fabric, f, wood, glow, leaves):
+    "Sofa, armchair, shelf, lamp, plant, television and sideboard."
+    items = []
+    items += put(_sofa(fabric, surface("fabric", rng, _colour(rng))), *_by(room, "N", -0.05 * f, 0.3))
+    items += put(_sofa(fabric, surface("fabric", rng, _colour(rng)), 0.95, "armchair"), 4.75 * f, 1.6, 0, -1.2 * f)
+    items += put(_shelf(wood, surface("books", rng, tuple(rng.choice(_WOODS)))), *_by(room, "EW"[f > 0], 0.62 * f))
+    items += put(_lamp(wood, glow), *_by(room, "N", -0.38, 0.3))
+    items += put(_plant(rng, surface("plaster", rng, _colour(rng)), leaves), *_by(room, "N", -0.86 * f, 0.2))
+    items += put(
+        _block(
+            "television",
+            surface("writing", rng, (0.1, 0.16, 0.25)).image,
+            surface("metal", rng, (0.12, 0.12, 0.13)), 1.3, 0.75, 0.08,
+        ),
+        *_by(room, "EW"[f > 0], 0.1, 0.25)[:2], 0.6, _by(room, "EW"[f > 0], 0)[3]
+    )
+    items += put(
+        _block("sideboard", surface("cabinets", rng, tuple(rng.choice(_WOODS))).image, wood, 1.9, 0.58, 0.42),
+        *_by(room, "EW"[f > 0], 0.1)
+    )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #d8c50cc9
+def _living_room_walls(rng, time, room, f, cloth, wood, photos):
+    "Windows with curtains, and pictures."
+    items = []
+    items += put(_window(rng, time), *_by(room, "N", 0.3 * f)) + put(_window(rng, time), *_by(room, "EW"[f < 0], -0.2))
+    items += put(_curtain(cloth, 0.6, 2.3), *_by(room, "N", 0.3 * f - 0.22))
+    items += put(_curtain(cloth, 0.6, 2.3), *_by(room, "N", 0.3 * f + 0.22))
+    for side, along, k in (("N", -0.35 * f, 0), ("EW"[f > 0], -0.6 * f, 1), ("S", 0.4, 2), ("S", -0.2, 3)):
+        items += put(_picture(wood, photographs()[photos[k]], rng.uniform(0.8, 1.2)), *_by(room, side, along))
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #148c4f7e
+def _living_room_south(rng, room, f, wood, leaves):
+    "The door, and the low furniture along the south wall."
+    items = []
+    items += put(_door(surface("door", rng, tuple(rng.choice(_WOODS)))), *_by(room, "S", 0.75 * f))
+    items += put(_table(wood, 0.6, 0.6, 0.45), *_by(room, "N", 0.55, 0.1))
+    items += put(_plant(rng, surface("plaster", rng, _colour(rng)), leaves, 0.8), *_by(room, "S", -0.8 * f, 0.3))
+    chest = _block(
+        "chest", surface("cabinets", rng, tuple(rng.choice(_PAINTS)), rows=3, columns=2).image, wood, 1.2, 0.85, 0.45
+    )
+    vase = thing(
+        "vase",
+        lathe(((0.06, 0), (0.12, 0.12), (0.05, 0.3), (0.08, 0.36)), 10),
+        surface("fabric", rng, _colour(rng), span=(0.3, 0.3)), shine=0.3,
+    )
+    items += put(chest, *_by(room, "S", 0.1))
+    items += put(vase, *_by(room, "S", 0.1, 0.25)[:2], 0.86)
+    items += put(
+        _block("cabinet", surface("books", rng, rows=3).image, wood, 1.3, 0.95, 0.35), *_by(room, "EW"[f < 0], 0.3)
+    )
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #70941157
 @_kind("living room")
@@ -667,155 +968,498 @@ def _living_room(rng, time):
     wood, fabric = surface("wood", rng, tuple(rng.choice(_WOODS))), surface("fabric", rng, _colour(rng))
     glow, leaves = surface("plaster", rng, (1, 0.86, 0.6)), surface("foliage", rng, (0.25, 0.45, 0.22))
     below = tuple(rng.choice(_WOODS)) if rng.random() < 0.4 else None
-    room, floor, items = _room(rng, 10, 8.5, 2.9, surface("wall", rng, span=(2.9, 2.9), colour=tuple(rng.choice(_WALLS)), below=below), surface("planks", rng, tuple(rng.choice(_WOODS))))
+    room, items = _room(
+        rng, 10, 8.5, 2.9,
+        surface("wall", rng, span=(2.9, 2.9), colour=tuple(rng.choice(_WALLS)), below=below),
+        surface("planks", rng, tuple(rng.choice(_WOODS))),
+    )
+    floor = _free_floor(room, 1.5)
     cloth = surface("fabric", rng, _colour(rng))
     f, photos = 1 if rng.random() < 0.5 else -1, rng.permutation(4)
-    items += put(thing("rug", slab(-1.8, 1.8, -1.2, 1.2, 0.012), surface("rug", rng, _colour(rng)).image), rng.uniform(-0.6, 0.6), rng.uniform(-0.3, 0.3))
-    items += put(_sofa(fabric, surface("fabric", rng, _colour(rng))), *_by(room, "N", -0.05 * f, 0.3))
-    items += put(_sofa(fabric, surface("fabric", rng, _colour(rng)), 0.95, "armchair"), 4.75 * f, 1.6, 0, -1.2 * f)
-    items += put(_shelf(wood, surface("books", rng, tuple(rng.choice(_WOODS)))), *_by(room, "EW"[f > 0], 0.62 * f))
-    items += put(_lamp(wood, glow), *_by(room, "N", -0.38, 0.3)) + put(_plant(rng, surface("plaster", rng, _colour(rng)), leaves), *_by(room, "N", -0.86 * f, 0.2))
-    items += put(_block("television", surface("writing", rng, (0.1, 0.16, 0.25)).image, surface("metal", rng, (0.12, 0.12, 0.13)), 1.3, 0.75, 0.08), *_by(room, "EW"[f > 0], 0.1, 0.25)[:2], 0.6, _by(room, "EW"[f > 0], 0)[3])
-    items += put(_block("sideboard", surface("cabinets", rng, tuple(rng.choice(_WOODS))).image, wood, 1.9, 0.58, 0.42), *_by(room, "EW"[f > 0], 0.1))
-    items += put(_window(rng, time), *_by(room, "N", 0.3 * f)) + put(_window(rng, time), *_by(room, "EW"[f < 0], -0.2))
-    items += put(_curtain(cloth, 0.6, 2.3), *_by(room, "N", 0.3 * f - 0.22)) + put(_curtain(cloth, 0.6, 2.3), *_by(room, "N", 0.3 * f + 0.22))
-    for side, along, k in (("N", -0.35 * f, 0), ("EW"[f > 0], -0.6 * f, 1), ("S", 0.4, 2), ("S", -0.2, 3)): items += put(_picture(wood, photographs()[photos[k]], rng.uniform(0.8, 1.2)), *_by(room, side, along))
-    items += put(_door(surface("door", rng, tuple(rng.choice(_WOODS)))), *_by(room, "S", 0.75 * f)) + put(_table(wood, 0.6, 0.6, 0.45), *_by(room, "N", 0.55, 0.1))
-    items += put(_plant(rng, surface("plaster", rng, _colour(rng)), leaves, 0.8), *_by(room, "S", -0.8 * f, 0.3))
-    chest = _block("chest", surface("cabinets", rng, tuple(rng.choice(_PAINTS)), rows=3, columns=2).image, wood, 1.2, 0.85, 0.45)
-    vase = thing("vase", lathe(((0.06, 0), (0.12, 0.12), (0.05, 0.3), (0.08, 0.36)), 10), surface("fabric", rng, _colour(rng), span=(0.3, 0.3)), shine=0.3)
-    items += put(chest, *_by(room, "S", 0.1)) + put(vase, *_by(room, "S", 0.1, 0.25)[:2], 0.86) + put(_block("cabinet", surface("books", rng, rows=3).image, wood, 1.3, 0.95, 0.35), *_by(room, "EW"[f < 0], 0.3))
-    return items, room, floor, _indoor(rng, time, room)
+    items += put(
+        thing("rug", slab(-1.8, 1.8, -1.2, 1.2, 0.012), surface("rug", rng, _colour(rng)).image),
+        rng.uniform(-0.6, 0.6), rng.uniform(-0.3, 0.3),
+    )
+    items += _living_room_seats(rng, room, fabric, f, wood, glow, leaves)
+    items += _living_room_walls(rng, time, room, f, cloth, wood, photos)
+    items += _living_room_south(rng, room, f, wood, leaves)
+    return (items, room), (floor, _indoor(rng, time, room))
+
+# %% ../../nbs/studio/00_world.ipynb #7fd899ba
+def _kitchen_row(rng, time, room, wood, fronts, top):
+    "Cupboards, worktop and tiles along the north wall."
+    items = []
+    for x in (-2.6, -0.8, 1.0):
+        items += put(_block("cupboard", fronts.image, wood, 1.8, 0.88, 0.6), x, room[3])
+        if x != -0.8:
+            items += put(_block("cupboard", fronts.image, wood, 1.8, 0.7, 0.35), x, room[3], 1.6)
+        else:
+            items += put(_window(rng, time, 1.5, 1.1, 1.15), x, room[3])
+    items += [thing("worktop", box(5.44, 0.66, 0.04).at(-0.8, room[3] - 0.34, 0.885), top, shine=0.3)]
+    items += [thing(
+        "tiles",
+        panel(5.4, 0.66).at(-0.8, room[3] - 0.01, 0.93),
+        surface("tiles", rng, tuple(rng.choice(_WALLS)), span=(0.6, 0.6)), one_sided=True,
+    )]
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #5e56eca2
+def _kitchen_machines(rng, room, metal):
+    "Stove and fridge."
+    items = []
+    items += put(
+        _block(
+            "stove",
+            surface("cabinets", rng, (0.3, 0.3, 0.32), rows=1, columns=1).image, metal, 0.7, 0.92, 0.62, shine=0.4,
+        ),
+        2.3, room[3],
+    )
+    items += put(
+        _block(
+            "fridge",
+            surface("cabinets", rng, (0.78, 0.8, 0.82), rows=2, columns=1).image, metal, 0.8, 1.9, 0.65, shine=0.3,
+        ),
+        3.2, room[3],
+    )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #a8e59231
+def _kitchen_table(rng, room, wood, side):
+    "A table with chairs; pots and bottles on the worktop."
+    items = []
+    items += put(_table(wood, 1.5, 0.8), *_by(room, side, 0.1, 0.35))
+    items += put(_chair(wood), *_by(room, side, 0.55))
+    items += put(_chair(wood), *_by(room, side, -0.35))
+    pots = sum(lathe(((0.09, 0), (0.11, 0.02), (0.11, 0.16), (0, 0.16)), 9).at(x, 0, 0) for x in (-0.2, 0.1, 0.45))
+    items += [thing("pots", pots.at(-2.4, room[3] - 0.35, 0.925), surface("paint", rng, _colour(rng)), shine=0.5)]
+    items += [thing(
+        "bottles",
+        (
+            lathe(((0.05, 0), (0.05, 0.2), (0.02, 0.26), (0.02, 0.33)), 8)
+            + lathe(((0.05, 0), (0.05, 0.15), (0.02, 0.3)), 8).at(0.16)
+        ).at(1.4, room[3] - 0.3, 0.925),
+        surface("paint", rng, (0.2, 0.4, 0.25)), shine=0.6,
+    )]
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #cfdb432a
+def _kitchen_walls(rng, time, room, wood, side, f, paint):
+    "Lamp, pictures, door, window and what stands along the other walls."
+    items = []
+    items += put(_pendant(wood, surface("plaster", rng, (1, 0.9, 0.7)), 2.8, 2.1), 0, 0)
+    items += put(_picture(wood, photographs()[1], 0.9), *_by(room, side, 0.1))
+    items += put(_picture(wood, surface("poster", rng).image, 0.7), *_by(room, "S", 0.3))
+    items += put(_door(surface("door", rng, tuple(rng.choice(_WOODS)))), *_by(room, "S", -0.5))
+    items += put(_window(rng, time), *_by(room, "EW"[f > 0], 0.1))
+    items += put(
+        _block("cupboard", surface("cabinets", rng, paint, rows=2).image, wood, 1.6, 0.9, 0.45),
+        *_by(room, "EW"[f > 0], -0.3)
+    )
+    items += put(_plant(rng, surface("brick", rng), surface("foliage", rng)), *_by(room, "EW"[f > 0], 0.7, 0.2))
+    items += put(_shelf(wood, surface("books", rng), 0.9, 1.0), *_by(room, "S", 0.7))
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #168d8897
 @_kind("kitchen")
 def _kitchen(rng, time):
-    paint, wood, metal = _colour(rng), surface("wood", rng, tuple(rng.choice(_WOODS))), surface("metal", rng)
-    top, fronts = surface("concrete", rng, tuple(rng.choice([(0.35, 0.34, 0.33), (0.7, 0.68, 0.64)])), span=(1.5, 1.5)), surface("cabinets", rng, paint)
-    room, floor, items = _room(rng, 9, 8, 2.8, surface("wall", rng, span=(2.8, 2.8), colour=tuple(rng.choice(_WALLS)), below=tuple(rng.choice(_WALLS))), surface("tiles", rng, tuple(rng.choice([(0.8, 0.78, 0.72), (0.66, 0.5, 0.4), (0.6, 0.68, 0.7)]))))
-    for x in (-2.6, -0.8, 1.0):
-        items += put(_block("cupboard", fronts.image, wood, 1.8, 0.88, 0.6), x, room[3])
-        items += put(_block("cupboard", fronts.image, wood, 1.8, 0.7, 0.35), x, room[3], 1.6) if x != -0.8 else put(_window(rng, time, 1.5, 1.1, 1.15), x, room[3])
-    items += [thing("worktop", box(5.44, 0.66, 0.04).at(-0.8, room[3] - 0.34, 0.885), top, shine=0.3)]
-    items += [thing("tiles", panel(5.4, 0.66).at(-0.8, room[3] - 0.01, 0.93), surface("tiles", rng, tuple(rng.choice(_WALLS)), span=(0.6, 0.6)), one_sided=True)]
-    items += put(_block("stove", surface("cabinets", rng, (0.3, 0.3, 0.32), rows=1, columns=1).image, metal, 0.7, 0.92, 0.62, shine=0.4), 2.3, room[3])
-    items += put(_block("fridge", surface("cabinets", rng, (0.78, 0.8, 0.82), rows=2, columns=1).image, metal, 0.8, 1.9, 0.65, shine=0.3), 3.2, room[3])
+    paint = _colour(rng)
+    wood = surface("wood", rng, tuple(rng.choice(_WOODS)))
+    metal = surface("metal", rng)
+    top = surface("concrete", rng, tuple(rng.choice([(0.35, 0.34, 0.33), (0.7, 0.68, 0.64)])), span=(1.5, 1.5))
+    fronts = surface("cabinets", rng, paint)
+    room, items = _room(
+        rng, 9, 8, 2.8,
+        surface("wall", rng, span=(2.8, 2.8), colour=tuple(rng.choice(_WALLS)), below=tuple(rng.choice(_WALLS))),
+        surface("tiles", rng, tuple(rng.choice([(0.8, 0.78, 0.72), (0.66, 0.5, 0.4), (0.6, 0.68, 0.7)]))),
+    )
+    floor = _free_floor(room, 1.5)
+    items += _kitchen_row(rng, time, room, wood, fronts, top)
+    items += _kitchen_machines(rng, room, metal)
     side, f = ("W", -1) if rng.random() < 0.5 else ("E", 1)
-    items += put(_table(wood, 1.5, 0.8), *_by(room, side, 0.1, 0.35)) + put(_chair(wood), *_by(room, side, 0.55)) + put(_chair(wood), *_by(room, side, -0.35))
-    pots = sum(lathe(((0.09, 0), (0.11, 0.02), (0.11, 0.16), (0, 0.16)), 9).at(x, 0, 0) for x in (-0.2, 0.1, 0.45))
-    items += [thing("pots", pots.at(-2.4, room[3] - 0.35, 0.925), surface("paint", rng, _colour(rng)), shine=0.5), thing("bottles", (lathe(((0.05, 0), (0.05, 0.2), (0.02, 0.26), (0.02, 0.33)), 8) + lathe(((0.05, 0), (0.05, 0.15), (0.02, 0.3)), 8).at(0.16)).at(1.4, room[3] - 0.3, 0.925), surface("paint", rng, (0.2, 0.4, 0.25)), shine=0.6)]
-    items += put(_pendant(wood, surface("plaster", rng, (1, 0.9, 0.7)), 2.8, 2.1), 0, 0) + put(_picture(wood, photographs()[1], 0.9), *_by(room, side, 0.1)) + put(_picture(wood, surface("poster", rng).image, 0.7), *_by(room, "S", 0.3))
-    items += put(_door(surface("door", rng, tuple(rng.choice(_WOODS)))), *_by(room, "S", -0.5)) + put(_window(rng, time), *_by(room, "EW"[f > 0], 0.1)) + put(_block("cupboard", surface("cabinets", rng, paint, rows=2).image, wood, 1.6, 0.9, 0.45), *_by(room, "EW"[f > 0], -0.3))
-    items += put(_plant(rng, surface("brick", rng), surface("foliage", rng)), *_by(room, "EW"[f > 0], 0.7, 0.2)) + put(_shelf(wood, surface("books", rng), 0.9, 1.0), *_by(room, "S", 0.7))
-    return items, room, floor, _indoor(rng, time, room)
+    items += _kitchen_table(rng, room, wood, side)
+    items += _kitchen_walls(rng, time, room, wood, side, f, paint)
+    return (items, room), (floor, _indoor(rng, time, room))
+
+# %% ../../nbs/studio/00_world.ipynb #b7782622
+def _office_desks(rng, room, desk, grey, seat):
+    "Desks with screens; those at the side walls have chairs."
+    items = []
+    for side, along in (("N", -0.65), ("N", 0.05), ("N", 0.65), ("W", 0.1), ("E", 0.2), ("S", -0.45)):
+        spot = _by(room, side, along, 0.25)
+        (x, y), turn = spot[:2], spot[3]
+        items += put(_table(desk, 1.5, 0.75, 0.73), x, y, 0, turn)
+        items += put(
+            _block(
+                "screen",
+                surface(
+                    "writing", rng,
+                    tuple(rng.choice([(0.12, 0.18, 0.3), (0.85, 0.87, 0.88), (0.15, 0.15, 0.17)])),
+                    ink=tuple(rng.choice(_PAINTS)),
+                ).image,
+                grey, 0.62, 0.38, 0.04,
+            ),
+            *(np.array([x, y, 0.82]) + placed_at(0, 0, 0, turn)[:3, :3] @ (rng.uniform(-0.3, 0.3), -0.3, 0)), turn
+        )
+        if side in "EW":
+            items += put(_chair(seat), *(np.array([x, y]) + placed_at(0, 0, 0, turn)[:2, :2] @ (0.9, -0.1)), 0, turn)
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #a2d0fa68
+def _office_walls(rng, time, room, grey, desk):
+    "Windows, pictures, shelves, plants, door and printer."
+    items = []
+    for along in (-0.5, 0.3): items += put(_window(rng, time, 2.4, 1.5), *_by(room, "N", along))
+    items += put(
+        _picture(grey, surface("writing", rng, (0.9, 0.91, 0.92), ink=(0.2, 0.3, 0.6)).image, 1.3), *_by(room, "W", 0.0)
+    )
+    items += put(_picture(desk, surface("poster", rng).image, 0.9), *_by(room, "S", 0.3))
+    items += put(
+        _block("cabinet", surface("cabinets", rng, (0.55, 0.58, 0.6), rows=4, columns=2).image, grey, 0.9, 1.35, 0.5),
+        *_by(room, "E", -0.6)
+    )
+    items += put(_shelf(desk, surface("books", rng)), *_by(room, "W", -0.7))
+    items += put(
+        _plant(rng, surface("plaster", rng, (0.8, 0.8, 0.78)), surface("foliage", rng), 1.4), *_by(room, "N", 0.92, 0.2)
+    )
+    items += put(_door(surface("door", rng)), *_by(room, "S", 0.7))
+    front = surface("writing", rng, (0.75, 0.76, 0.78), ink=(0.3, 0.32, 0.35)).image
+    items += put(_block("printer", front, grey, 0.7, 0.95, 0.55), *_by(room, "S", 0.05))
+    items += put(
+        _plant(rng, surface("fabric", rng, _colour(rng)), surface("foliage", rng), 0.9), *_by(room, "S", 0.9, 0.2)
+    )
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #b5a40621
 @_kind("office")
 def _office(rng, time):
     desk, grey = surface("wood", rng, tuple(rng.choice(_WOODS))), surface("metal", rng, (0.4, 0.42, 0.45))
-    room, floor, items = _room(rng, 12, 9, 3.0, surface("wall", rng, span=(3.0, 3.0), colour=tuple(rng.choice(_WALLS))), surface("carpet", rng, _colour(rng)), 1.7, surface("tiles", rng, (0.84, 0.84, 0.82), second=(0.8, 0.8, 0.78)))
+    room, items = _room(
+        rng, 12, 9, 3.0,
+        surface("wall", rng, span=(3.0, 3.0), colour=tuple(rng.choice(_WALLS))),
+        surface("carpet", rng, _colour(rng)),
+        surface("tiles", rng, (0.84, 0.84, 0.82), second=(0.8, 0.8, 0.78)),
+    )
+    floor = _free_floor(room, 1.7)
     seat = surface("fabric", rng, _colour(rng))
-    for side, along in (("N", -0.65), ("N", 0.05), ("N", 0.65), ("W", 0.1), ("E", 0.2), ("S", -0.45)):
-        x, y, _, turn = _by(room, side, along, 0.25)
-        items += put(_table(desk, 1.5, 0.75, 0.73), x, y, 0, turn)
-        items += put(_block("screen", surface("writing", rng, tuple(rng.choice([(0.12, 0.18, 0.3), (0.85, 0.87, 0.88), (0.15, 0.15, 0.17)])), ink=tuple(rng.choice(_PAINTS))).image, grey, 0.62, 0.38, 0.04), *(np.array([x, y, 0.82]) + placed_at(0, 0, 0, turn)[:3, :3] @ (rng.uniform(-0.3, 0.3), -0.3, 0)), turn)
-        if side in "EW": items += put(_chair(seat), *(np.array([x, y]) + placed_at(0, 0, 0, turn)[:2, :2] @ (0.9, -0.1)), 0, turn)
-    for along in (-0.5, 0.3): items += put(_window(rng, time, 2.4, 1.5), *_by(room, "N", along))
-    items += put(_picture(grey, surface("writing", rng, (0.9, 0.91, 0.92), ink=(0.2, 0.3, 0.6)).image, 1.3), *_by(room, "W", 0.0)) + put(_picture(desk, surface("poster", rng).image, 0.9), *_by(room, "S", 0.3))
-    items += put(_block("cabinet", surface("cabinets", rng, (0.55, 0.58, 0.6), rows=4, columns=2).image, grey, 0.9, 1.35, 0.5), *_by(room, "E", -0.6)) + put(_shelf(desk, surface("books", rng)), *_by(room, "W", -0.7))
-    items += put(_plant(rng, surface("plaster", rng, (0.8, 0.8, 0.78)), surface("foliage", rng), 1.4), *_by(room, "N", 0.92, 0.2)) + put(_door(surface("door", rng)), *_by(room, "S", 0.7))
-    items += put(_block("printer", surface("writing", rng, (0.75, 0.76, 0.78), ink=(0.3, 0.32, 0.35)).image, grey, 0.7, 0.95, 0.55), *_by(room, "S", 0.05)) + put(_plant(rng, surface("fabric", rng, _colour(rng)), surface("foliage", rng), 0.9), *_by(room, "S", 0.9, 0.2))
-    bins = sum(lathe(((0.12, 0), (0.16, 0.35), (0.14, 0.35), (0.1, 0.05)), 9).at(*p) for p in _around(rng, 5, 0.5, 0.9, floor, False))
+    items += _office_desks(rng, room, desk, grey, seat)
+    items += _office_walls(rng, time, room, grey, desk)
+    bins = sum(
+        lathe(((0.12, 0), (0.16, 0.35), (0.14, 0.35), (0.1, 0.05)), 9).at(*p)
+        for p in _around(rng, 5, 0.5, 0.9, floor, False)
+    )
     items += [thing("bin", bins, surface("fabric", rng, _colour(rng), span=(0.3, 0.3)))]
     lights = sum(slab(x - 0.6, x + 0.6, y - 0.3, y + 0.3, 2.98, True) for x in (-3, 0, 3) for y in (-1.5, 1.5))
-    items += [thing("lamp", lights, surface("plaster", rng, (0.95, 0.97, 1.0)), glow=True)] + put(_picture(desk, photographs()[rng.integers(4)], 1.1), *_by(room, "E", 0.55))
-    return items, room, floor, _indoor(rng, time, room, (0.92, 0.96, 1.0), "cold office light")
+    items += [thing("lamp", lights, surface("plaster", rng, (0.95, 0.97, 1.0)), glow=True)]
+    items += put(_picture(desk, photographs()[rng.integers(4)], 1.1), *_by(room, "E", 0.55))
+    return (items, room), (floor, _indoor(rng, time, room, (0.92, 0.96, 1.0), "cold office light"))
+
+# %% ../../nbs/studio/00_world.ipynb #dd4277fd
+def _corridor_doors(rng, time, room, door, wood):
+    "Doors, a window, lockers and a notice board."
+    items = []
+    for x in (-0.78, -0.35, 0.1, 0.55, 0.88): items += put(_door(door), *_by(room, "N", x))
+    for x in (-0.6, 0.0, 0.6): items += put(_door(door), *_by(room, "S", x))
+    items += put(_door(door, 1.2), *_by(room, "E", 0)) + put(_window(rng, time, 2.0, 1.8, 0.7), *_by(room, "W", 0))
+    items += put(
+        _block(
+            "lockers",
+            surface("cabinets", rng, tuple(rng.choice(_PAINTS)), rows=2, columns=6).image, surface("metal", rng), 2.4,
+            1.9, 0.4,
+        ),
+        *_by(room, "N", -0.57)
+    )
+    items += put(
+        _block("notice board", surface("poster", rng, (0.7, 0.55, 0.35)).image, wood, 1.8, 1.1, 0.05),
+        *_by(room, "N", 0.32)[:2], 1.1
+    )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #2f00a16e
+def _corridor_furniture(rng, room, wood):
+    "Benches, pictures, plants and chairs."
+    items = []
+    items += put(_bench(wood), *_by(room, "N", 0.32)) + put(_bench(wood), *_by(room, "S", -0.3))
+    for k, along in enumerate((-0.12, 0.72, -0.93)):
+        items += put(
+            _picture(wood, (photographs()[rng.integers(4)], surface("poster", rng).image)[k % 2], 0.8),
+            *_by(room, "N", along)
+        )
+    for along in (0.3, -0.75): items += put(_picture(wood, surface("poster", rng).image, 0.8), *_by(room, "S", along))
+    for x in (-8.5, 8.3):
+        items += put(
+            _plant(rng, surface("plaster", rng, _colour(rng)), surface("foliage", rng), 1.3), x, room[3] - 0.3, 0
+        )
+    items += put(_chair(wood), -7.5, -2.9, 0, np.pi) + put(_chair(wood), 8, -2.9, 0, np.pi)
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #016e794f
 @_kind("corridor")
 def _corridor(rng, time):
     below, wood = tuple(rng.choice(_PAINTS)), surface("wood", rng, tuple(rng.choice(_WOODS)))
-    ground = surface(*[("tiles", rng, tuple(rng.choice(_WALLS))), ("planks", rng), ("carpet", rng, _colour(rng))][rng.integers(3)])
-    room, _, items = _room(rng, 20, 6, 3.0, surface("wall", rng, span=(3.0, 3.0), colour=tuple(rng.choice(_WALLS)), below=below), ground)
+    ground = surface(
+        *[("tiles", rng, tuple(rng.choice(_WALLS))), ("planks", rng), ("carpet", rng, _colour(rng))][rng.integers(3)]
+    )
+    room, items = _room(
+        rng, 20, 6, 3.0, surface("wall", rng, span=(3.0, 3.0), colour=tuple(rng.choice(_WALLS)), below=below), ground
+    )
     floor, door = (-6.0, 6.0, -2.1, 2.1), surface("door", rng, tuple(rng.choice(_WOODS)))
-    for x in (-0.78, -0.35, 0.1, 0.55, 0.88): items += put(_door(door), *_by(room, "N", x))
-    for x in (-0.6, 0.0, 0.6): items += put(_door(door), *_by(room, "S", x))
-    items += put(_door(door, 1.2), *_by(room, "E", 0)) + put(_window(rng, time, 2.0, 1.8, 0.7), *_by(room, "W", 0))
-    items += put(_block("lockers", surface("cabinets", rng, tuple(rng.choice(_PAINTS)), rows=2, columns=6).image, surface("metal", rng), 2.4, 1.9, 0.4), *_by(room, "N", -0.57))
-    items += put(_block("notice board", surface("poster", rng, (0.7, 0.55, 0.35)).image, wood, 1.8, 1.1, 0.05), *_by(room, "N", 0.32)[:2], 1.1)
-    items += put(_bench(wood), *_by(room, "N", 0.32)) + put(_bench(wood), *_by(room, "S", -0.3))
-    for k, along in enumerate((-0.12, 0.72, -0.93)): items += put(_picture(wood, (photographs()[rng.integers(4)], surface("poster", rng).image)[k % 2], 0.8), *_by(room, "N", along))
-    for along in (0.3, -0.75): items += put(_picture(wood, surface("poster", rng).image, 0.8), *_by(room, "S", along))
-    for x in (-8.5, 8.3): items += put(_plant(rng, surface("plaster", rng, _colour(rng)), surface("foliage", rng), 1.3), x, room[3] - 0.3, 0)
-    items += put(_chair(wood), -7.5, -2.9, 0, np.pi) + put(_chair(wood), 8, -2.9, 0, np.pi)
+    items += _corridor_doors(rng, time, room, door, wood)
+    items += _corridor_furniture(rng, room, wood)
     lights = sum(slab(x - 0.7, x + 0.7, -0.15, 0.15, 2.98, True) for x in (-8, -4, 0, 4, 8))
     items += [thing("lamp", lights, surface("plaster", rng, (1, 0.97, 0.88)), glow=True)]
     tint, word = [((1.0, 0.84, 0.62), "warm lamp light"), ((0.7, 1.0, 0.85), "greenish tube light")][rng.integers(2)]
-    return items, room, floor, _indoor(rng, time, room, tint, word)
+    return (items, room), (floor, _indoor(rng, time, room, tint, word))
+
+# %% ../../nbs/studio/00_world.ipynb #faaf9cf3
+def _scenery(rng, red):
+    "A painted outlook, and curtains."
+    items = []
+    top = rng.choice(_PAINTS)
+    low = rng.choice(_PAINTS) ** 0.5
+    land = rng.choice(_PAINTS) * 0.8
+    items += [thing(
+        "painted scenery", panel(9, 4.6).at(0, 4.6, 0),
+        surface("outlook", rng, tuple(top), low=tuple(low), land=tuple(land), bars=False).image,
+    )]
+    for x, y in ((-4.6, 3.5), (4.6, 3.5), (-5.2, 0.8), (5.2, 0.8), (-5.6, 4.9), (5.6, 4.9)):
+        items += put(_curtain(red, 2.4, 5.2, 8, 0.12), x, y, 0, 0.35 * np.sign(x) * (y < 4))
+    items += put(_curtain(red, 13.6, 1.0, 40, 0.1), 0, 3.0, 5.0)
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #ba6c9558
+def _stage_pieces(rng, red):
+    "Armchairs or blocks, and two trees."
+    items = []
+    for _ in range(3):
+        if rng.random() < 0.4:
+            items += put(
+                _sofa(surface("fabric", rng, _colour(rng)), red, 0.9, "armchair"), rng.uniform(-3.5, 3.5),
+                rng.uniform(4.0, 4.3), 0, rng.uniform(-0.5, 0.5),
+            )
+        else:
+            items += put(
+                thing("stage block", box(*rng.uniform(0.5, 1.1, 3)), surface("crate", rng).image), rng.uniform(-4, 4),
+                rng.uniform(3.5, 4.0), 0, rng.uniform(0, 1),
+            )
+    for x in (-4.9, 4.9):
+        items += put(_tree(rng, surface("bark", rng), surface("foliage", rng, _colour(rng)), 3.2, "fir"), x, 1.9)
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #02f4a4d4
+def _auditorium(rng, room, red, wood):
+    "Seats, beams with spotlights, doors and a poster."
+    items = []
+    seats = sum(
+        (box(0.5, 0.45, 0.4) + box(0.5, 0.1, 0.5).at(0, -0.2, 0.4)).at(x + 0.3 * (k % 2), -4.0 - 0.8 * k, -0.0)
+        for k in range(2)
+        for x in np.arange(-4.8, 5, 0.8)
+    )
+    items += [thing("seats", seats, red)]
+    beams = box(12, 0.2, 0.2).at(0, 1.0, 5.2) + box(12, 0.2, 0.2).at(0, -2.6, 5.2)
+    items += [thing("beam", beams, surface("metal", rng, (0.2, 0.2, 0.22)))]
+    cans = sum(
+        lathe(((0.12, 0), (0.16, 0.35), (0, 0.35)), 8).at(x, y, 4.8) for x in (-4, -2, 0, 2, 4) for y in (1.0, -2.6)
+    )
+    items += [thing("spotlight", cans, surface("metal", rng, (0.22, 0.22, 0.24)))]
+    items += [thing(
+        "spotlight",
+        sum(slab(x - 0.1, x + 0.1, y - 0.1, y + 0.1, 4.79, True) for x in (-4, -2, 0, 2, 4) for y in (1.0, -2.6)),
+        surface("plaster", rng, (1, 0.95, 0.8)), glow=True,
+    )]
+    items += put(_door(surface("door", rng, (0.3, 0.22, 0.2))), *_by(room, "E", 0.6))
+    items += put(_door(surface("door", rng, (0.3, 0.22, 0.2))), *_by(room, "S", 0.5))
+    items += put(_picture(wood, surface("poster", rng).image, 1.6), *_by(room, "S", -0.4))
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #f6c85df3
 @_kind("stage")
 def _stage(rng, time):
-    red, wood = surface("carpet", rng, tuple(rng.choice([(0.55, 0.1, 0.12), (0.12, 0.2, 0.45), (0.36, 0.12, 0.36)]))), surface("wood", rng)
-    room, floor, items = _room(rng, 14, 12, 6.0, surface("brick", rng, (0.28, 0.22, 0.22)), surface("planks", rng, (0.4, 0.27, 0.18)), 2.5, surface("wood", rng, (0.18, 0.14, 0.13)))
+    red = surface("carpet", rng, tuple(rng.choice([(0.55, 0.1, 0.12), (0.12, 0.2, 0.45), (0.36, 0.12, 0.36)])))
+    wood = surface("wood", rng)
+    room, items = _room(
+        rng, 14, 12, 6.0,
+        surface("brick", rng, (0.28, 0.22, 0.22)),
+        surface("planks", rng, (0.4, 0.27, 0.18)),
+        surface("wood", rng, (0.18, 0.14, 0.13)),
+    )
     floor = (-4.0, 4.0, -2.6, 2.6)
-    top, low, land = rng.choice(_PAINTS), rng.choice(_PAINTS) ** 0.5, rng.choice(_PAINTS) * 0.8
-    items += [thing("painted scenery", panel(9, 4.6).at(0, 4.6, 0), surface("outlook", rng, tuple(top), low=tuple(low), land=tuple(land), bars=False).image)]
-    for x, y in ((-4.6, 3.5), (4.6, 3.5), (-5.2, 0.8), (5.2, 0.8), (-5.6, 4.9), (5.6, 4.9)): items += put(_curtain(red, 2.4, 5.2, 8, 0.12), x, y, 0, 0.35 * np.sign(x) * (y < 4))
-    items += put(_curtain(red, 13.6, 1.0, 40, 0.1), 0, 3.0, 5.0)
-    for _ in range(3): items += put(_sofa(surface("fabric", rng, _colour(rng)), red, 0.9, "armchair"), rng.uniform(-3.5, 3.5), rng.uniform(4.0, 4.3), 0, rng.uniform(-0.5, 0.5)) if rng.random() < 0.4 else put(thing("stage block", box(*rng.uniform(0.5, 1.1, 3)), surface("crate", rng).image), rng.uniform(-4, 4), rng.uniform(3.5, 4.0), 0, rng.uniform(0, 1))
-    for x in (-4.9, 4.9): items += put(_tree(rng, surface("bark", rng), surface("foliage", rng, _colour(rng)), 3.2, "fir"), x, 1.9)
-    seats = sum((box(0.5, 0.45, 0.4) + box(0.5, 0.1, 0.5).at(0, -0.2, 0.4)).at(x + 0.3 * (k % 2), -4.0 - 0.8 * k, -0.0) for k in range(2) for x in np.arange(-4.8, 5, 0.8))
-    items += [thing("seats", seats, red), thing("beam", box(12, 0.2, 0.2).at(0, 1.0, 5.2) + box(12, 0.2, 0.2).at(0, -2.6, 5.2), surface("metal", rng, (0.2, 0.2, 0.22)))]
-    cans = sum(lathe(((0.12, 0), (0.16, 0.35), (0, 0.35)), 8).at(x, y, 4.8) for x in (-4, -2, 0, 2, 4) for y in (1.0, -2.6))
-    items += [thing("spotlight", cans, surface("metal", rng, (0.22, 0.22, 0.24))), thing("spotlight", sum(slab(x - 0.1, x + 0.1, y - 0.1, y + 0.1, 4.79, True) for x in (-4, -2, 0, 2, 4) for y in (1.0, -2.6)), surface("plaster", rng, (1, 0.95, 0.8)), glow=True)]
-    items += put(_door(surface("door", rng, (0.3, 0.22, 0.2))), *_by(room, "E", 0.6)) + put(_door(surface("door", rng, (0.3, 0.22, 0.2))), *_by(room, "S", 0.5)) + put(_picture(wood, surface("poster", rng).image, 1.6), *_by(room, "S", -0.4))
-    pair = [((1.0, 0.9, 0.7), (0.95, 0.8, 1.0)), ((1.0, 0.55, 0.4), (0.4, 0.55, 1.0)), ((0.9, 0.5, 0.9), (0.4, 0.9, 0.9))][dict(day=0, dusk=1, night=2)[time]]
+    items += _scenery(rng, red)
+    items += _stage_pieces(rng, red)
+    items += _auditorium(rng, room, red, wood)
+    pair = [
+        ((1.0, 0.9, 0.7), (0.95, 0.8, 1.0)),
+        ((1.0, 0.55, 0.4), (0.4, 0.55, 1.0)),
+        ((0.9, 0.5, 0.9), (0.4, 0.9, 0.9)),
+    ][dict(day=0, dusk=1, night=2)[time]]
     lamps = [Lamp((s * 4.0, -2.6, 4.8), c, 0.6) for s, c in zip((-1, 1), pair)]
     word = dict(day="bright stage light", dusk="red and blue stage light", night="violet and cyan stage light")[time]
-    return items, room, floor, dict(lamps=lamps, ambient=(0.24, 0.22, 0.25), sky=((0.02, 0.02, 0.03),) * 2, light=word)
+    light = dict(lamps=lamps, ambient=(0.24, 0.22, 0.25), sky=((0.02, 0.02, 0.03),) * 2, light=word)
+    return (items, room), (floor, light)
+
+# %% ../../nbs/studio/00_world.ipynb #4d46d00d
+def _cafe_counter(rng, room, wood, metal):
+    "The counter, with a shelf, the menu, a coffee machine and cups."
+    items = []
+    items += put(
+        _block("counter", surface("cabinets", rng, _colour(rng), columns=6).image, wood, 4.2, 1.1, 0.6),
+        *_by(room, "N", -0.3, 0.9)
+    )
+    items += put(_shelf(wood, surface("books", rng, rows=4), 2.2, 1.1), *_by(room, "N", -0.45)[:2], 1.2)
+    items += put(_block("menu", surface("writing", rng).image, wood, 1.5, 1.1, 0.05), *_by(room, "N", -0.02)[:2], 1.5)
+    items += put(
+        _block(
+            "coffee machine",
+            surface("cabinets", rng, (0.6, 0.62, 0.64), rows=1, columns=2).image, metal, 0.7, 0.5, 0.45, shine=0.6,
+        ),
+        room[0] + 2.6, room[3] - 0.95, 1.11,
+    )
+    cups = sum(lathe(((0.03, 0), (0.05, 0.1), (0, 0.1)), 7).at(0.16 * k, 0.05 * (k % 2)) for k in range(6))
+    items += [thing("cups", cups.at(room[0] + 4.2, room[3] - 1.2, 1.11), surface("paint", rng, (0.88, 0.86, 0.82)))]
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #f4f3bb0f
+def _cafe_tables(rng, room, wood, metal):
+    "Round tables, each with a chair."
+    items = []
+    for side, along in (("W", -0.5), ("W", 0.15), ("E", -0.55), ("E", 0.1), ("E", 0.62), ("N", 0.62)):
+        spot = _by(room, side, along, 0.55)
+        items += put(_round_table(wood, 0.36), *spot)
+        items += put(
+            _chair(metal if rng.random() < 0.3 else wood),
+            *(np.array(spot[:2]) + placed_at(0, 0, 0, spot[3])[:2, :2] @ (rng.choice([-0.75, 0.75]), -0.15)), 0, spot[3]
+        )
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #a7ac591e
 @_kind("cafe")
 def _cafe(rng, time):
     wood, metal = surface("wood", rng, tuple(rng.choice(_WOODS))), surface("metal", rng)
     ground = surface(*[("tiles", rng, (0.82, 0.8, 0.75), None), ("planks", rng, None, None)][rng.integers(2)])
-    room, floor, items = _room(rng, 11, 9, 3.2, surface("wall", rng, span=(3.2, 3.2), colour=tuple(rng.choice(_WALLS)), below=tuple(rng.choice(_WOODS))), ground, 2.0)
-    items += put(_block("counter", surface("cabinets", rng, _colour(rng), columns=6).image, wood, 4.2, 1.1, 0.6), *_by(room, "N", -0.3, 0.9))
-    items += put(_shelf(wood, surface("books", rng, rows=4), 2.2, 1.1), *_by(room, "N", -0.45)[:2], 1.2) + put(_block("menu", surface("writing", rng).image, wood, 1.5, 1.1, 0.05), *_by(room, "N", -0.02)[:2], 1.5)
-    items += put(_block("coffee machine", surface("cabinets", rng, (0.6, 0.62, 0.64), rows=1, columns=2).image, metal, 0.7, 0.5, 0.45, shine=0.6), room[0] + 2.6, room[3] - 0.95, 1.11)
-    cups = sum(lathe(((0.03, 0), (0.05, 0.1), (0, 0.1)), 7).at(0.16 * k, 0.05 * (k % 2)) for k in range(6))
-    items += [thing("cups", cups.at(room[0] + 4.2, room[3] - 1.2, 1.11), surface("paint", rng, (0.88, 0.86, 0.82)))]
-    for side, along in (("W", -0.5), ("W", 0.15), ("E", -0.55), ("E", 0.1), ("E", 0.62), ("N", 0.62)):
-        spot = _by(room, side, along, 0.55)
-        items += put(_round_table(wood, 0.36), *spot) + put(_chair(metal if rng.random() < 0.3 else wood), *(np.array(spot[:2]) + placed_at(0, 0, 0, spot[3])[:2, :2] @ (rng.choice([-0.75, 0.75]), -0.15)), 0, spot[3])
-    items += put(_window(rng, time, 2.4, 1.7), *_by(room, "E", -0.25)) + put(_window(rng, time, 2.4, 1.7), *_by(room, "E", 0.45)) + put(_window(rng, time, 1.6, 1.7), *_by(room, "N", 0.72))
-    for side, along in (("W", -0.4), ("W", 0.35), ("S", 0.2)): items += put(_picture(wood, photographs()[rng.integers(4)], rng.uniform(0.8, 1.3)), *_by(room, side, along))
-    items += put(_door(surface("door", rng, _colour(rng))), *_by(room, "S", -0.5)) + put(_picture(wood, surface("poster", rng).image, 0.8), *_by(room, "S", 0.65))
-    for x in (-2.4, 0.2, 2.8): items += put(_pendant(metal, surface("plaster", rng, (1, 0.85, 0.55)), 3.2, 2.35), x, rng.uniform(-0.5, 0.5))
+    room, items = _room(
+        rng, 11, 9, 3.2,
+        surface("wall", rng, span=(3.2, 3.2), colour=tuple(rng.choice(_WALLS)), below=tuple(rng.choice(_WOODS))),
+        ground,
+    )
+    floor = _free_floor(room, 2.0)
+    items += _cafe_counter(rng, room, wood, metal)
+    items += _cafe_tables(rng, room, wood, metal)
+    items += put(_window(rng, time, 2.4, 1.7), *_by(room, "E", -0.25))
+    items += put(_window(rng, time, 2.4, 1.7), *_by(room, "E", 0.45))
+    items += put(_window(rng, time, 1.6, 1.7), *_by(room, "N", 0.72))
+    for side, along in (("W", -0.4), ("W", 0.35), ("S", 0.2)):
+        items += put(_picture(wood, photographs()[rng.integers(4)], rng.uniform(0.8, 1.3)), *_by(room, side, along))
+    items += put(_door(surface("door", rng, _colour(rng))), *_by(room, "S", -0.5))
+    items += put(_picture(wood, surface("poster", rng).image, 0.8), *_by(room, "S", 0.65))
+    for x in (-2.4, 0.2, 2.8):
+        items += put(_pendant(metal, surface("plaster", rng, (1, 0.85, 0.55)), 3.2, 2.35), x, rng.uniform(-0.5, 0.5))
     items += put(_plant(rng, surface("brick", rng), surface("foliage", rng), 1.5), *_by(room, "W", 0.85, 0.35))
-    return items, room, floor, _indoor(rng, time, room, (1.0, 0.78, 0.5))
+    return (items, room), (floor, _indoor(rng, time, room, (1.0, 0.78, 0.5)))
+
+# %% ../../nbs/studio/00_world.ipynb #6ed9d5ec
+def _racks(rng, room, steel, parcel):
+    "Racks with boxes."
+    items = []
+    for side, along in (("N", -0.6), ("N", 0.0), ("N", 0.6), ("W", 0.1), ("E", -0.3)):
+        rack = sum(box(0.1, 0.1, 4.2).at(x, y) for x in (-2, 0, 2) for y in (-0.1, -1.1)) + sum(
+            box(4.1, 1.1, 0.08).at(0, -0.6, z) for z in (0.15, 1.5, 2.85)
+        )
+        spot = _by(room, side, along, 0.4)
+        items += put(thing("rack", rack, steel), *spot)
+        goods = [
+            box(*(s := rng.uniform(0.5, 1.0, 3))).at(x + rng.uniform(-0.1, 0.1), -0.6, z)
+            for z in (0.24, 1.59, 2.94)
+            for x in (-1.4, -0.5, 0.5, 1.4)
+            if rng.random() < 0.8
+        ]
+        items += put(thing("boxes", sum(goods), parcel[rng.integers(2)]), *spot)
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #851890fd
+def _loose_goods(rng, floor, paint, crate):
+    "Crates, barrels and pallets."
+    items = []
+    for x, y, z, t in _around(rng, 9, 0.8, 1.6, floor):
+        if rng.random() < 0.5:
+            items += put(thing("crate", box(s := rng.uniform(0.6, 1.0), s, s), replace(crate, span=(s, s))), x, y, 0, t)
+        else:
+            items += put(
+                thing(
+                    "barrel",
+                    lathe(((0.3, 0), (0.3, 0.3), (0.32, 0.32), (0.3, 0.34), (0.3, 0.88), (0, 0.88)), 12), paint,
+                    shine=0.3,
+                ),
+                x, y,
+            )
+    for x in (-3.5, 0.5, 3):
+        items += put(
+            thing("pallet", box(1.2, 0.9, 0.14) + box(1.0, 0.8, rng.uniform(0.3, 0.7)).at(0, 0, 0.14), crate), x, -4.6,
+            0, rng.uniform(-0.2, 0.2),
+        )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #ce1974c5
+def _forklift(rng):
+    "A forklift truck."
+    items = []
+    truck = (
+        sum(
+            lathe(((0, -0.1), (0.3, -0.1), (0.3, 0.1), (0, 0.1)), 10).at(x, y, 0.3, 0, np.pi / 2)
+            for x in (-0.6, 0.7)
+            for y in (-0.5, 0.5)
+        )
+        + box(1.8, 1.1, 0.7).at(0, 0, 0.3)
+        + box(0.1, 1.0, 2.2).at(1.0, 0, 0.1)
+        + box(1.2, 0.15, 0.06).at(1.6, 0.3, 0.1)
+        + box(1.2, 0.15, 0.06).at(1.6, -0.3, 0.1)
+        + box(1.1, 1.0, 0.06).at(-0.2, 0, 1.95)
+        + box(0.06, 0.06, 1).at(-0.7, 0.45, 1)
+        + box(0.06, 0.06, 1).at(-0.7, -0.45, 1)
+    )
+    items += put(
+        thing("forklift", truck, surface("paint", rng, (0.85, 0.6, 0.15)), shine=0.3), rng.choice([-7.5, 7.5]), -3.4, 0,
+        rng.uniform(1.1, 2.0),
+    )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #eb7f3160
+def _warehouse_walls(rng, time, room, floor):
+    "Gate, door, window, lamps and lines on the floor."
+    items = []
+    items += put(
+        thing(
+            "gate", panel(3.6, 3.8).at(0, -0.03), surface("corrugated", rng, (0.6, 0.35, 0.25)).image, one_sided=True
+        ),
+        *_by(room, "S", 0.35)
+    )
+    items += put(_door(surface("door", rng, (0.3, 0.4, 0.5))), *_by(room, "W", -0.7))
+    items += put(_window(rng, time, 3, 1.2, 3.8), *_by(room, "E", 0.5))
+    lights = sum(lathe(((0, 4.9), (0.35, 4.9), (0.1, 5.3), (0, 5.3)), 10).at(x, y) for x in (-5, 0, 5) for y in (-3, 3))
+    items += [thing("lamp", lights, surface("plaster", rng, (1, 0.93, 0.75)), glow=True)]
+    items += [thing(
+        "line",
+        slab(*floor[:2], -3.6, -3.5, 0.005) + slab(*floor[:2], 3.5, 3.6, 0.005),
+        surface("paint", rng, (0.85, 0.7, 0.2)),
+    )]
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #4596c79f
 @_kind("warehouse")
 def _warehouse(rng, time):
     steel, paint = surface("metal", rng, _colour(rng)), surface("paint", rng, _colour(rng))
-    room, _, items = _room(rng, 18, 14, 6.5, surface("corrugated", rng, tuple(rng.choice(_WALLS) * 0.8), span=(3.2, 3.2)), surface("concrete", rng, (0.5, 0.5, 0.48)), 3, surface("corrugated", rng, (0.45, 0.47, 0.5)))
-    floor, parcel, crate = (-5.5, 5.5, -3.5, 3.5), [surface("parcel", rng, c) for c in ((0.68, 0.5, 0.32), (0.6, 0.46, 0.32))], surface("crate", rng)
-    for side, along in (("N", -0.6), ("N", 0.0), ("N", 0.6), ("W", 0.1), ("E", -0.3)):
-        rack = sum(box(0.1, 0.1, 4.2).at(x, y) for x in (-2, 0, 2) for y in (-0.1, -1.1)) + sum(box(4.1, 1.1, 0.08).at(0, -0.6, z) for z in (0.15, 1.5, 2.85))
-        spot = _by(room, side, along, 0.4)
-        items += put(thing("rack", rack, steel), *spot)
-        goods = [box(*(s := rng.uniform(0.5, 1.0, 3))).at(x + rng.uniform(-0.1, 0.1), -0.6, z) for z in (0.24, 1.59, 2.94) for x in (-1.4, -0.5, 0.5, 1.4) if rng.random() < 0.8]
-        items += put(thing("boxes", sum(goods), parcel[rng.integers(2)]), *spot)
-    for x, y, z, t in _around(rng, 9, 0.8, 1.6, floor): items += put(thing("crate", box(s := rng.uniform(0.6, 1.0), s, s), replace(crate, span=(s, s))), x, y, 0, t) if rng.random() < 0.5 else put(thing("barrel", lathe(((0.3, 0), (0.3, 0.3), (0.32, 0.32), (0.3, 0.34), (0.3, 0.88), (0, 0.88)), 12), paint, shine=0.3), x, y)
-    for x in (-3.5, 0.5, 3): items += put(thing("pallet", box(1.2, 0.9, 0.14) + box(1.0, 0.8, rng.uniform(0.3, 0.7)).at(0, 0, 0.14), crate), x, -4.6, 0, rng.uniform(-0.2, 0.2))
-    truck = sum(lathe(((0, -0.1), (0.3, -0.1), (0.3, 0.1), (0, 0.1)), 10).at(x, y, 0.3, 0, np.pi / 2) for x in (-0.6, 0.7) for y in (-0.5, 0.5)) + box(1.8, 1.1, 0.7).at(0, 0, 0.3) + box(0.1, 1.0, 2.2).at(1.0, 0, 0.1) + box(1.2, 0.15, 0.06).at(1.6, 0.3, 0.1) + box(1.2, 0.15, 0.06).at(1.6, -0.3, 0.1) + box(1.1, 1.0, 0.06).at(-0.2, 0, 1.95) + box(0.06, 0.06, 1).at(-0.7, 0.45, 1) + box(0.06, 0.06, 1).at(-0.7, -0.45, 1)
-    items += put(thing("forklift", truck, surface("paint", rng, (0.85, 0.6, 0.15)), shine=0.3), rng.choice([-7.5, 7.5]), -3.4, 0, rng.uniform(1.1, 2.0))
-    items += put(thing("gate", panel(3.6, 3.8).at(0, -0.03), surface("corrugated", rng, (0.6, 0.35, 0.25)).image, one_sided=True), *_by(room, "S", 0.35)) + put(_door(surface("door", rng, (0.3, 0.4, 0.5))), *_by(room, "W", -0.7)) + put(_window(rng, time, 3, 1.2, 3.8), *_by(room, "E", 0.5))
-    lights = sum(lathe(((0, 4.9), (0.35, 4.9), (0.1, 5.3), (0, 5.3)), 10).at(x, y) for x in (-5, 0, 5) for y in (-3, 3))
-    items += [thing("lamp", lights, surface("plaster", rng, (1, 0.93, 0.75)), glow=True), thing("line", slab(*floor[:2], -3.6, -3.5, 0.005) + slab(*floor[:2], 3.5, 3.6, 0.005), surface("paint", rng, (0.85, 0.7, 0.2)))]
-    return items, room, floor, _indoor(rng, time, room, (1.0, 0.92, 0.72), "dim lamp light")
+    room, items = _room(
+        rng, 18, 14, 6.5,
+        surface("corrugated", rng, tuple(rng.choice(_WALLS) * 0.8), span=(3.2, 3.2)),
+        surface("concrete", rng, (0.5, 0.5, 0.48)),
+        surface("corrugated", rng, (0.45, 0.47, 0.5)),
+    )
+    floor = (-5.5, 5.5, -3.5, 3.5)
+    parcel = [surface("parcel", rng, c) for c in ((0.68, 0.5, 0.32), (0.6, 0.46, 0.32))]
+    crate = surface("crate", rng)
+    items += _racks(rng, room, steel, parcel)
+    items += _loose_goods(rng, floor, paint, crate)
+    items += _forklift(rng)
+    items += _warehouse_walls(rng, time, room, floor)
+    return (items, room), (floor, _indoor(rng, time, room, (1.0, 0.92, 0.72), "dim lamp light"))
 
 # %% ../../nbs/studio/00_world.ipynb #8abdd00d
 def _terraces(rng, roof, lit):
@@ -827,145 +1471,471 @@ def _terraces(rng, roof, lit):
             w, h = 7.2 * rng.integers(1, 3), 3.0 * rng.integers(2, 5)
             spot = x + w / 2, 8.0 if s > 0 else -10.0, 0, 0 if s > 0 else np.pi
             body, cover = _house_shapes(w, 8, h, rng.choice(["gable", "flat"]))
-            parts[rng.integers(3)].append(body.at(*spot)); parts[3].append(cover.at(*spot)); panes.append(_lights(rng, w, h, lit).at(*spot))
+            parts[rng.integers(3)].append(body.at(*spot))
+            parts[3].append(cover.at(*spot))
+            panes.append(_lights(rng, w, h, lit).at(*spot))
             x += w
-    items = [thing("houses", sum(p), surface("facade", rng, _colour(rng, 0.05, _WALLS * (1, 0.9, 0.8)) if k else (0.62, 0.34, 0.26))) for k, p in enumerate(parts[:3]) if p] + [thing("roof", sum(parts[3]), roof)]
+    items = [
+        thing(
+            "houses", sum(p),
+            surface("facade", rng, _colour(rng, 0.05, _WALLS * (1, 0.9, 0.8)) if k else (0.62, 0.34, 0.26)),
+        )
+        for k, p in enumerate(parts[:3])
+        if p
+    ] + [thing("roof", sum(parts[3]), roof)]
     pane = surface("outlook", rng, (1, 0.74, 0.4), low=(1, 0.86, 0.6), land=(0.6, 0.36, 0.18), span=(0.95, 1.65))
     return items + ([thing("lit window", sum(panes), pane, glow=True)] if lit else [])
 
-def _shops(rng, time):
-    "Shop windows, doors, awnings and signs on the house fronts; at night the windows and signs glow."
-    shops = [(x, y, 0.0, turn) for y, turn, xs in ((7.94, 0, (-10.5, -4.2, 2.4, 9.0)), (-9.94, np.pi, (-8.5, -1.0, 7.0))) for x in np.array(xs) + rng.uniform(-1.2, 1.2, len(xs))]
-    awning = polygon(np.array([(-1.5, -1.1, 2.3), (1.5, -1.1, 2.3), (1.5, 0, 2.75), (-1.5, 0, 2.75)]))
-    goods = [surface("books", rng, _colour(rng), rows=3, span=(2.0, 1.9)), surface("poster", rng, _colour(rng), span=(2.0, 1.9))]
+# %% ../../nbs/studio/00_world.ipynb #e997646a
+def _shop_fronts(rng, shops, time):
+    "Shop windows, and signs above some of them; at night they glow."
+    goods = [
+        surface("books", rng, _colour(rng), rows=3, span=(2.0, 1.9)),
+        surface("poster", rng, _colour(rng), span=(2.0, 1.9)),
+    ]
     inks = ((1.0, 0.3, 0.5), (0.3, 0.9, 1.0), (1.0, 0.8, 0.3), (0.4, 1.0, 0.5))
-    items = [thing("shop window", sum(panel(2.0, 1.9).at(-0.45, 0, 0.3).at(*q) for q in shops[k::2]), goods[k], glow=time == "night") for k in (0, 1)]
-    items += [thing("sign", panel(2.4, 0.6).at(0, -0.05, 2.85).at(*shops[k]), surface("writing", rng, tuple(np.array(c) * 0.25), ink=c, span=(0.8, 0.8)), glow=time == "night") for k, c in zip(rng.permutation(len(shops)), inks)]
-    return items + [thing("door", sum(panel(0.9, 2.2).at(1.1, 0, 0.12).at(*q) for q in shops), surface("door", rng, _colour(rng), span=(0.9, 2.2))),
-                    thing("awning", sum(awning.at(*q) for q in shops), surface("fabric", rng, _colour(rng)))]
+    items = []
+    for k in (0, 1):
+        panes = sum(panel(2.0, 1.9).at(-0.45, 0, 0.3).at(*q) for q in shops[k::2])
+        items.append(thing("shop window", panes, goods[k], glow=time == "night"))
+    for k, c in zip(rng.permutation(len(shops)), inks):
+        writing = surface("writing", rng, tuple(np.array(c) * 0.25), ink=c, span=(0.8, 0.8))
+        items.append(thing("sign", panel(2.4, 0.6).at(0, -0.05, 2.85).at(*shops[k]), writing, glow=time == "night"))
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #17e15e10
+def _shops(rng, time):
+    "Shop windows, doors, awnings and signs on the house fronts."
+    shops = [
+        (x, y, 0.0, turn)
+        for y, turn, xs in ((7.94, 0, (-10.5, -4.2, 2.4, 9.0)), (-9.94, np.pi, (-8.5, -1.0, 7.0)))
+        for x in np.array(xs) + rng.uniform(-1.2, 1.2, len(xs))
+    ]
+    awning = polygon(np.array([(-1.5, -1.1, 2.3), (1.5, -1.1, 2.3), (1.5, 0, 2.75), (-1.5, 0, 2.75)]))
+    return _shop_fronts(rng, shops, time) + [
+        thing(
+            "door",
+            sum(panel(0.9, 2.2).at(1.1, 0, 0.12).at(*q) for q in shops),
+            surface("door", rng, _colour(rng), span=(0.9, 2.2)),
+        ),
+        thing("awning", sum(awning.at(*q) for q in shops), surface("fabric", rng, _colour(rng))),
+    ]
+
+# %% ../../nbs/studio/00_world.ipynb #3ffded3c
+def _street_furniture(rng, time):
+    "Cars, lamps, trees, bins, a bench and a kiosk."
+    items = []
+    glass = surface("metal", rng, (0.2, 0.25, 0.3))
+    dark = surface("carpet", rng, (0.1, 0.1, 0.1))
+    iron = surface("metal", rng, (0.2, 0.24, 0.24))
+    parked = [(-9, -5, 4.2), (1, 6, 4.2), (9, 14, -4.2), (-16, -9, -4.2)]
+    for x, y in [(rng.uniform(low, high), y) for low, high, y in parked]:
+        items += put(
+            _car(surface("paint", rng, _colour(rng)), glass, dark), x, y - 0.7 * np.sign(y), 0, rng.choice([0, np.pi])
+        )
+    for x, y in ((-7, 4), (7, 4), (-13, -4.2), (13, -4.2)):
+        items += put(
+            _street_lamp(iron, surface("plaster", rng, (1, 0.9, 0.65) if time != "day" else (0.8, 0.8, 0.75))), x, y,
+            0.12,
+        )
+    for x in (-11.0, 10.5): items += put(_tree(rng, surface("bark", rng), surface("foliage", rng), 5.0), x, 5.2, 0.1)
+    bins = sum(
+        lathe(((0.22, 0), (0.26, 0.8), (0, 0.85)), 9).at(x, y, 0.12) for x, y in ((-3, 4.2), (4.7, -4.0), (8, 4.5))
+    )
+    items += [thing("bin", bins, surface("paint", rng, (0.2, 0.4, 0.3)))]
+    items += put(_bench(surface("planks", rng)), rng.uniform(-2, 0), 7.2, 0.12)
+    items += put(_block("kiosk", surface("poster", rng).image, iron, 1.2, 1.9, 0.3), 3.2, 6.6, 0.12)
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #263d2bea
 @_kind("street")
 def _street(rng, time):
     floor = (-5.0, 5.0, -2.4, 2.4)
-    pave, roof, lit = surface("paving", rng), surface("shingles", rng, tuple(rng.choice([(0.45, 0.24, 0.18), (0.3, 0.32, 0.36)]))), dict(day=0, dusk=0.3, night=0.5)[time]
-    items = _land(rng, surface("asphalt", rng, (0.36, 0.36, 0.36)), surface("foliage", rng, (0.3, 0.36, 0.3), span=(12, 12)), low=6, high=14)
-    items += [thing("road", slab(-3, 3, -70, 70).at(0, 0, 0.004, np.pi / 2), surface("road", rng, span=(6.0, 6.0))), thing("pavement", box(140, 4.5, 0.12).at(0, 5.6) + box(140, 4.5, 0.12).at(0, -5.6), pave)]
+    pave = surface("paving", rng)
+    roof = surface("shingles", rng, tuple(rng.choice([(0.45, 0.24, 0.18), (0.3, 0.32, 0.36)])))
+    lit = dict(day=0, dusk=0.3, night=0.5)[time]
+    items = _land(
+        rng,
+        surface("asphalt", rng, (0.36, 0.36, 0.36)),
+        surface("foliage", rng, (0.3, 0.36, 0.3), span=(12, 12)), low=6, high=14,
+    )
+    items += [thing("road", slab(-3, 3, -70, 70).at(0, 0, 0.004, np.pi / 2), surface("road", rng, span=(6.0, 6.0)))]
+    items += [thing("pavement", box(140, 4.5, 0.12).at(0, 5.6) + box(140, 4.5, 0.12).at(0, -5.6), pave)]
     items += _terraces(rng, roof, lit) + _shops(rng, time)
-    glass, dark, iron = surface("metal", rng, (0.2, 0.25, 0.3)), surface("carpet", rng, (0.1, 0.1, 0.1)), surface("metal", rng, (0.2, 0.24, 0.24))
-    for x, y in ((rng.uniform(-9, -5), 4.2), (rng.uniform(1, 6), 4.2), (rng.uniform(9, 14), -4.2), (rng.uniform(-16, -9), -4.2)): items += put(_car(surface("paint", rng, _colour(rng)), glass, dark), x, y - 0.7 * np.sign(y), 0, rng.choice([0, np.pi]))
-    for x, y in ((-7, 4), (7, 4), (-13, -4.2), (13, -4.2)): items += put(_street_lamp(iron, surface("plaster", rng, (1, 0.9, 0.65) if time != "day" else (0.8, 0.8, 0.75))), x, y, 0.12)
-    for x in (-11.0, 10.5): items += put(_tree(rng, surface("bark", rng), surface("foliage", rng), 5.0), x, 5.2, 0.1)
-    bins = sum(lathe(((0.22, 0), (0.26, 0.8), (0, 0.85)), 9).at(x, y, 0.12) for x, y in ((-3, 4.2), (4.7, -4.0), (8, 4.5)))
-    items += [thing("bin", bins, surface("paint", rng, (0.2, 0.4, 0.3)))] + put(_bench(surface("planks", rng)), rng.uniform(-2, 0), 7.2, 0.12) + put(_block("kiosk", surface("poster", rng).image, iron, 1.2, 1.9, 0.3), 3.2, 6.6, 0.12)
-    return items, None, floor, _outdoor(rng, time, (rng.choice([-7, 7]), 4.0, 4.6))
+    items += _street_furniture(rng, time)
+    return (items, None), (floor, _outdoor(rng, time, (rng.choice([-7, 7]), 4.0, 4.6)))
+
+# %% ../../nbs/studio/00_world.ipynb #74d4e472
+def _undergrowth(rng, floor, bark, leaves):
+    "Logs, ferns, bushes and mushrooms."
+    items = []
+    log = lathe(((0, -1.3), (0.24, -1.3), (0.2, 1.3), (0, 1.3)), 10).at(0, 0, 0.22, 0, np.pi / 2)
+    items += put(thing("log", log, bark), rng.uniform(-3, 3), 3.7, 0, rng.uniform(1.1, 2))
+    items += put(thing("log", log, bark), rng.choice([-5.2, 5.2]), rng.uniform(-1, 1), 0, rng.uniform(-0.3, 0.3))
+    ferns = sum(_tuft(rng, rng.uniform(0.3, 0.5)).at(*p) for p in _around(rng, 44, 0.6, 9, floor, False))
+    shrubs = sum(
+        blob(rng, rng.uniform(0.4, 1.0), rng.uniform(0.6, 1.4), 0.2, 8).at(*p) for p in _around(rng, 14, 5, 14, floor)
+    )
+    mushrooms = sum(
+        lathe(((0.04, 0), (0.04, 0.12), (0.12, 0.12), (0.08, 0.2), (0, 0.22)), 8).at(*p)
+        for p in _around(rng, 14, 0.25, 2, floor, False)
+    )
+    items += [thing("bushes", shrubs, leaves[0])]
+    items += [thing("fern", ferns, surface("foliage", rng, (0.3, 0.5, 0.2), span=(0.6, 0.6)))]
+    items += [thing("mushroom", mushrooms, surface("fabric", rng, (0.7, 0.25, 0.15), span=(0.2, 0.2)))]
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #8dfe1ca7
 @_kind("forest")
 def _forest(rng, time):
     floor, sort = (-4.0, 4.0, -2.6, 2.6), rng.choice(["round", "fir", "mixed"])
     green = tuple(rng.choice([(0.22, 0.4, 0.16), (0.3, 0.42, 0.14), (0.5, 0.36, 0.12), (0.17, 0.33, 0.2)]))
-    leaves, bark, rock = [surface("foliage", rng, tuple(np.array(green) * k)) for k in (0.85, 1.1)], surface("bark", rng), surface("rock", rng, (0.42, 0.42, 0.38))
-    items = _land(rng, surface("litter", rng), surface("foliage", rng, tuple(np.array(green) * 0.8), span=(9, 9)), low=9, high=18, sharp=0.4)
+    leaves = [surface("foliage", rng, tuple(np.array(green) * k)) for k in (0.85, 1.1)]
+    bark = surface("bark", rng)
+    rock = surface("rock", rng, (0.42, 0.42, 0.38))
+    items = _land(
+        rng, surface("litter", rng),
+        surface("foliage", rng, tuple(np.array(green) * 0.8), span=(9, 9)), low=9, high=18, sharp=0.4,
+    )
     sorts = ("round", "fir") if sort == "mixed" else (sort,)
-    for k, (x, y, _, t) in enumerate(_around(rng, 12, 2.1, 5.5, floor)): items += put(_tree(rng, bark, leaves[k % 2], rng.uniform(5, 8), rng.choice(sorts)), x, y, 0, t)
-    items += _trees(rng, _around(rng, 16, 8, 16, floor) + _around(rng, 22, 18, 38, floor), bark, leaves[0], 6, 10, sorts)
-    for x, y, _, t in _around(rng, 6, 1.0, 2.5, floor, False): items += put(_rocks(rng, rock, rng.uniform(0.3, 0.6)) if rng.random() < 0.5 else thing("bush", blob(rng, rng.uniform(0.4, 0.7), rng.uniform(0.6, 1.0), 0.25), leaves[1]), x, y, 0, t)
-    log = lathe(((0, -1.3), (0.24, -1.3), (0.2, 1.3), (0, 1.3)), 10).at(0, 0, 0.22, 0, np.pi / 2)
-    items += put(thing("log", log, bark), rng.uniform(-3, 3), 3.7, 0, rng.uniform(1.1, 2)) + put(thing("log", log, bark), rng.choice([-5.2, 5.2]), rng.uniform(-1, 1), 0, rng.uniform(-0.3, 0.3))
-    ferns = sum(_tuft(rng, rng.uniform(0.3, 0.5)).at(*p) for p in _around(rng, 44, 0.6, 9, floor, False))
-    shrubs = sum(blob(rng, rng.uniform(0.4, 1.0), rng.uniform(0.6, 1.4), 0.2, 8).at(*p) for p in _around(rng, 14, 5, 14, floor))
-    mushrooms = sum(lathe(((0.04, 0), (0.04, 0.12), (0.12, 0.12), (0.08, 0.2), (0, 0.22)), 8).at(*p) for p in _around(rng, 14, 0.25, 2, floor, False))
-    items += [thing("bushes", shrubs, leaves[0]), thing("fern", ferns, surface("foliage", rng, (0.3, 0.5, 0.2), span=(0.6, 0.6))), thing("mushroom", mushrooms, surface("fabric", rng, (0.7, 0.25, 0.15), span=(0.2, 0.2)))]
-    return items, None, floor, _outdoor(rng, time)
+    for k, (x, y, _, t) in enumerate(_around(rng, 12, 2.1, 5.5, floor)):
+        items += put(_tree(rng, bark, leaves[k % 2], rng.uniform(5, 8), rng.choice(sorts)), x, y, 0, t)
+    items += _trees(
+        rng, _around(rng, 16, 8, 16, floor) + _around(rng, 22, 18, 38, floor), bark, leaves[0], 6, 10, sorts
+    )
+    for x, y, _, t in _around(rng, 6, 1.0, 2.5, floor, False):
+        if rng.random() < 0.5: item = _rocks(rng, rock, rng.uniform(0.3, 0.6))
+        else: item = thing("bush", blob(rng, rng.uniform(0.4, 0.7), rng.uniform(0.6, 1.0), 0.25), leaves[1])
+        items += put(item, x, y, 0, t)
+    items += _undergrowth(rng, floor, bark, leaves)
+    return (items, None), (floor, _outdoor(rng, time))
+
+# %% ../../nbs/studio/00_world.ipynb #de265759
+def _boats_and_houses(rng, wood):
+    "Boats on the water, and a row of houses behind the quay."
+    items = []
+    moored = [  # x, y, length, turn
+        (-9, 9.0, 6, 0.2), (1, 9.5, 8, 0.0), (10, 11, 7, 2.9), (-3, 22, 11, 0.4), (17, 27, 13, 3.3), (-20, 16, 9, -0.3),
+    ]
+    for x, y, k, t in moored:
+        items += put(
+            _boat(surface("planks", rng, _colour(rng)), wood, k, rng.random() < 0.7), x + rng.uniform(-1, 1), y,
+            -1.2 - 0.05 * k, t,
+        )
+    walls = [surface("facade", rng, _colour(rng, 0.05, _WALLS * (1, 0.85, 0.75))) for _ in range(2)]
+    for k in range(6):
+        items += put(
+            _house(walls[k % 2], surface("shingles", rng), 7.2, 6, rng.choice([6.0, 9.0])), -22 + 8.5 * k,
+            -11.5 - rng.uniform(0, 1), 0, np.pi,
+        )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #b24bf200
+def _quay_goods(rng, floor, wood, iron):
+    "Crates, barrels, bollards and a net."
+    items = []
+    crates, rope = surface("crate", rng), surface("fabric", rng, (0.6, 0.5, 0.35))
+    for x, y, _, t in _around(rng, 9, 0.75, 2.0, floor, False):
+        if rng.random() < 0.6:
+            items += put(
+                thing("crate", box(s := rng.uniform(0.5, 0.9), s, s), replace(crates, span=(s, s))), x, y, 0, t
+            )
+        else:
+            items += put(thing("barrel", lathe(((0.28, 0), (0.36, 0.45), (0.28, 0.9), (0, 0.9)), 12), wood), x, y)
+    bollards = sum(
+        lathe(((0.18, 0), (0.14, 0.35), (0.24, 0.4), (0.24, 0.5), (0, 0.55)), 10).at(x, 5.6) for x in range(-24, 25, 6)
+    )
+    net = [thing("net", blob(rng, 0.8, 0.5, 0.3), rope)]
+    items += [thing("bollard", bollards, iron)] + put(net, rng.choice([-6.5, 6.5]), 0.5)
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #91706019
+def _landmarks(rng, iron):
+    "Lighthouse, crane and street lamps."
+    items = []
+    light = lathe(((2.0, 0), (1.3, 9), (1.7, 9), (1.7, 9.4), (0.9, 9.4), (0.9, 11), (1.3, 11), (0, 12.4)), 12)
+    items += put(
+        thing("lighthouse", light, surface("fabric", rng, (0.85, 0.82, 0.78), second=(0.7, 0.2, 0.18), span=(40, 4))),
+        rng.choice([-32, 32]), rng.uniform(26, 36), -1,
+    )
+    crane = (
+        box(1.6, 1.6, 1.2)
+        + box(0.5, 0.5, 7).at(0, 0, 1.2)
+        + box(7, 0.35, 0.4).at(2.6, 0, 8.0)
+        + box(0.06, 0.06, 3.5).at(5.6, 0, 4.5)
+    )
+    items += put(
+        thing("crane", crane, surface("corrugated", rng, _colour(rng))), rng.choice([-13, 13]), 3.6, 0,
+        rng.uniform(0.5, 2.4),
+    )
+    items += put(_street_lamp(iron, surface("plaster", rng, (1, 0.9, 0.65))), -7.5, 4.6)
+    items += put(_street_lamp(iron, surface("plaster", rng, (1, 0.9, 0.65))), 7.5, 4.6)
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #812249ab
 @_kind("harbour")
 def _harbour(rng, time):
-    floor, wood, iron = (-5.0, 5.0, -2.6, 2.6), surface("wood", rng, (0.5, 0.36, 0.24)), surface("metal", rng, (0.3, 0.3, 0.32))
-    items = _land(rng, surface("water", rng, tuple(rng.choice([(0.16, 0.36, 0.44), (0.2, 0.42, 0.42), (0.2, 0.32, 0.46)]))), surface("grass", rng, (0.4, 0.48, 0.4), span=(20, 14)), low=3, high=12)
+    floor = (-5.0, 5.0, -2.6, 2.6)
+    wood = surface("wood", rng, (0.5, 0.36, 0.24))
+    iron = surface("metal", rng, (0.3, 0.3, 0.32))
+    items = _land(
+        rng,
+        surface("water", rng, tuple(rng.choice([(0.16, 0.36, 0.44), (0.2, 0.42, 0.42), (0.2, 0.32, 0.46)]))),
+        surface("grass", rng, (0.4, 0.48, 0.4), span=(20, 14)), low=3, high=12,
+    )
     items[0] = replace(items[0], name="water", shine=0.4, pose=placed_at(0, 0, -1.2))
     quay = surface(*[("planks", rng, (0.52, 0.44, 0.36)), ("cobbles", rng), ("concrete", rng)][rng.integers(3)])
-    items += [thing("quay", box(64, 30, 1.6).at(0, -8.4, -1.6), quay), thing("edge", box(64, 0.4, 0.18).at(0, 6.4, 0), surface("concrete", rng))]
-    for x, y, k, t in ((-9, 9.0, 6, 0.2), (1, 9.5, 8, 0.0), (10, 11, 7, 2.9), (-3, 22, 11, 0.4), (17, 27, 13, 3.3), (-20, 16, 9, -0.3)): items += put(_boat(surface("planks", rng, _colour(rng)), wood, k, rng.random() < 0.7), x + rng.uniform(-1, 1), y, -1.2 - 0.05 * k, t)
-    walls = [surface("facade", rng, _colour(rng, 0.05, _WALLS * (1, 0.85, 0.75))) for _ in range(2)]
-    for k in range(6): items += put(_house(walls[k % 2], surface("shingles", rng), 7.2, 6, rng.choice([6.0, 9.0])), -22 + 8.5 * k, -11.5 - rng.uniform(0, 1), 0, np.pi)
-    crates, rope = surface("crate", rng), surface("fabric", rng, (0.6, 0.5, 0.35))
-    for x, y, _, t in _around(rng, 9, 0.75, 2.0, floor, False): items += put(thing("crate", box(s := rng.uniform(0.5, 0.9), s, s), replace(crates, span=(s, s))), x, y, 0, t) if rng.random() < 0.6 else put(thing("barrel", lathe(((0.28, 0), (0.36, 0.45), (0.28, 0.9), (0, 0.9)), 12), wood), x, y)
-    bollards = sum(lathe(((0.18, 0), (0.14, 0.35), (0.24, 0.4), (0.24, 0.5), (0, 0.55)), 10).at(x, 5.6) for x in range(-24, 25, 6))
-    net = [thing("net", blob(rng, 0.8, 0.5, 0.3), rope)]
-    items += [thing("bollard", bollards, iron)] + put(net, rng.choice([-6.5, 6.5]), 0.5)
-    light = lathe(((2.0, 0), (1.3, 9), (1.7, 9), (1.7, 9.4), (0.9, 9.4), (0.9, 11), (1.3, 11), (0, 12.4)), 12)
-    items += put(thing("lighthouse", light, surface("fabric", rng, (0.85, 0.82, 0.78), second=(0.7, 0.2, 0.18), span=(40, 4))), rng.choice([-32, 32]), rng.uniform(26, 36), -1)
-    crane = box(1.6, 1.6, 1.2) + box(0.5, 0.5, 7).at(0, 0, 1.2) + box(7, 0.35, 0.4).at(2.6, 0, 8.0) + box(0.06, 0.06, 3.5).at(5.6, 0, 4.5)
-    items += put(thing("crane", crane, surface("corrugated", rng, _colour(rng))), rng.choice([-13, 13]), 3.6, 0, rng.uniform(0.5, 2.4)) + put(_street_lamp(iron, surface("plaster", rng, (1, 0.9, 0.65))), -7.5, 4.6) + put(_street_lamp(iron, surface("plaster", rng, (1, 0.9, 0.65))), 7.5, 4.6)
-    return items, None, floor, _outdoor(rng, time, (rng.choice([-7.5, 7.5]), 4.6, 4.8))
+    items += [thing("quay", box(64, 30, 1.6).at(0, -8.4, -1.6), quay)]
+    items += [thing("edge", box(64, 0.4, 0.18).at(0, 6.4, 0), surface("concrete", rng))]
+    items += _boats_and_houses(rng, wood)
+    items += _quay_goods(rng, floor, wood, iron)
+    items += _landmarks(rng, iron)
+    return (items, None), (floor, _outdoor(rng, time, (rng.choice([-7.5, 7.5]), 4.6, 4.8)))
 
-# %% ../../nbs/studio/00_world.ipynb #304d611b
-@_kind("desert")
-def _desert(rng, time):
-    floor, tone = (-5.0, 5.0, -3.0, 3.0), tuple(rng.choice([(0.86, 0.7, 0.45), (0.8, 0.52, 0.34), (0.84, 0.76, 0.6)]))
-    sand, rock = surface("sand", rng, tone), surface("rock", rng, tuple(np.array(tone) * (0.8, 0.68, 0.62)), span=(5, 5))
-    items = _land(rng, sand, surface("rock", rng, tuple(np.array(tone) * 0.85), span=(16, 10)), low=2, high=16, sharp=float(rng.uniform(0.3, 1)))
-    dunes = sum(blob(rng, rng.uniform(5, 10), rng.uniform(1.2, 3), 0.12, 12).at(*p[:2], -0.4) for p in _around(rng, 9, 14, 34, floor))
-    items += [thing("dune", dunes, sand)]
+# %% ../../nbs/studio/00_world.ipynb #7821c2f7
+def _mesas(rng, floor, rock):
+    "Table mountains on the horizon."
+    items = []
     for x, y, _, t in _around(rng, 4, 22, 42, floor):
-        o = np.array([(np.cos(a), np.sin(a)) for a in np.arange(9) * 0.698]) * rng.uniform(2.5, 5) * rng.uniform(0.88, 1, (9, 1))
-        items += put(thing("mesa", loft(o * 1.5, o * 1.15, h := rng.uniform(2, 4)) + loft(o, o * 0.92, rng.uniform(3, 6)).at(0, 0, h), rock), x, y, 0, t)
+        o = (
+            np.array([(np.cos(a), np.sin(a)) for a in np.arange(9) * 0.698])
+            * rng.uniform(2.5, 5)
+            * rng.uniform(0.88, 1, (9, 1))
+        )
+        items += put(
+            thing(
+                "mesa",
+                loft(o * 1.5, o * 1.15, h := rng.uniform(2, 4)) + loft(o, o * 0.92, rng.uniform(3, 6)).at(0, 0, h),
+                rock,
+            ),
+            x, y, 0, t,
+        )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #bebb8e6d
+def _cacti(rng, floor):
+    "Cacti, some with arms."
+    items = []
     green = surface("bark", rng, (0.32, 0.46, 0.24), span=(0.5, 1.2))
     for x, y, _, t in _around(rng, 9, 1.0, 9, floor):
         h, r = rng.uniform(1.2, 2.8), 0.17
         arm = lathe(((0.11, 0), (0.11, 0.6), (0.06, 0.7), (0, 0.72)), 8)
         stem = lathe(((r, 0), (r, h - 0.15), (r * 0.7, h - 0.03), (0, h)), 9)
-        for s in (-1, 1): stem = stem + arm.at(s * 0.42, 0, h * rng.uniform(0.4, 0.55)) + box(0.42, 0.16, 0.16).at(s * 0.25, 0, h * 0.4) if rng.random() < 0.7 else stem
+        for s in (-1, 1):
+            stem = (
+                stem + arm.at(s * 0.42, 0, h * rng.uniform(0.4, 0.55)) + box(0.42, 0.16, 0.16).at(s * 0.25, 0, h * 0.4)
+                if rng.random() < 0.7
+                else stem
+            )
         items += put(thing("cactus", stem, green), x, y, 0, t)
-    for x, y, _, t in _around(rng, 8, 1.1, 3.5, floor, False): items += put(_rocks(rng, rock, rng.uniform(0.25, 0.7)), x, y, 0, t)
-    bushes = sum(blob(rng, rng.uniform(0.2, 0.4), rng.uniform(0.3, 0.5), 0.3, 8).at(*p) for p in _around(rng, 16, 0.7, 16, floor, False))
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #684be1fc
+def _desert_camp(rng, floor, rock, tone):
+    "Rocks, dry bushes, and a tent or a ruin."
+    items = []
+    for x, y, _, t in _around(rng, 8, 1.1, 3.5, floor, False):
+        items += put(_rocks(rng, rock, rng.uniform(0.25, 0.7)), x, y, 0, t)
+    bushes = sum(
+        blob(rng, rng.uniform(0.2, 0.4), rng.uniform(0.3, 0.5), 0.3, 8).at(*p)
+        for p in _around(rng, 16, 0.7, 16, floor, False)
+    )
     items += [thing("dry bush", bushes, surface("foliage", rng, (0.5, 0.44, 0.25), span=(0.7, 0.7)))]
-    x, y, _, t = _around(rng, 6, 5.5, 8, floor)[rng.integers(4)]
+    spot = _around(rng, 6, 5.5, 8, floor)[rng.integers(4)]
+    (x, y), t = spot[:2], spot[3]
     tent = loft(rectangle(3.0, 2.6), np.array([(-1.3, 0), (1.3, 0), (1.3, 0.01), (-1.3, 0.01)]), 2.0)
-    ruin = sum(box(0.9, 0.6, rng.uniform(0.5, 2.6)).at(0.9 * k, 0) for k in range(-3, 4) if k) + box(0.6, 4, 1.2).at(-3, 2)
-    items += put(thing("tent", tent, surface("fabric", rng, _colour(rng), span=(1.2, 1.2))) if rng.random() < 0.5 else thing("ruin", ruin, surface("brick", rng, tuple(np.array(tone) * 0.9), span=(3, 2))), x, y, 0, t)
-    return items, None, floor, _outdoor(rng, time)
+    ruin = sum(box(0.9, 0.6, rng.uniform(0.5, 2.6)).at(0.9 * k, 0) for k in range(-3, 4) if k) + box(0.6, 4, 1.2).at(
+        -3, 2
+    )
+    items += put(
+        (
+            thing("tent", tent, surface("fabric", rng, _colour(rng), span=(1.2, 1.2)))
+            if rng.random() < 0.5
+            else thing("ruin", ruin, surface("brick", rng, tuple(np.array(tone) * 0.9), span=(3, 2)))
+        ),
+        x, y, 0, t,
+    )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #304d611b
+@_kind("desert")
+def _desert(rng, time):
+    floor, tone = (-5.0, 5.0, -3.0, 3.0), tuple(rng.choice([(0.86, 0.7, 0.45), (0.8, 0.52, 0.34), (0.84, 0.76, 0.6)]))
+    sand = surface("sand", rng, tone)
+    rock = surface("rock", rng, tuple(np.array(tone) * (0.8, 0.68, 0.62)), span=(5, 5))
+    items = _land(
+        rng, sand,
+        surface("rock", rng, tuple(np.array(tone) * 0.85), span=(16, 10)), low=2, high=16,
+        sharp=float(rng.uniform(0.3, 1)),
+    )
+    dunes = sum(
+        blob(rng, rng.uniform(5, 10), rng.uniform(1.2, 3), 0.12, 12).at(*p[:2], -0.4)
+        for p in _around(rng, 9, 14, 34, floor)
+    )
+    items += [thing("dune", dunes, sand)]
+    items += _mesas(rng, floor, rock)
+    items += _cacti(rng, floor)
+    items += _desert_camp(rng, floor, rock, tone)
+    return (items, None), (floor, _outdoor(rng, time))
+
+# %% ../../nbs/studio/00_world.ipynb #a172633b
+def _hut(rng, time, logs, snow):
+    "A log hut with a door and a window."
+    items = []
+    x = rng.choice([-7, 6])
+    y = rng.uniform(9, 12)
+    t = rng.uniform(-0.3, 0.3)
+    items += put(_house(logs, replace(snow, span=(3, 3)), 6, 5, 2.6), x, y, 0, t)
+    items += put(_door(surface("door", rng)), x - 1.2 * np.cos(t), y - 0.03 - 1.2 * np.sin(t), 0, t)
+    items += put(
+        thing(
+            "lit window",
+            panel(1.1, 0.9).at(1.3, -0.03, 1.0),
+            surface("outlook", rng, (1, 0.8, 0.45), low=(1, 0.85, 0.6), land=(0.6, 0.4, 0.2)).image, glow=time != "day",
+        ),
+        x, y, 0, t,
+    )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #edc45bef
+def _snowman(rng, floor, snow):
+    "A snowman beside the free floor."
+    items = []
+    man = sum(blob(rng, r, 1.8 * r, 0.02, 12).at(0, 0, z) for r, z in ((0.5, 0), (0.37, 0.75), (0.26, 1.3)))
+    hat = lathe(((0.3, 1.72), (0.3, 1.76), (0.18, 1.76), (0.16, 2.05), (0, 2.05)), 10)
+    x, y = (floor[0] - 1.2, rng.uniform(-1, 2)) if rng.random() < 0.5 else (floor[1] + 1.2, rng.uniform(-1, 2))
+    items += put(
+        [
+            thing("snowman", man, replace(snow, span=(1, 1))),
+            thing(
+                "snowman",
+                hat + lathe(((0.05, -0.0), (0, 0.3)), 6).at(0, -0.24, 1.53, 0, np.pi / 2),
+                surface("fabric", rng, (0.3, 0.2, 0.2)),
+            ),
+        ],
+        x, y,
+    )
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #5b6b245f
+def _fence_and_sledge(rng, floor, logs, rock):
+    "A fence, a sledge and rocks."
+    items = []
+    posts = sum(box(0.1, 0.1, 1.0).at(k * 1.8, 0) for k in range(-6, 7)) + sum(
+        box(21.6, 0.05, 0.12).at(0, 0, z) for z in (0.4, 0.8)
+    )
+    items += put(thing("fence", posts, logs), 0, floor[3] + rng.uniform(1, 2), 0, rng.uniform(-0.05, 0.05))
+    items += put(
+        thing(
+            "sledge",
+            box(1.2, 0.5, 0.05).at(0, 0, 0.25) + box(1.5, 0.05, 0.25).at(0, 0.2) + box(1.5, 0.05, 0.25).at(0, -0.2),
+            surface("wood", rng, (0.6, 0.2, 0.15)),
+        ),
+        rng.uniform(-3, 3), floor[2] - 0.9, 0, rng.uniform(-0.5, 0.5),
+    )
+    for x, y, _, t in _around(rng, 5, 1.1, 3, floor, False):
+        items += put(_rocks(rng, replace(rock, span=(4, 4)), rng.uniform(0.3, 0.6)), x, y, 0, t)
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #9fb6a124
 @_kind("snow field")
 def _snow_field(rng, time):
     floor, bark = (-5.0, 5.0, -3.0, 3.0), surface("bark", rng)
-    snow, rock, logs = surface("snow", rng), surface("rock", rng, (0.66, 0.7, 0.78), span=(18, 14)), surface("planks", rng, tuple(rng.choice(_WOODS)))
+    snow = surface("snow", rng)
+    rock = surface("rock", rng, (0.66, 0.7, 0.78), span=(18, 14))
+    logs = surface("planks", rng, tuple(rng.choice(_WOODS)))
     firs = [surface("foliage", rng, c) for c in ((0.3, 0.42, 0.36), (0.62, 0.7, 0.72))]
     items = _land(rng, snow, rock, low=8, high=26, sharp=1.0)
-    drifts = sum(blob(rng, rng.uniform(2, 5), rng.uniform(0.5, 1.1), 0.12, 12).at(*p[:2], -0.2) for p in _around(rng, 10, 6, 24, floor, False))
+    drifts = sum(
+        blob(rng, rng.uniform(2, 5), rng.uniform(0.5, 1.1), 0.12, 12).at(*p[:2], -0.2)
+        for p in _around(rng, 10, 6, 24, floor, False)
+    )
     items += [thing("snowdrift", drifts, snow)]
-    for k, (x, y, _, t) in enumerate(_around(rng, 9, 1.8, 6, floor)): items += put(_tree(rng, bark, firs[k % 2], rng.uniform(3, 6), "fir"), x, y, 0, t)
+    for k, (x, y, _, t) in enumerate(_around(rng, 9, 1.8, 6, floor)):
+        items += put(_tree(rng, bark, firs[k % 2], rng.uniform(3, 6), "fir"), x, y, 0, t)
     items += _trees(rng, _around(rng, 22, 12, 40, floor), bark, firs[0], 5, 9, ("fir",))
-    x, y, t = rng.choice([-7, 6]), rng.uniform(9, 12), rng.uniform(-0.3, 0.3)
-    items += put(_house(logs, replace(snow, span=(3, 3)), 6, 5, 2.6), x, y, 0, t) + put(_door(surface("door", rng)), x - 1.2 * np.cos(t), y - 0.03 - 1.2 * np.sin(t), 0, t) + put(thing("lit window", panel(1.1, 0.9).at(1.3, -0.03, 1.0), surface("outlook", rng, (1, 0.8, 0.45), low=(1, 0.85, 0.6), land=(0.6, 0.4, 0.2)).image, glow=time != "day"), x, y, 0, t)
-    man = sum(blob(rng, r, 1.8 * r, 0.02, 12).at(0, 0, z) for r, z in ((0.5, 0), (0.37, 0.75), (0.26, 1.3)))
-    hat = lathe(((0.3, 1.72), (0.3, 1.76), (0.18, 1.76), (0.16, 2.05), (0, 2.05)), 10)
-    x, y = (floor[0] - 1.2, rng.uniform(-1, 2)) if rng.random() < 0.5 else (floor[1] + 1.2, rng.uniform(-1, 2))
-    items += put([thing("snowman", man, replace(snow, span=(1, 1))), thing("snowman", hat + lathe(((0.05, -0.0), (0, 0.3)), 6).at(0, -0.24, 1.53, 0, np.pi / 2), surface("fabric", rng, (0.3, 0.2, 0.2)))], x, y)
-    posts = sum(box(0.1, 0.1, 1.0).at(k * 1.8, 0) for k in range(-6, 7)) + sum(box(21.6, 0.05, 0.12).at(0, 0, z) for z in (0.4, 0.8))
-    items += put(thing("fence", posts, logs), 0, floor[3] + rng.uniform(1, 2), 0, rng.uniform(-0.05, 0.05)) + put(thing("sledge", box(1.2, 0.5, 0.05).at(0, 0, 0.25) + box(1.5, 0.05, 0.25).at(0, 0.2) + box(1.5, 0.05, 0.25).at(0, -0.2), surface("wood", rng, (0.6, 0.2, 0.15))), rng.uniform(-3, 3), floor[2] - 0.9, 0, rng.uniform(-0.5, 0.5))
-    for x, y, _, t in _around(rng, 5, 1.1, 3, floor, False): items += put(_rocks(rng, replace(rock, span=(4, 4)), rng.uniform(0.3, 0.6)), x, y, 0, t)
-    return items, None, floor, _outdoor(rng, time)
+    items += _hut(rng, time, logs, snow)
+    items += _snowman(rng, floor, snow)
+    items += _fence_and_sledge(rng, floor, logs, rock)
+    return (items, None), (floor, _outdoor(rng, time))
+
+# %% ../../nbs/studio/00_world.ipynb #dd65641c
+def _park_trees(rng, floor, bark, leaves, wood, iron):
+    "Trees, benches and lamps."
+    items = []
+    for k, (x, y, _, t) in enumerate(_around(rng, 11, 2, 7, floor)):
+        items += put(
+            _tree(rng, bark, leaves[k % 2], rng.uniform(4.5, 7)),
+            x + 3 * np.sign(x) * (abs(x) < 2.5),
+            y + 2.4 * np.sign(y) * (abs(y) < 2.4), 0, t,
+        )
+    items += _trees(rng, _around(rng, 20, 14, 34, floor), bark, leaves[0], 6, 9)
+    for x, y, t in ((-3.2, 3.7, 0), (3.4, 3.7, 0), (2.6 * rng.choice([-1, 1]), -3.5, np.pi), (-8, 3.4, 0)):
+        items += put(_bench(wood), x, y, 0, t)
+    for x in (-6.0, 6.0): items += put(_street_lamp(iron, surface("plaster", rng, (1, 0.92, 0.7)), 3.4), x, 3.0)
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #5e0749b1
+def _park_beds(rng, hedge):
+    "Flower beds and hedges."
+    items = []
+    beds = sum(
+        blob(rng, 0.28, 0.4, 0.3, 8).at(x + rng.uniform(-0.2, 0.2), y + rng.uniform(-0.2, 0.2))
+        for x, y in ((s * (4.8 + 0.5 * k), -3.6 - 0.3 * (k % 2)) for s in (-1, 1) for k in range(6))
+    )
+    items += [thing("flowers", beds, surface("foliage", rng, _colour(rng), span=(0.6, 0.6)))]
+    items += [
+        thing("hedge", box(9, 0.8, 1.0).at(-8, 6.6) + box(9, 0.8, 1.0).at(8, 6.6) + box(30, 0.8, 0.8).at(0, -8), hedge)
+    ]
+    return items
+
+# %% ../../nbs/studio/00_world.ipynb #61d8ba18
+def _centrepiece(rng, stone):
+    "A fountain or a statue."
+    items = []
+    fountain = lathe(((1.9, 0), (1.9, 0.5), (1.6, 0.5), (1.6, 0.2)), 16) + lathe(
+        ((0.3, 0.2), (0.2, 1.2), (0.8, 1.4), (0.8, 1.5), (0.1, 1.45), (0.12, 2.0), (0, 2.1)), 12
+    )
+    if rng.random() < 0.6:
+        items += put(
+            [
+                thing("fountain", fountain, stone),
+                thing("water", lathe(((1.6, 0.38), (0, 0.4)), 16), surface("water", rng, span=(3, 3)), shine=0.4),
+            ],
+            0, rng.uniform(9, 12),
+        )
+    else:
+        items += put(
+            thing(
+                "statue", box(1.2, 1.2, 1.2)
+                + lathe(((0.45, 1.2), (0.3, 2.0), (0.42, 2.6), (0.15, 2.9), (0.2, 3.1), (0, 3.35)), 10), stone,
+            ),
+            0, rng.uniform(8, 11),
+        )
+    return items
 
 # %% ../../nbs/studio/00_world.ipynb #cdb6821c
 @_kind("park")
 def _park(rng, time):
-    floor, bark, wood, iron = (-5.0, 5.0, -2.8, 2.8), surface("bark", rng), surface("wood", rng), surface("metal", rng, (0.2, 0.28, 0.24))
-    path, hedge, stone = surface(*[("gravel", rng), ("cobbles", rng), ("sand", rng, (0.75, 0.64, 0.48))][rng.integers(3)]), surface("foliage", rng, (0.2, 0.38, 0.18)), surface("concrete", rng, (0.68, 0.66, 0.6), span=(2, 2))
-    leaves = [surface("foliage", rng, tuple(c)) for c in rng.permutation([(0.28, 0.46, 0.16), (0.44, 0.48, 0.16), (0.6, 0.42, 0.16), (0.7, 0.5, 0.55), (0.2, 0.38, 0.2)])[:2]]
-    items = _land(rng, surface("grass", rng), surface("foliage", rng, (0.3, 0.42, 0.28), span=(10, 10)), low=4, high=9, sharp=0.3)
-    items += [thing("path", slab(-60, 60, -2.2, 2.2, 0.012), path), thing("path", slab(-1.6, 1.6, 2.2, 50, 0.011), path)]
-    towers = sum(box(7.2 * rng.integers(1, 3), 7.2, 3.0 * rng.integers(3, 8)).at(*p) for p in _around(rng, 14, 42, 52, floor))
+    floor = (-5.0, 5.0, -2.8, 2.8)
+    bark = surface("bark", rng)
+    wood = surface("wood", rng)
+    iron = surface("metal", rng, (0.2, 0.28, 0.24))
+    path = surface(*[("gravel", rng), ("cobbles", rng), ("sand", rng, (0.75, 0.64, 0.48))][rng.integers(3)])
+    hedge = surface("foliage", rng, (0.2, 0.38, 0.18))
+    stone = surface("concrete", rng, (0.68, 0.66, 0.6), span=(2, 2))
+    greens = [(0.28, 0.46, 0.16), (0.44, 0.48, 0.16), (0.6, 0.42, 0.16), (0.7, 0.5, 0.55), (0.2, 0.38, 0.2)]
+    leaves = [surface("foliage", rng, tuple(c)) for c in rng.permutation(greens)[:2]]
+    items = _land(
+        rng, surface("grass", rng), surface("foliage", rng, (0.3, 0.42, 0.28), span=(10, 10)), low=4, high=9, sharp=0.3
+    )
+    items += [thing("path", slab(-60, 60, -2.2, 2.2, 0.012), path)]
+    items += [thing("path", slab(-1.6, 1.6, 2.2, 50, 0.011), path)]
+    towers = sum(
+        box(7.2 * rng.integers(1, 3), 7.2, 3.0 * rng.integers(3, 8)).at(*p) for p in _around(rng, 14, 42, 52, floor)
+    )
     items += [thing("houses", towers, surface("facade", rng, tuple(rng.choice(_WALLS) * 0.9)))]
-    for k, (x, y, _, t) in enumerate(_around(rng, 11, 2, 7, floor)): items += put(_tree(rng, bark, leaves[k % 2], rng.uniform(4.5, 7)), x + 3 * np.sign(x) * (abs(x) < 2.5), y + 2.4 * np.sign(y) * (abs(y) < 2.4), 0, t)
-    items += _trees(rng, _around(rng, 20, 14, 34, floor), bark, leaves[0], 6, 9)
-    for x, y, t in ((-3.2, 3.7, 0), (3.4, 3.7, 0), (2.6 * rng.choice([-1, 1]), -3.5, np.pi), (-8, 3.4, 0)): items += put(_bench(wood), x, y, 0, t)
-    for x in (-6.0, 6.0): items += put(_street_lamp(iron, surface("plaster", rng, (1, 0.92, 0.7)), 3.4), x, 3.0)
-    beds = sum(blob(rng, 0.28, 0.4, 0.3, 8).at(x + rng.uniform(-0.2, 0.2), y + rng.uniform(-0.2, 0.2)) for x, y in ((s * (4.8 + 0.5 * k), -3.6 - 0.3 * (k % 2)) for s in (-1, 1) for k in range(6)))
-    items += [thing("flowers", beds, surface("foliage", rng, _colour(rng), span=(0.6, 0.6))), thing("hedge", box(9, 0.8, 1.0).at(-8, 6.6) + box(9, 0.8, 1.0).at(8, 6.6) + box(30, 0.8, 0.8).at(0, -8), hedge)]
-    fountain = lathe(((1.9, 0), (1.9, 0.5), (1.6, 0.5), (1.6, 0.2)), 16) + lathe(((0.3, 0.2), (0.2, 1.2), (0.8, 1.4), (0.8, 1.5), (0.1, 1.45), (0.12, 2.0), (0, 2.1)), 12)
-    items += put([thing("fountain", fountain, stone), thing("water", lathe(((1.6, 0.38), (0, 0.4)), 16), surface("water", rng, span=(3, 3)), shine=0.4)], 0, rng.uniform(9, 12)) if rng.random() < 0.6 else put(thing("statue", box(1.2, 1.2, 1.2) + lathe(((0.45, 1.2), (0.3, 2.0), (0.42, 2.6), (0.15, 2.9), (0.2, 3.1), (0, 3.35)), 10), stone), 0, rng.uniform(8, 11))
-    return items, None, floor, _outdoor(rng, time, (rng.choice([-6, 6]), 3.0, 3.6))
+    items += _park_trees(rng, floor, bark, leaves, wood, iron)
+    items += _park_beds(rng, hedge)
+    items += _centrepiece(rng, stone)
+    return (items, None), (floor, _outdoor(rng, time, (rng.choice([-6, 6]), 3.0, 3.6)))
