@@ -19,7 +19,7 @@ from primenb.data.records import ShotFeatures, frames_table
 from primenb.scenes.boundaries import Evidence, Fused, Head, Novelty, around, judged, label_fractions, leave_one_out
 from primenb.scenes.protocol import Source, examine_shots, film_set, judge_shots, raw_vectors, scored, with_vectors
 from primenb.scenes.files import load_scenes
-from primenb.scenes.find import colours, find_scenes, zero_shot
+from primenb.scenes.find import colour_histogram, find_scenes, zero_shot_boundaries
 from primenb.scenes.evaluate import Judged, evaluate, paired_bootstrap, pooled_ap
 from primenb.media.shots import detect_shots
 
@@ -80,12 +80,12 @@ def test_parts_hold_the_smaller_ones():
 def test_odd_films():
     one = film(0, 1)
     head = Head(SIMILAR).fit(FILMS)
-    assert len(head.scores(one)) == 0 and len(zero_shot(one.features["v"])) == 0
+    assert len(head.scores(one)) == 0 and len(zero_shot_boundaries(one.features["v"])) == 0
     assert len(Fused((Head(SIMILAR), Head(Evidence("durations")))).fit(FILMS).scores(one)) == 0
     holes = replace(FILMS[0], features=dict(v=np.where(np.arange(40)[:, None] % 7 == 3, np.nan, FILMS[0].features["v"])))
     assert np.isfinite(head.scores(holes)).all()
     twice = replace(FILMS[0], features=dict(v=np.repeat(FILMS[0].features["v"][:20], 2, 0)))
-    assert np.isfinite(head.scores(twice)).all() and np.isfinite(zero_shot(twice.features["v"])).all()
+    assert np.isfinite(head.scores(twice)).all() and np.isfinite(zero_shot_boundaries(twice.features["v"])).all()
     unsure = replace(FILMS[0], labels=np.where(np.arange(40) % 5 == 0, np.nan, np.append(FILMS[0].boundaries, 0)))
     assert np.isfinite(Head(SIMILAR).fit([unsure, *FILMS[1:]]).scores(FILMS[0])).all()
 
@@ -103,9 +103,9 @@ def test_bad_input(make, message):
 
 def test_colours_are_shares():
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    assert colours(picture).sum() == pytest.approx(1) and (colours(picture) == colours(picture[::-1, ::-1])).all()
+    assert colour_histogram(picture).sum() == pytest.approx(1) and (colour_histogram(picture) == colour_histogram(picture[::-1, ::-1])).all()
     halves = np.zeros((10, 10, 3), np.uint8); halves[:, 5:] = (255, 0, 0)
-    assert sorted(colours(halves)[colours(halves) > 0]) == [0.5, 0.5]
+    assert sorted(colour_histogram(halves)[colour_histogram(halves) > 0]) == [0.5, 0.5]
 
 def test_scenes_of_the_corpus_are_found():
     found, true = [], []
@@ -143,7 +143,7 @@ def test_from_a_real_film_to_a_timeline_in_one_command(tmp_path):
 
 @needs_real
 def test_grouping_is_far_above_chance_on_open_films():
-    judged_ = [Judged.of(f, zero_shot(f.features["vgg19"])) for f in feature_films(real / "ovsd") if "vgg19" in f.features]
+    judged_ = [Judged.of(f, zero_shot_boundaries(f.features["vgg19"])) for f in feature_films(real / "ovsd") if "vgg19" in f.features]
     assert evaluate(judged_).ap > 3 * evaluate(judged_).prior
 
 @needs_real

@@ -28,10 +28,8 @@ from .train import load_trained as load_shot_net
 from .train import train as train_on_shots
 from .find import ZeroShot, colour_features
 from .evaluate import Judged, pooled_ap
-from .movies import Scene, SceneRun, Scenes, corpus_scenes, judge_scenes, labels_of
-from .movies import embed as embed_scenes
-from .movies import load_trained as load_scene_net
-from .movies import train as train_on_scenes
+from .movies import Scene, SceneRun, Scenes, corpus_scenes, embed_scenes, evaluate_scenes, labels_of
+from .movies import load_scene_net, train_scenes
 from .similarity import film_similarity
 
 # %% ../../nbs/scenes/11_protocol.ipynb #6f928dfe
@@ -176,9 +174,9 @@ def examine_scenes(
     else:
         seen = [s for s, t in zip(scenes, test) if not t]
         similarity = film_similarity([f for f in catalogue if f.key in {s.film for s in seen}], **{name: 1.0 for name in by})
-        train_on_scenes(run, seen, similarity, out)
+        train_scenes(run, seen, similarity, out)
         vectors = embed_scenes(load_scene_net(out), Scenes(scenes))
-    marks = judge_scenes(vectors, labels_of(scenes), ~test, test, [s.film for s in scenes])
+    marks = evaluate_scenes(vectors, labels_of(scenes), ~test, test, [s.film for s in scenes])
     result = rounded(dict(run=settings, scores=marks.score.to_dict(), chance=marks.chance.to_dict()))
     with atomic(out / "marks.json") as f: f.write_text(json.dumps(result) + "\n")
     return result
