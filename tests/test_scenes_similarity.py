@@ -54,7 +54,8 @@ def test_jaccard_is_the_share_in_common(sets):
     same(cast_similarity([film(n, cast=s) for n, s in enumerate(sets)]), jaccard(sets))
 
 
-texts = ["A dog finds a bone, and a bone again.", "The dog flies to the moon!", "", "  ", "the and of", "Moon, moon and a bone", "A war"]
+texts = ["A dog finds a bone, and a bone again.", "The dog flies to the moon!", "", "  ", "the and of",
+         "Moon, moon and a bone", "A war"]
 
 
 def test_synopses_are_compared_by_their_rare_words():
@@ -158,7 +159,7 @@ def test_sources_by_name_and_matrices_from_elsewhere(tmp_path):
     (lambda f: nearest_films(film_similarity(f, genre=1), 1), "film c: the metadata compare it with 0 films"),
     (lambda f: predict_genres(film_similarity(f, genre=1), [film("d", ["War"])]), "film d: there are no metadata"),
     (lambda f: predict_genres(film_similarity(f, genre=1), f, known=np.zeros(3, bool)), "no film that may vote"),
-    (lambda f: evaluate_genres(film_similarity(f, genre=1), f, known=np.array([True, False, True])), "none occurs both")])
+    (lambda f: evaluate_genres(film_similarity(f, genre=1), f, known=np.arange(3) != 1), "none occurs both")])
 def test_refusals(what, says):
     with pytest.raises(PrimenbError, match=says): what([film("a", ["War"]), film("b", ["Spy"]), film("c")])
 
