@@ -15,10 +15,10 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import films
 from primenb.data.public import feature_films
 from primenb.data.records import Damages, ShotFeatures, frames_table
+from primenb.learn.runs import load
 from primenb.scenes.movies import (
     SCENE_POSITIVES, Scene, SceneNet, SceneObjective, SceneRun, Scenes, allowed_films, corpus_scenes, embed_scenes,
-    evaluate_lvu, evaluate_scenes, film_scenes, labels_of, load_scene_net, pad_scenes, positive_scenes, scene_net,
-    train_scenes)
+    evaluate_lvu, evaluate_scenes, film_scenes, labels_of, pad_scenes, positive_scenes, scene_net, train_scenes)
 from primenb.scenes.similarity import Similarity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -220,7 +220,7 @@ def test_a_run_that_was_cut_off_goes_on_exactly(tmp_path, monkeypatch, search, s
     "After an interrupt in the middle of a search's steps, and from the last checkpoint."
     scenes, similarity = some_scenes(), similarity_of([f"film {f}" for f in range(5)])
     def train(name): return train_scenes(replace(tiny, search=search), scenes, similarity, tmp_path / name)
-    def embed(name): return embed_scenes(load_scene_net(tmp_path / name), scenes)
+    def embed(name): return embed_scenes(load(tmp_path / name), scenes)
     whole = train("whole")
     calls, call = [], SceneObjective.__call__
     def cut(self, trainer, batch):
@@ -229,8 +229,8 @@ def test_a_run_that_was_cut_off_goes_on_exactly(tmp_path, monkeypatch, search, s
         return call(self, trainer, batch)
     monkeypatch.setattr(SceneObjective, "__call__", cut)
     with pytest.raises(error): train("cut")
-    assert not (tmp_path / "cut" / "result.json").exists()
-    with pytest.raises(PrimenbError, match="no finished run"): load_scene_net(tmp_path / "cut")
+    assert not (tmp_path / "cut" / "run.json").exists()
+    with pytest.raises(PrimenbError, match="no finished run"): load(tmp_path / "cut")
     resumed = train("cut")
     assert len(calls) == 5 + again and resumed["curve"] == whole["curve"] and whole["curve"]["step"] == [3, 6]
     assert np.array_equal(embed("cut"), embed("whole"))
@@ -263,7 +263,7 @@ def test_similar_films_teach_their_genre_and_random_films_do_not(tmp_path):
     size = dict(width=32, max_shots=4, num_steps=80, steps_per_epoch=40, batch_size=48, lr=2e-3, device="cpu")
     for kind in ("similar_nearest", "random_films_nearest"):
         train_scenes(SceneRun(kind, k=8, **size), toys[: 26 * 6], alike, tmp_path / kind)
-        embeddings = embed_scenes(load_scene_net(tmp_path / kind), toys)
+        embeddings = embed_scenes(load(tmp_path / kind), toys)
         score[kind] = evaluate_scenes(embeddings, labels_of(toys), film < 6, film >= 26).score["genre"]
     assert score["similar_nearest"] > score["random_films_nearest"] + 0.05
 
@@ -348,8 +348,8 @@ def test_real_scenes_of_real_films(real, tmp_path):
     similarity = Similarity(keys, np.where(np.eye(8) > 0, np.nan, values))
     run = SceneRun(num_steps=20, steps_per_epoch=10, batch_size=32, device="cpu")
     result = train_scenes(run, scenes, similarity, tmp_path)
-    embeddings = embed_scenes(load_scene_net(tmp_path), scenes)
+    embeddings = embed_scenes(load(tmp_path), scenes)
     assert embeddings.shape == (len(scenes), 128) and np.isfinite(embeddings).all()
-    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert json.loads((tmp_path / "run.json").read_text()) == result
     loss = result["curve"]["contrast_loss"]
     assert loss[-1] < loss[0] + 1

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SCENE_POSITIVES', 'Scene', 'film_scenes', 'corpus_scenes', 'Scenes', 'PaddedScenes', 'pad_scenes', 'SceneNet',
            'embed_scenes', 'allowed_films', 'positive_scenes', 'SceneRun', 'SceneObjective', 'scene_net',
-           'train_scenes', 'load_scene_net', 'labels_of', 'evaluate_scenes', 'evaluate_lvu']
+           'train_scenes', 'labels_of', 'evaluate_scenes', 'evaluate_lvu']
 
-# %% ../../nbs/scenes/10_movies.ipynb #07f98414
-from dataclasses import asdict, dataclass, field
+# %% ../../nbs/scenes/10_movies.ipynb #cda39e29
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,10 +30,10 @@ from ..data.corpus import CorpusFilm
 from ..data.public import lvu_clips
 from ..data.records import Damages, ShotFeatures
 from ..learn.contrast import Queue, info_nce
-from ..learn.engine import finished, parameter_groups, unwrap_model
+from ..learn.engine import unwrap_model
+from ..learn.runs import Made, Run, checksum, conduct
 from .model import augment_features
 from .similarity import Similarity, nearest_films
-from .train import checksum, conduct, kept
 
 # %% ../../nbs/scenes/10_movies.ipynb #6d712d96
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ def pad_scenes(
     row = scenes.first[numbers][:, None] + column.minimum(length[:, None] - 1)
     return PaddedScenes(scenes.shots[row], scenes.position[row], mask)
 
-# %% ../../nbs/scenes/10_movies.ipynb #b9eb6276
+# %% ../../nbs/scenes/10_movies.ipynb #02b47bc7
 class SceneNet(nn.Module):
     "A transformer over the shots of a scene."
     def __init__(self,
@@ -143,6 +143,7 @@ class SceneNet(nn.Module):
         spread: torch.Tensor | None = None,  # (inputs,) their standard deviation
     ):
         super().__init__()
+        self.settings = dict(inputs=inputs, width=width, depth=depth, heads=heads, embed_dim=embed_dim)
         block = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout=0, activation="gelu", batch_first=True, norm_first=True)
         self.project = nn.Linear(inputs, width)
@@ -243,10 +244,10 @@ def positive_scenes(
     score = embeddings[query] @ embeddings.T if choice == "nearest" else torch.rand(candidates.shape)
     return torch.where(candidates.any(1), score.masked_fill(~candidates, -torch.inf).argmax(1), query)
 
-# %% ../../nbs/scenes/10_movies.ipynb #b96c832d
+# %% ../../nbs/scenes/10_movies.ipynb #34844890
 @dataclass(frozen=True)
-class SceneRun:
-    "One training of an encoder of scenes."
+class SceneRun(Run):
+    "One training of an encoder of scenes; `num_steps` takes the place of `epochs`."
     positives: str = "similar_nearest"  # a key of `SCENE_POSITIVES`
     k: int = 3            # films in which the positive is looked for
     search: str = "frozen"  # features of the search: "frozen", mean of the shots; "current", the teacher's embeddings
@@ -263,12 +264,9 @@ class SceneRun:
     feature_noise: float = 0.1  # standard deviation of the noise that is added
     num_steps: int = 150
     steps_per_epoch: int = 50   # steps from one search, and checkpoint, to the next
-    batch_size: int = 64  # scenes
-    lr: float = 1e-3      # highest learning rate
-    warmup: float = 0.1   # share of all steps over which the learning rate rises
-    weight_decay: float = 1e-2  # of matrices
-    seed: int = 0         # of weights, order, positives and augmentation
-    device: str = "auto"
+    weight_decay: float = field(default=1e-2, kw_only=True)  # of matrices
+
+    not_in_key: ClassVar[tuple] = (*Run.not_in_key, "epochs")
 
 # %% ../../nbs/scenes/10_movies.ipynb #54a64f58
 class SceneObjective:
@@ -324,7 +322,7 @@ def __call__(self: SceneObjective, trainer, batch):
     loss, hits = info_nce(q, k, self.queue.kept[1], ignored, self.run.temperature)
     return dict(contrast_loss=loss, hits=hits)
 
-# %% ../../nbs/scenes/10_movies.ipynb #239396ff
+# %% ../../nbs/scenes/10_movies.ipynb #a3d36f48
 def scene_net(
     run: SceneRun,
     scenes: Scenes,  # whose mean and standard deviation become the network's
@@ -335,36 +333,24 @@ def scene_net(
         torch.default_generator.manual_seed(run.seed)
         return SceneNet(len(mean), run.width, run.depth, run.heads, run.embed_dim, mean, spread)
 
-def _settings(run, scenes, allowed):
-    "What the result of a run depends on."
-    parts = (part.numpy() for part in (scenes.shots, scenes.position, scenes.length, scenes.film))
-    data = dict(inputs=scenes.shots.shape[1], scenes=len(scenes), checksum=checksum(*parts, allowed))
-    return {name: value for name, value in asdict(run).items() if name != "device"} | data
-
-# %% ../../nbs/scenes/10_movies.ipynb #29b1fd60
+# %% ../../nbs/scenes/10_movies.ipynb #33146e16
 def train_scenes(
     run: SceneRun,
     scenes: list[Scene],
     similarity: Similarity,  # of their films
-    out: str | Path,  # folder for its checkpoint, curve, model and result
-) -> dict:  # as from `primenb.scenes.train.conduct`
+    out: str | Path,  # folder of the run; `primenb.learn.runs.load` reads the encoder from it
+) -> dict:  # as from `primenb.learn.runs.conduct`
     "Trains an encoder of scenes, resuming what was interrupted; raises `PrimenbError` for a film without metadata."
     scenes = Scenes(scenes)
     allowed = allowed_films(run.positives, scenes.films, similarity, run.k, run.seed)
-    settings, objective = _settings(run, scenes, allowed), SceneObjective(scenes, allowed, run)
-    if found := finished(Path(out) / "result.json", settings): return found
-    net, num_epochs = scene_net(run, scenes), -(-run.num_steps // run.steps_per_epoch)
-    numbers = torch.arange(run.steps_per_epoch * run.batch_size) % len(scenes)
-    loader = DataLoader(numbers, run.batch_size, shuffle=True)
-    optimizer = torch.optim.AdamW(parameter_groups(net, run.weight_decay), run.lr, fused=True)
-    return conduct(run, settings, out, net, objective, optimizer, loader, num_epochs)
-
-def load_scene_net(
-    out: str | Path,  # the folder given to `train_scenes`
-) -> SceneNet:
-    "The encoder of a finished run; raises `PrimenbError` if there is none."
-    names = ("inputs", "width", "depth", "heads", "embed_dim")
-    return kept(out, lambda run: SceneNet(*(run[name] for name in names)))
+    objective = SceneObjective(scenes, allowed, run)
+    parts = [part.numpy() for part in (scenes.shots, scenes.position, scenes.length, scenes.film)]
+    inputs = dict(scenes=len(scenes), checksum=checksum(*parts, allowed))
+    def make():
+        numbers = torch.arange(run.steps_per_epoch * run.batch_size) % len(scenes)
+        loader = DataLoader(numbers, run.batch_size, shuffle=True)
+        return Made(scene_net(run, scenes), loader, -(-run.num_steps // run.steps_per_epoch))
+    return conduct(run, out, make, objective, inputs=inputs, ema=run.momentum, adamw=dict(fused=True))
 
 # %% ../../nbs/scenes/10_movies.ipynb #1092a354
 def _classifier(): return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))

@@ -20,12 +20,13 @@ from ..data.corpus import films
 from ..data.public import feature_films
 from ..data.records import Film, ShotFeatures
 from ..learn.engine import finished
+from ..learn.runs import load
 from .boundaries import Evidence, Head, score_held_out
 from .evaluate import ScoredFilm, pooled_ap
 from .find import ZeroShot, colour_features
 from .model import Shots, embed_shots, feature_shots, shot_key_frames
 from .movies import Scene, SceneRun, Scenes, corpus_scenes, embed_scenes, evaluate_scenes, labels_of
-from .movies import load_scene_net, train_scenes
+from .movies import train_scenes
 from .similarity import film_similarity
 from .train import ShotRun, checksum, load_shot_net, make_shot_net, train_shots
 
@@ -37,9 +38,9 @@ class FilmSource:
     features: str = ""    # the name of features; empty for key-frames of the corpus
     width: int = 48       # of key-frames, pixels
     height: int = 27      # of key-frames, pixels
-    unlabelled: str = "all"  # whose shots an encoder is trained on: "all", or "train", those of films that heads are fitted to
+    unlabelled: str = "all"  # shots that encoders are trained on: "all", or "train", of films that heads are fitted to
 
-# %% ../../nbs/scenes/12_protocol.ipynb #de1792fa
+# %% ../../nbs/scenes/12_protocol.ipynb #ec1ec25e
 def _films_with_features(source):
     records = [f for f in feature_films(root() / source.folder) if source.features in f.features]
     if len(records) < 5:
@@ -52,7 +53,7 @@ def _films_with_features(source):
 @lru_cache(maxsize=2)
 def film_set(
     source: FilmSource,
-) -> tuple[list[ShotFeatures], Shots, list[tuple]]:  # films, their shots, and (films to fit to, to evaluate) for each part
+) -> tuple[list[ShotFeatures], Shots, list[tuple]]:  # films, shots, and parts as in `score_held_out`
     "The films of a source; raises `PrimenbError` if too few have the features, or for an unknown choice of shots."
     if source.unlabelled not in ("all", "train"):
         raise PrimenbError(f"unlabelled {source.unlabelled!r}", "there is no such choice", 'choose "all" or "train"')
@@ -84,7 +85,8 @@ def raw_features(
 ) -> list[np.ndarray]:  # of each film
     "Features; or the pixels of key-frames made 16 pixels wide. Raises `PrimenbError` for an unknown kind."
     if kind not in RAW_FEATURES:
-        raise PrimenbError(f"raw features {kind!r}", "there is no such kind", f"choose one of {', '.join(RAW_FEATURES)}")
+        kinds = ", ".join(RAW_FEATURES)
+        raise PrimenbError(f"raw features {kind!r}", "there is no such kind", f"choose one of {kinds}")
     x = shots.inputs
     if x.ndim > 2:
         high, wide = x.shape[1] // 9 * 9, x.shape[2] // 16 * 16
@@ -127,7 +129,8 @@ def evaluate_shot_run(
     path = Path(out) / "evaluation.json"
     if found := finished(path, settings): return found
     described, curve = _described(run, source, out)
-    def score(head, *fraction): return [s for films, parts in described for s in score_held_out(head, films, parts, *fraction)]
+    def score(head, *fraction):
+        return [s for films, parts in described for s in score_held_out(head, films, parts, *fraction)]
     scores = {name: {s.film: s.scores.tolist() for s in score(head)} for name, head in SHOT_HEADS.items()}
     few = {str(f): float(pooled_ap(score(SHOT_HEADS["similarity"], f, seed))) for f in fractions}
     result = rounded(dict(run=settings, curve=curve, fractions=few)) | dict(scores=scores)
@@ -177,7 +180,7 @@ def evaluate_scene_run(
         known = {s.film for s in seen}
         similarity = film_similarity([f for f in catalogue if f.key in known], **{name: 1.0 for name in by})
         train_scenes(run, seen, similarity, out)
-        embeddings = embed_scenes(load_scene_net(out), Scenes(scenes))
+        embeddings = embed_scenes(load(out), Scenes(scenes))
     table = evaluate_scenes(embeddings, labels_of(scenes), ~test, test, [s.film for s in scenes])
     result = rounded(dict(run=settings, scores=table.score.to_dict(), chance=table.chance.to_dict()))
     with atomic(path) as f: f.write_text(json.dumps(result) + "\n")
