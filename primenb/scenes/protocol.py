@@ -19,7 +19,7 @@ from ..core import PrimenbError, atomic, progress, root, rounded
 from ..data.corpus import films
 from ..data.public import feature_films
 from ..data.records import Film, ShotFeatures
-from ..learn.engine import finished
+from ..learn.runs import checksum, finished, load
 from .boundaries import Evidence, Head, score_held_out
 from .evaluate import ScoredFilm, pooled_ap
 from .find import ZeroShot, colour_features
@@ -29,7 +29,7 @@ from .movies import embed as embed_scenes
 from .movies import load_trained as load_scene_net
 from .movies import train as train_scenes
 from .similarity import film_similarity
-from .train import ShotRun, checksum, load_shot_net, make_shot_net, train_shots
+from .train import ShotRun, make_shot_net, train_shots
 
 # %% ../../nbs/scenes/12_protocol.ipynb #6f928dfe
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class FilmSource:
     features: str = ""    # the name of features; empty for key-frames of the corpus
     width: int = 48       # of key-frames, pixels
     height: int = 27      # of key-frames, pixels
-    unlabelled: str = "all"  # whose shots an encoder is trained on: "all", or "train", those of films that heads are fitted to
+    unlabelled: str = "all"  # shots that encoders are trained on: "all", or "train", of films that heads are fitted to
 
-# %% ../../nbs/scenes/12_protocol.ipynb #de1792fa
+# %% ../../nbs/scenes/12_protocol.ipynb #ec1ec25e
 def _films_with_features(source):
     records = [f for f in feature_films(root() / source.folder) if source.features in f.features]
     if len(records) < 5:
@@ -54,7 +54,7 @@ def _films_with_features(source):
 @lru_cache(maxsize=2)
 def film_set(
     source: FilmSource,
-) -> tuple[list[ShotFeatures], Shots, list[tuple]]:  # films, their shots, and (films to fit to, to evaluate) for each part
+) -> tuple[list[ShotFeatures], Shots, list[tuple]]:  # films, shots, and parts as in `score_held_out`
     "The films of a source; raises `PrimenbError` if too few have the features, or for an unknown choice of shots."
     if source.unlabelled not in ("all", "train"):
         raise PrimenbError(f"unlabelled {source.unlabelled!r}", "there is no such choice", 'choose "all" or "train"')
@@ -86,7 +86,8 @@ def raw_features(
 ) -> list[np.ndarray]:  # of each film
     "Features; or the pixels of key-frames made 16 pixels wide. Raises `PrimenbError` for an unknown kind."
     if kind not in RAW_FEATURES:
-        raise PrimenbError(f"raw features {kind!r}", "there is no such kind", f"choose one of {', '.join(RAW_FEATURES)}")
+        kinds = ", ".join(RAW_FEATURES)
+        raise PrimenbError(f"raw features {kind!r}", "there is no such kind", f"choose one of {kinds}")
     x = shots.inputs
     if x.ndim > 2:
         high, wide = x.shape[1] // 9 * 9, x.shape[2] // 16 * 16
@@ -100,7 +101,7 @@ def _encoded(run, seen, shots, out):
     "Embeddings of all shots from an encoder that was trained on those it may see, and the curve."
     if not run.epochs: return shots.split(embed_shots(make_shot_net(run, seen).eval(), shots.inputs)), {}
     curve = train_shots(run, seen, out)["curve"]
-    return shots.split(embed_shots(load_shot_net(out), shots.inputs)), curve
+    return shots.split(embed_shots(load(out), shots.inputs)), curve
 
 def _described(run, source, out):
     "The films with embeddings for each part of them, with the parts, and the first curve."
@@ -123,13 +124,14 @@ def evaluate_shot_run(
 ) -> dict:  # settings, curve, scores of each head and film, and average precision for each fraction
     "Trains an encoder and evaluates it; resumes what was interrupted, and returns a finished result at once."
     shots = film_set(source)[1]
-    fields = dict(raw=run) if isinstance(run, str) else asdict(run)
+    fields = dict(raw=run) if isinstance(run, str) else run.key()
     settings = dict(**fields, source=asdict(source), shots_checksum=checksum(shots.inputs), heads=str(SHOT_HEADS),
                     part_seed=seed, fractions=list(fractions))
     path = Path(out) / "evaluation.json"
     if found := finished(path, settings): return found
     described, curve = _described(run, source, out)
-    def score(head, *fraction): return [s for films, parts in described for s in score_held_out(head, films, parts, *fraction)]
+    def score(head, *fraction):
+        return [s for films, parts in described for s in score_held_out(head, films, parts, *fraction)]
     scores = {name: {s.film: s.scores.tolist() for s in score(head)} for name, head in SHOT_HEADS.items()}
     few = {str(f): float(pooled_ap(score(SHOT_HEADS["similarity"], f, seed))) for f in fractions}
     result = rounded(dict(run=settings, curve=curve, fractions=few)) | dict(scores=scores)
