@@ -13,8 +13,9 @@ from conftest import SHOT_NAMES, train_until_killed
 from primenb.core import PrimenbError
 from primenb.data.records import ShotFeatures, frames_table
 from primenb.scenes.boundaries import Evidence, FusedHead, Head, score_held_out
+from primenb.learn.runs import load
 from primenb.scenes.model import Shots, augment_sound, embed_shots
-from primenb.scenes.train import ShotRun, augment_shots, load_shot_net, make_shot_net, train_shots
+from primenb.scenes.train import ShotRun, augment_shots, make_shot_net, train_shots
 from primenb.scenes.evaluate import evaluate_boundaries
 from primenb.scenes.positives import l2_normalize
 from primenb.media.sound import centred, film_sound, log_mel
@@ -156,7 +157,7 @@ def humming(films=3, length=24, seed=0):
 
 def test_same_seed_same_weights(tmp_path):
     for name in ("a", "b"): train_shots(TINY, humming(), tmp_path / name)
-    a, b = (load_shot_net(tmp_path / name) for name in ("a", "b"))
+    a, b = (load(tmp_path / name) for name in ("a", "b"))
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
     vectors = embed_shots(a, humming().inputs)
     assert vectors.shape == (72, 8) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
@@ -167,7 +168,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
     run = replace(TINY, epochs=4)
     train_until_killed(run, tmp_path / "killed", 9, given="__import__('test_scenes_sound').humming(), ", names=SHOT_NAMES)
     for name in ("once", "killed"): train_shots(run, humming(), tmp_path / name)
-    a, b = (load_shot_net(tmp_path / name).state_dict() for name in ("once", "killed"))
+    a, b = (load(tmp_path / name).state_dict() for name in ("once", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 def test_the_cosine_of_fused_vectors_is_the_mean():

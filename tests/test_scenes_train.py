@@ -10,9 +10,10 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import films
 from primenb.learn.engine import Trainer
 from primenb.data.records import ShotFeatures, frames_table
+from primenb.learn.runs import load
 from primenb.scenes.model import Shots, ShotNet, augment_features, augment_frames, embed_shots, feature_shots, shot_key_frames
 from primenb.scenes.positives import positive_distribution, purity
-from primenb.scenes.train import ShotObjective, ShotRun, load_shot_net, make_shot_net, train_shots
+from primenb.scenes.train import ShotObjective, ShotRun, make_shot_net, train_shots
 from primenb.media.video import read_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -74,10 +75,10 @@ def test_wrong_answers_leave_out_what_belongs_to_the_query(tmp_path, monkeypatch
 
 def test_same_seed_same_weights(tmp_path):
     for name in ("a", "b"): train_shots(TINY, toy(), tmp_path / name)
-    a, b = (load_shot_net(tmp_path / name).state_dict() for name in ("a", "b"))
+    a, b = (load(tmp_path / name).state_dict() for name in ("a", "b"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     train_shots(replace(TINY, seed=1), toy(), tmp_path / "c")
-    assert not torch.equal(load_shot_net(tmp_path / "c").state_dict()["head.1.weight"], a["head.1.weight"])
+    assert not torch.equal(load(tmp_path / "c").state_dict()["head.1.weight"], a["head.1.weight"])
 
 def test_scenes_do_not_matter_but_for_the_oracle(tmp_path):
     blind = replace(toy(), scene=None)
@@ -90,7 +91,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
     train_until_killed(replace(TINY, epochs=6), tmp_path / "killed", 9, given="__import__('test_scenes_train').toy(), ",
                        names=SHOT_NAMES)
     once, again = train_shots(replace(TINY, epochs=6), toy(), tmp_path / "once"), train_shots(replace(TINY, epochs=6), toy(), tmp_path / "killed")
-    a, b = (load_shot_net(tmp_path / name).state_dict() for name in ("once", "killed"))
+    a, b = (load(tmp_path / name).state_dict() for name in ("once", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a) and once["curve"]["contrast_loss"] == again["curve"]["contrast_loss"]
 
 def test_oracle_positives_teach_scenes(tmp_path):
@@ -98,7 +99,7 @@ def test_oracle_positives_teach_scenes(tmp_path):
     shots = replace(shots, inputs=np.hstack([shots.inputs, 4 * np.random.default_rng(1).normal(size=(len(shots), 24))]).astype(np.float32))
     train_shots(ShotRun("oracle", epochs=15, batch_size=64, queue=256, width=32, embed_dim=16, device="cpu"), shots, tmp_path)
     def right(v): return np.mean([purity(positive_distribution(x, "nearest", 8), s) for x, s in zip(shots.split(v), shots.split(shots.scene))])
-    assert right(embed_shots(load_shot_net(tmp_path), shots.inputs)) > right(shots.inputs) + 0.05
+    assert right(embed_shots(load(tmp_path), shots.inputs)) > right(shots.inputs) + 0.05
 
 def test_a_network_of_timm_and_its_errors():
     net = ShotNet((32, 32, 9), "resnet10t", 16, 8)
@@ -113,4 +114,4 @@ def test_bad_settings(change, message, tmp_path):
 def test_results_are_not_mixed_up(tmp_path):
     train_shots(TINY, toy(), tmp_path)
     with pytest.raises(PrimenbError, match="other settings"): train_shots(replace(TINY, seed=3), toy(), tmp_path)
-    with pytest.raises(PrimenbError, match="no finished run"): load_shot_net(tmp_path / "none")
+    with pytest.raises(PrimenbError, match="no finished run"): load(tmp_path / "none")

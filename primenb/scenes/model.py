@@ -178,7 +178,7 @@ def _backbone(network, shape, width):
 
 # %% ../../nbs/scenes/02_model.ipynb #d3f511fe
 class ShotNet(nn.Module):
-    "An encoder of shots."
+    "An encoder of shots; `settings` are its arguments, which `primenb.learn.runs` stores beside its weights."
     def __init__(self,
         shape: tuple,  # of one shot's input: (d,), (H,W,3k) or (H,W,1)
         network: str = "small",  # for key-frames and sound: "small", or a name that timm knows
@@ -187,20 +187,26 @@ class ShotNet(nn.Module):
         scale: tuple | None = None,  # mean and standard deviation of features, each (d,)
     ):
         super().__init__()
+        self.settings = dict(shape=list(shape), network=network, width=width, embed_dim=embed_dim)
         self.shape = tuple(shape)
         self.encoder = _backbone(network, self.shape, width)
         self.head = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embed_dim))
-        scale = scale or (torch.zeros(shape[-1]), torch.ones(shape[-1]))
-        for name, values in zip(("mean", "std"), scale): self.register_buffer(name, values)
-    def normalize(self,
-        inputs: np.ndarray,  # (n,...) rows of `Shots.inputs`
-    ) -> torch.Tensor:  # (n,d) standardised, or (n,3k,H,W) or (n,1,H,W) from 0 to 1
-        "Shots as the encoder takes them."
-        x = torch.from_numpy(np.ascontiguousarray(inputs)).to(self.mean.device)
-        return (x - self.mean) / self.std if x.ndim == 2 else x.permute(0, 3, 1, 2) / 255
-    def forward(self, x):
-        "The embeddings, of length 1."
-        return F.normalize(self.head(self.encoder(x)).float(), dim=1)
+        for name, fill, n in (("mean", 0.0, 0), ("std", 1.0, 1)):
+            self.register_buffer(name, scale[n] if scale else torch.full(shape[-1:], fill))
+
+# %% ../../nbs/scenes/02_model.ipynb #80ad5449
+@patch
+def normalize(self: ShotNet,
+    inputs: np.ndarray,  # (n,...) rows of `Shots.inputs`
+) -> torch.Tensor:  # (n,d) standardised, or (n,3k,H,W) or (n,1,H,W) from 0 to 1
+    "Shots as the encoder takes them."
+    x = torch.from_numpy(np.ascontiguousarray(inputs)).to(self.mean.device)
+    return (x - self.mean) / self.std if x.ndim == 2 else x.permute(0, 3, 1, 2) / 255
+
+@patch
+def forward(self: ShotNet, x):
+    "The embeddings, of length 1."
+    return F.normalize(self.head(self.encoder(x)).float(), dim=1)
 
 # %% ../../nbs/scenes/02_model.ipynb #a7b7bcb8
 @torch.inference_mode()

@@ -19,8 +19,7 @@ from ..core import PrimenbError, atomic, progress, root, rounded
 from ..data.corpus import films
 from ..data.public import feature_films
 from ..data.records import Film, ShotFeatures
-from ..learn.engine import finished
-from ..learn.runs import load
+from ..learn.runs import checksum, finished, load
 from .boundaries import Evidence, Head, score_held_out
 from .evaluate import ScoredFilm, pooled_ap
 from .find import ZeroShot, colour_features
@@ -28,7 +27,7 @@ from .model import Shots, embed_shots, feature_shots, shot_key_frames
 from .movies import Scene, SceneRun, Scenes, corpus_scenes, embed_scenes, evaluate_scenes, labels_of
 from .movies import train_scenes
 from .similarity import film_similarity
-from .train import ShotRun, checksum, load_shot_net, make_shot_net, train_shots
+from .train import ShotRun, make_shot_net, train_shots
 
 # %% ../../nbs/scenes/12_protocol.ipynb #6f928dfe
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def _encoded(run, seen, shots, out):
     "Embeddings of all shots from an encoder that was trained on those it may see, and the curve."
     if not run.epochs: return shots.split(embed_shots(make_shot_net(run, seen).eval(), shots.inputs)), {}
     curve = train_shots(run, seen, out)["curve"]
-    return shots.split(embed_shots(load_shot_net(out), shots.inputs)), curve
+    return shots.split(embed_shots(load(out), shots.inputs)), curve
 
 def _described(run, source, out):
     "The films with embeddings for each part of them, with the parts, and the first curve."
@@ -123,7 +122,7 @@ def evaluate_shot_run(
 ) -> dict:  # settings, curve, scores of each head and film, and average precision for each fraction
     "Trains an encoder and evaluates it; resumes what was interrupted, and returns a finished result at once."
     shots = film_set(source)[1]
-    fields = dict(raw=run) if isinstance(run, str) else asdict(run)
+    fields = dict(raw=run) if isinstance(run, str) else run.key()
     settings = dict(**fields, source=asdict(source), shots_checksum=checksum(shots.inputs), heads=str(SHOT_HEADS),
                     part_seed=seed, fractions=list(fractions))
     path = Path(out) / "evaluation.json"
