@@ -24,7 +24,7 @@ from primenb.core import root, save_metrics
 from primenb.data.records import ShotFeatures, frames_table
 from primenb.scenes.boundaries import Evidence, Head, Novelty
 from primenb.scenes.train import ShotNet
-from primenb.scenes.find import zero_shot
+from primenb.scenes.find import zero_shot_boundaries
 from primenb.scenes.grouping import LONGEST
 
 RATE, SIZE, ROUNDS = 24, 512, 5
@@ -68,7 +68,7 @@ def main():
     began = time.perf_counter()
     learn = [film(0.5, seed) for seed in range(1, 5)]
     heads = dict(similarity=Head(Evidence("similarity", "v")).fit(learn), window_mlp=Head(Evidence("window", "v"), "mlp", (256, 64)).fit(learn), novelty=Novelty("v"))
-    models = {**{name: head.scores for name, head in heads.items()}, "grouping": lambda record: zero_shot(record.features["v"])}
+    models = {**{name: head.scores for name, head in heads.items()}, "grouping": lambda record: zero_shot_boundaries(record.features["v"])}
     encoder, shots = ShotNet((224, 224, 9), "resnet50").eval(), torch.rand(8, 9, 224, 224)
     networks, pictures = [resnet50().eval() for _ in range(2)], torch.rand(8, 3, 224, 224)
     films = {f"{hours} h": film(hours) for hours in (1, 2, 4)}

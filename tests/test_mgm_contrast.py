@@ -218,7 +218,7 @@ def test_an_interrupted_run_goes_on(small, tmp_path):
     "Killed in the middle of an epoch, queue and all."
     run = MotionContrastRun(**{**small, "epochs": 3})
     train_motion_contrast(run, tmp_path / "whole")
-    train_until_killed(run, tmp_path / "killed", train="train_motion_contrast", objective="MotionContrastObjective")
+    train_until_killed(run, tmp_path / "killed", names=("train_motion_contrast", "MotionContrastObjective"))
     train_motion_contrast(run, tmp_path / "killed")
     a, b = (torch.load(tmp_path / name / "checkpoint.pt")["parts"] for name in ("whole", "killed"))
     for part in ("model", "teacher"): assert all(torch.equal(a[part][k], b[part][k]) for k in a[part])

@@ -16,14 +16,15 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import films
 from primenb.data.public import feature_films
 from primenb.data.records import ShotFeatures, frames_table
-from primenb.scenes.boundaries import Evidence, Fused, Head, Novelty, around, judged, label_fractions, leave_one_out
-from primenb.scenes.protocol import Source, examine_shots, film_set, judge_shots, raw_vectors, scored, with_vectors
+from primenb.scenes.boundaries import Evidence, FusedHead, Head, NoveltyHead, score_films, score_held_out, window_indices
+from primenb.scenes.protocol import (
+    SHOT_HEADS, FilmSource, evaluate_shot_run, film_set, raw_features, scored_films, with_embeddings)
 from primenb.scenes.files import load_scenes
-from primenb.scenes.find import colours, find_scenes, zero_shot
-from primenb.scenes.evaluate import Judged, evaluate, paired_bootstrap, pooled_ap
+from primenb.scenes.find import colour_histogram, find_scenes, zero_shot_boundaries
+from primenb.scenes.evaluate import ScoredFilm, evaluate_boundaries, paired_bootstrap, pooled_ap
 from primenb.media.shots import detect_shots
 
-real = Path(os.environ.get("PRIMENB_REAL", project / "../shared/real"))
+real = project / os.environ.get("PRIMENB_REAL", "data/real")
 needs_real = pytest.mark.skipif(not (real / "ovsd").is_dir(), reason=f"no open films in {real}; set PRIMENB_REAL")
 
 
@@ -45,54 +46,60 @@ def test_evidence_pair_by_pair(n, k, seed):
     record = film(seed, n)
     z = record.features["v"] / np.linalg.norm(record.features["v"], axis=1, keepdims=True)
     shots = [[min(max(j, 0), n - 1) for j in range(b - k, b + k)] for b in range(1, n)]
-    assert around(n, k).tolist() == shots
+    assert window_indices(n, k).tolist() == shots
     assert np.allclose(Evidence("similarity", "v", k)(record), [[z[i] @ z[j] for x, i in enumerate(s) for j in s[x + 1 :]] for s in shots], atol=1e-5)
     assert np.allclose(Evidence("window", "v", k)(record), [np.concatenate([record.features["v"][j] for j in s]) for s in shots])
     length = np.log((record.shots.end - record.shots.start).to_numpy())
     assert np.allclose(Evidence("durations", "", k)(record)[:, :-1], [[length[j] for j in s] for s in shots])
 
 def test_heads_tell_scenes_that_can_be_told():
-    for head in (Head(SIMILAR), Fused((Head(SIMILAR), Head(Evidence("durations")))), Novelty("v")):
-        assert evaluate(leave_one_out(head, FILMS)).ap > (0.7 if isinstance(head, Novelty) else 0.8), head
-    assert evaluate(leave_one_out(Head(Evidence("durations")), FILMS)).ap < 0.4, "lengths say nothing here"
-    assert evaluate(leave_one_out(Head(Evidence("window", "v"), "mlp", (16,)), FILMS)).ap > evaluate(leave_one_out(Head(SIMILAR), FILMS)).prior
+    for head in (Head(SIMILAR), FusedHead((Head(SIMILAR), Head(Evidence("durations")))), NoveltyHead("v")):
+        assert evaluate_boundaries(score_held_out(head, FILMS)).ap > (0.7 if isinstance(head, NoveltyHead) else 0.8), head
+    assert evaluate_boundaries(score_held_out(Head(Evidence("durations")), FILMS)).ap < 0.4, "lengths say nothing here"
+    perceptron = evaluate_boundaries(score_held_out(Head(Evidence("window", "v"), "mlp", (16,)), FILMS))
+    assert perceptron.ap > perceptron.prior
 
 def test_above_one_half_lie_as_many_as_there_are_ends():
     rng = np.random.default_rng(0)
     hard = [replace(f, features=dict(v=f.features["v"] + 1.5 * rng.normal(size=f.features["v"].shape))) for f in (film(n) for n in range(30))]
-    for head in (Head(SIMILAR), Fused((Head(SIMILAR), Head(Evidence("durations")))), Head(SIMILAR, "mlp", (8,))):
-        found = np.concatenate([j.scores >= 0.5 for j in judged(head.fit(hard[:20]), hard[20:])]).sum()
+    for head in (Head(SIMILAR), FusedHead((Head(SIMILAR), Head(Evidence("durations")))), Head(SIMILAR, "mlp", (8,))):
+        found = np.concatenate([j.scores >= 0.5 for j in score_films(head.fit(hard[:20]), hard[20:])]).sum()
         assert 0.6 < found / sum(f.boundaries.sum() for f in hard[20:]) < 1.6, head
 
-def test_nothing_is_learnt_of_the_film_that_is_judged():
-    first = leave_one_out(Head(SIMILAR), FILMS)[0]
+def test_nothing_is_learnt_of_the_film_that_is_score_films():
+    first = score_held_out(Head(SIMILAR), FILMS)[0]
     lied = replace(FILMS[0], scene_of_shot=np.arange(40))
-    assert (leave_one_out(Head(SIMILAR), [lied, *FILMS[1:]])[0].scores == first.scores).all()
+    assert (score_held_out(Head(SIMILAR), [lied, *FILMS[1:]])[0].scores == first.scores).all()
 
 def test_parts_hold_the_smaller_ones():
     class Spy:
         seen = []
-        def fit(self, records): Spy.seen.append([r.film for r in records]); return Head(SIMILAR).fit(records)
-    table = label_fractions(Spy(), FILMS[:6], FILMS[6:], (0.1, 0.5, 1.0), seed=3)
-    assert table.films.tolist() == [1, 3, 6] and set(Spy.seen[0]) < set(Spy.seen[1]) < set(Spy.seen[2])
-    assert table.ap.iloc[-1] == pytest.approx(pooled_ap(judged(Head(SIMILAR).fit(FILMS[:6]), FILMS[6:])))
+        def fit(self, records):
+            Spy.seen.append([r.film for r in records])
+            return Head(SIMILAR).fit(records)
+    parts = [(list(range(6)), [6, 7])]
+    scored = [score_held_out(Spy(), FILMS, parts, fraction, seed=3) for fraction in (0.1, 0.5, 1.0)]
+    assert [len(films) for films in Spy.seen] == [1, 3, 6]
+    assert set(Spy.seen[0]) < set(Spy.seen[1]) < set(Spy.seen[2]) == {f.film for f in FILMS[:6]}
+    assert [f.film for f in scored[-1]] == [f.film for f in FILMS[6:]]
+    assert pooled_ap(scored[-1]) == pytest.approx(pooled_ap(score_films(Head(SIMILAR).fit(FILMS[:6]), FILMS[6:])))
 
 def test_odd_films():
     one = film(0, 1)
     head = Head(SIMILAR).fit(FILMS)
-    assert len(head.scores(one)) == 0 and len(zero_shot(one.features["v"])) == 0
-    assert len(Fused((Head(SIMILAR), Head(Evidence("durations")))).fit(FILMS).scores(one)) == 0
+    assert len(head.scores(one)) == 0 and len(zero_shot_boundaries(one.features["v"])) == 0
+    assert len(FusedHead((Head(SIMILAR), Head(Evidence("durations")))).fit(FILMS).scores(one)) == 0
     holes = replace(FILMS[0], features=dict(v=np.where(np.arange(40)[:, None] % 7 == 3, np.nan, FILMS[0].features["v"])))
     assert np.isfinite(head.scores(holes)).all()
     twice = replace(FILMS[0], features=dict(v=np.repeat(FILMS[0].features["v"][:20], 2, 0)))
-    assert np.isfinite(head.scores(twice)).all() and np.isfinite(zero_shot(twice.features["v"])).all()
+    assert np.isfinite(head.scores(twice)).all() and np.isfinite(zero_shot_boundaries(twice.features["v"])).all()
     unsure = replace(FILMS[0], labels=np.where(np.arange(40) % 5 == 0, np.nan, np.append(FILMS[0].boundaries, 0)))
     assert np.isfinite(Head(SIMILAR).fit([unsure, *FILMS[1:]]).scores(FILMS[0])).all()
 
 @pytest.mark.parametrize("make, message", [
     (lambda: Evidence("sound"), "choose one of"), (lambda: Evidence("similarity", "v", 0), "at least 1"), (lambda: Head(Evidence("similarity", "w")).fit(FILMS), "no features 'w'"),
     (lambda: Head(SIMILAR, "forest").fit(FILMS), "logistic"), (lambda: Head(SIMILAR).fit([]), "no films"), (lambda: Head(SIMILAR).scores(FILMS[0]), "call fit first"),
-    (lambda: Head(SIMILAR).fit([replace(FILMS[0], scene_of_shot=np.zeros(40, int))]), "a scene ends in 0"), (lambda: leave_one_out(Head(SIMILAR), FILMS[:1]), "at least two"),
+    (lambda: Head(SIMILAR).fit([replace(FILMS[0], scene_of_shot=np.zeros(40, int))]), "a scene ends in 0"), (lambda: score_held_out(Head(SIMILAR), FILMS[:1]), "at least two"),
     (lambda: Head(SIMILAR).fit([replace(FILMS[0], scene_of_shot=None)]), "not marked"),
     (lambda: Head(SIMILAR).fit([replace(FILMS[0], features=dict(v=np.full((40, 3), np.nan)))]), "not one shot")])
 def test_bad_input(make, message):
@@ -103,9 +110,9 @@ def test_bad_input(make, message):
 
 def test_colours_are_shares():
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    assert colours(picture).sum() == pytest.approx(1) and (colours(picture) == colours(picture[::-1, ::-1])).all()
+    assert colour_histogram(picture).sum() == pytest.approx(1) and (colour_histogram(picture) == colour_histogram(picture[::-1, ::-1])).all()
     halves = np.zeros((10, 10, 3), np.uint8); halves[:, 5:] = (255, 0, 0)
-    assert sorted(colours(halves)[colours(halves) > 0]) == [0.5, 0.5]
+    assert sorted(colour_histogram(halves)[colour_histogram(halves) > 0]) == [0.5, 0.5]
 
 def test_scenes_of_the_corpus_are_found():
     found, true = [], []
@@ -143,23 +150,25 @@ def test_from_a_real_film_to_a_timeline_in_one_command(tmp_path):
 
 @needs_real
 def test_grouping_is_far_above_chance_on_open_films():
-    judged_ = [Judged.of(f, zero_shot(f.features["vgg19"])) for f in feature_films(real / "ovsd") if "vgg19" in f.features]
-    assert evaluate(judged_).ap > 3 * evaluate(judged_).prior
+    records = [f for f in feature_films(real / "ovsd") if "vgg19" in f.features]
+    scores = evaluate_boundaries([ScoredFilm.of(f, zero_shot_boundaries(f.features["vgg19"])) for f in records])
+    assert scores.ap > 3 * scores.prior
 
 @needs_real
 def test_raw_features_give_what_others_measured():
     "Pooled average precision 0.298, measured elsewhere with the same head on the same films."
-    source = Source(str(real / "ovsd"), "vgg19")
-    records, _, parts = film_set(source)
+    source = FilmSource(str(real / "ovsd"), "vgg19")
+    records, shots, parts = film_set(source)
     assert len(records) == 15 and len(parts) == 15
-    assert pooled_ap(judge_shots(with_vectors(records, raw_vectors(film_set(source)[1], "raw standardised")), parts)) == pytest.approx(0.298, abs=0.005)
+    films = score_held_out(SHOT_HEADS["similarity"], with_embeddings(records, raw_features(shots, "raw standardised")), parts)
+    assert pooled_ap(films) == pytest.approx(0.298, abs=0.005)
 
 
 # ---- the comparison
 
 def test_gains_of_several_runs_are_drawn_together():
     rng = np.random.default_rng(0)
-    def noisy(noise): return [Judged.of(f, f.boundaries + noise * rng.normal(size=39)) for f in FILMS]
+    def noisy(noise): return [ScoredFilm.of(f, f.boundaries + noise * rng.normal(size=39)) for f in FILMS]
     good, bad = [noisy(0.3) for _ in range(2)], [noisy(2.0) for _ in range(2)]
     gain, each = paired_bootstrap(good, bad, samples=300), [paired_bootstrap(a, b, samples=300) for a, b in zip(good, bad)]
     assert gain.gain == pytest.approx(np.mean([e.gain for e in each])) and 0 < gain.low <= gain.gain <= gain.high
@@ -167,10 +176,11 @@ def test_gains_of_several_runs_are_drawn_together():
     assert paired_bootstrap(bad, good, samples=300).gain == pytest.approx(-gain.gain)
     with pytest.raises(ValueError): paired_bootstrap(good, bad[:1])
 
-def test_kept_scores_are_those_judged(tmp_path):
-    source = Source(width=16, height=9)
-    result = examine_shots("raw", source, tmp_path / "raw", fractions=(0.25,))
-    assert examine_shots("raw", source, tmp_path / "raw", fractions=(0.25,)) == result
+def test_kept_scores_are_those_score_films(tmp_path):
+    source = FilmSource(width=16, height=9)
+    result = evaluate_shot_run("raw", source, tmp_path / "raw", fractions=(0.25,))
+    assert evaluate_shot_run("raw", source, tmp_path / "raw", fractions=(0.25,)) == result
     test = [r for r in film_set(source)[0] if r.split == "test"]
-    assert [j.film for j in scored(result, source)] == [r.film for r in test]
-    with pytest.raises(PrimenbError, match="other settings"): examine_shots("raw", Source(width=32, height=18), tmp_path / "raw", fractions=(0.25,))
+    assert [j.film for j in scored_films(result, source)] == [r.film for r in test]
+    with pytest.raises(PrimenbError, match="other settings"):
+        evaluate_shot_run("raw", FilmSource(width=32, height=18), tmp_path / "raw", fractions=(0.25,))

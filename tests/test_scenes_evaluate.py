@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from primenb.core import PrimenbError
 from primenb.data.public import feature_films, movienet_films
 from primenb.data.records import ShotFeatures, frames_table
-from primenb.scenes.evaluate import (Judged, auc, counts, coverage_overflow, evaluate, film_marks, guesses, macro_ap, miou, paired_bootstrap,
-                                    pooled_ap, prior, recall_near)
+from primenb.scenes.evaluate import (
+    ScoredFilm, boundary_auc, coverage_overflow, evaluate_boundaries, film_metrics, macro_ap, miou, paired_bootstrap, pooled_ap,
+    precision_recall_f1, prior, random_scores, recall_near)
 
 
 @st.composite
@@ -23,14 +24,14 @@ def judged(draw, name="film", most=12):
     frames = np.stack([stops - [length for _, length in steps], stops], 1)
     truth = draw(st.lists(st.sampled_from([0, 0, 0, 1, -1, np.nan]), min_size=n - 1, max_size=n - 1))
     scores = draw(st.lists(st.sampled_from([0.1, 0.3, 0.5, 0.7, 0.9]), min_size=n - 1, max_size=n - 1))
-    return Judged(name, scores, truth, frames, draw(st.sampled_from([12, 24, 24000 / 1001])))
+    return ScoredFilm(name, scores, truth, frames, draw(st.sampled_from([12, 24, 24000 / 1001])))
 
 
 films = st.lists(judged(), min_size=1, max_size=5)
 many = settings(max_examples=60, deadline=None)
 
 
-def known(f): return [(score, truth != 0) for score, truth in zip(f.scores, f.truth) if not np.isnan(truth)]
+def known(f): return [(score, truth != 0) for score, truth in zip(f.scores, f.gt) if not np.isnan(truth)]
 
 
 def slow_ap(list_):
@@ -53,7 +54,7 @@ def test_order_of_scores(some):
     aps = [slow_ap(known(f)) for f in some if any(end for _, end in known(f))]
     assert macro_ap(some) == pytest.approx(np.mean(aps) if aps else np.nan, nan_ok=True)
     pairs = [(a > b) + (a == b) / 2 for a in ends for b in others]
-    assert auc(some) == pytest.approx(np.mean(pairs) if pairs else np.nan, nan_ok=True)
+    assert boundary_auc(some) == pytest.approx(np.mean(pairs) if pairs else np.nan, nan_ok=True)
 
 
 @many
@@ -61,7 +62,7 @@ def test_order_of_scores(some):
 def test_counts(some):
     list_ = [pair for f in some for pair in known(f)]
     hits, found, true = sum(s >= 0.5 and e for s, e in list_), sum(s >= 0.5 for s, _ in list_), sum(e for _, e in list_)
-    got = counts(some)
+    got = precision_recall_f1(some)
     assert got["f1"] == pytest.approx(2 * hits / (found + true) if found + true else 1)
     if found: assert got["precision"] == pytest.approx(hits / found)
     if true: assert got["recall"] == pytest.approx(hits / true)
@@ -71,9 +72,9 @@ def test_counts(some):
 @given(judged(), st.sampled_from([0.5, 1.0, 3.0]))
 def test_recall_near(f, seconds):
     hits = []
-    for i, truth in enumerate(f.truth):
+    for i, truth in enumerate(f.gt):
         if np.isnan(truth) or not truth: continue
-        hits.append(any(not np.isnan(f.truth[j]) and f.scores[j] >= 0.5 and abs(f.frames[i, 1] - f.frames[j, 1]) / f.rate < seconds for j in range(len(f.scores))))
+        hits.append(any(not np.isnan(f.gt[j]) and f.scores[j] >= 0.5 and abs(f.frames[i, 1] - f.frames[j, 1]) / f.fps < seconds for j in range(len(f.scores))))
     assert recall_near(f, seconds=seconds) == pytest.approx(np.mean(hits) if hits else np.nan, nan_ok=True)
 
 
@@ -88,7 +89,7 @@ def slow_scenes(ends, trailing=True):
 
 def slow_miou(f, unit, trailing):
     "As the code of LGSS does it, scene by scene: the hull is the union."
-    true, found = ([(f.frames[s[0], 0], f.frames[s[-1], 1]) if unit == "frames" else (s[0], s[-1] + 1) for s in slow_scenes(e, trailing)] for e in (f.ends, f.found()))
+    true, found = ([(f.frames[s[0], 0], f.frames[s[-1], 1]) if unit == "frames" else (s[0], s[-1] + 1) for s in slow_scenes(e, trailing)] for e in (f.gt_ends, f.predicted()))
     if not true: return np.nan
     if not found: return 0
     def iou(a, b):
@@ -106,7 +107,7 @@ def test_miou(f, unit, trailing):
 @many
 @given(judged())
 def test_coverage_and_overflow(f):
-    true, found, n = slow_scenes(f.ends), slow_scenes(f.found()), len(f.frames)
+    true, found, n = slow_scenes(f.gt_ends), slow_scenes(f.predicted()), len(f.frames)
     coverage = overflow = 0
     for i, g in enumerate(true):
         coverage += max(len({*g} & {*p}) for p in found) / n
@@ -120,32 +121,32 @@ def test_coverage_and_overflow(f):
 @given(films)
 def test_the_table_holds_what_the_functions_say(some):
     some = [replace(f, film=str(i)) for i, f in enumerate(some)]
-    table, all_ = film_marks(some), evaluate(some)
+    table, all_ = film_metrics(some), evaluate_boundaries(some)
     f, row = some[-1], table.iloc[-1]
     c, o = coverage_overflow(f)
-    want = dict(ap=pooled_ap([f]), f1=counts([f])["f1"], recall_3s=recall_near(f), miou=miou(f), miou_shots=miou(f, unit="shots"), miou_lgss=miou(f, trailing=False),
+    want = dict(ap=pooled_ap([f]), f1=precision_recall_f1([f])["f1"], recall_3s=recall_near(f), miou=miou(f), miou_shots=miou(f, unit="shots"), miou_lgss=miou(f, trailing=False),
                 coverage=c, overflow=o, f_scene=2 * c * (1 - o) / (c + 1 - o))
     assert row.to_dict() == pytest.approx(want, nan_ok=True) and list(table.index) == [f.film for f in some]
-    pooled = dict(prior=prior(some), ap=pooled_ap(some), auc=auc(some), **counts(some), ap_macro=macro_ap(some), miou=np.mean([miou(f) for f in some]))
+    pooled = dict(prior=prior(some), ap=pooled_ap(some), auc=boundary_auc(some), **precision_recall_f1(some), ap_macro=macro_ap(some), miou=np.mean([miou(f) for f in some]))
     assert all_[list(pooled)].to_dict() == pytest.approx(pooled, nan_ok=True)
 
 
 @many
 @given(judged())
 def test_the_truth_is_perfect_and_order_is_all_that_ap_sees(f):
-    perfect = evaluate([replace(f, scores=f.ends)])
+    perfect = evaluate_boundaries([replace(f, scores=f.gt_ends)])
     assert {v for k, v in perfect.items() if k not in ("prior", "overflow") and not np.isnan(v)} <= {1.0} and perfect.overflow == 0
     stretched = replace(f, scores=np.exp(3 * f.scores))
-    assert pooled_ap([stretched]) == pytest.approx(pooled_ap([f]), nan_ok=True) and auc([stretched]) == pytest.approx(auc([f]), nan_ok=True)
+    assert pooled_ap([stretched]) == pytest.approx(pooled_ap([f]), nan_ok=True) and boundary_auc([stretched]) == pytest.approx(boundary_auc([f]), nan_ok=True)
 
 
-def steady(scores, truth, name="film"): return Judged(name, scores, truth, np.arange(len(scores) + 1)[:, None] * 24 + [0, 24], 24)
+def steady(scores, truth, name="film"): return ScoredFilm(name, scores, truth, np.arange(len(scores) + 1)[:, None] * 24 + [0, 24], 24)
 
 
 def test_ten_shots_by_hand():
     "Scenes end after shots 2, 3 and 6; found after 2, 5, 6: shot 3's end is found two shots, or two seconds, late."
     f = steady([0, 0, 1, 0, 0, 1, 1, 0, 0], [0, 0, 1, -1, 0, 0, 1, 0, 0])
-    assert counts([f]) == pytest.approx(dict(precision=2 / 3, recall=2 / 3, f1=2 / 3))
+    assert precision_recall_f1([f]) == pytest.approx(dict(precision=2 / 3, recall=2 / 3, f1=2 / 3))
     assert recall_near(f) == 1 and recall_near(f, seconds=1) == pytest.approx(2 / 3)
     assert miou(f) == miou(f, unit="shots") == pytest.approx((1 + 1 / 3 + 1 / 2 + 1) / 4)
     assert miou(f, trailing=False) == pytest.approx((1 + 1 / 3 + 1 / 2) / 3)
@@ -159,32 +160,32 @@ def test_pooled_and_macro_differ_where_scales_do():
 
 @pytest.mark.filterwarnings("error")
 def test_odd_films():
-    single = Judged("single", [], [], [[0, 5]], 24)
-    marks = evaluate([single])
+    single = ScoredFilm("single", [], [], [[0, 5]], 24)
+    marks = evaluate_boundaries([single])
     assert marks[["ap", "auc", "ap_macro", "recall_3s", "prior", "miou_lgss"]].isna().all()
     assert marks[["f1", "miou", "miou_shots", "coverage", "f_scene"]].tolist() == [1] * 5 and marks.overflow == 0
     calm, other = steady([.9, .1], [0, 0], "calm"), steady([.9, .1], [1, 0], "other")
-    assert macro_ap([calm, other]) == 1 > pooled_ap([calm, other]) and np.isnan(recall_near(calm)) and evaluate([calm, other]).recall_3s == 1
+    assert macro_ap([calm, other]) == 1 > pooled_ap([calm, other]) and np.isnan(recall_near(calm)) and evaluate_boundaries([calm, other]).recall_3s == 1
     blind = steady([0, 0], [1, 0])
-    assert (counts([blind])["f1"], recall_near(blind), miou(blind, trailing=False)) == (0, 0, 0) and miou(blind, unit="shots") == pytest.approx((1 / 3 + 2 / 3) / 2 / 2 + 2 / 3 / 2)
-    assert counts([steady([0], [0])])["f1"] == 1
+    assert (precision_recall_f1([blind])["f1"], recall_near(blind), miou(blind, trailing=False)) == (0, 0, 0) and miou(blind, unit="shots") == pytest.approx((1 / 3 + 2 / 3) / 2 / 2 + 2 / 3 / 2)
+    assert precision_recall_f1([steady([0], [0])])["f1"] == 1
     unknown = steady([1, 1, 0], [np.nan, 1, np.nan])
-    assert unknown.known.tolist() == [False, True, False] and counts([unknown])["precision"] == 1 and miou(unknown) == 1
-    assert steady([.5], [1]).found(0.5).all(), "a score at the threshold counts"
-    gap = Judged("gap", [1, 0], [0, 1], [[0, 24], [24, 48], [144, 168]], 24)
+    assert unknown.known.tolist() == [False, True, False] and precision_recall_f1([unknown])["precision"] == 1 and miou(unknown) == 1
+    assert steady([.5], [1]).predicted(0.5).all(), "a score at the threshold counts"
+    gap = ScoredFilm("gap", [1, 0], [0, 1], [[0, 24], [24, 48], [144, 168]], 24)
     assert recall_near(gap) == 1, "an end is where its shot ends, not where the next begins"
 
 
 @pytest.mark.parametrize("change, words", [
     (dict(scores=[0, 0]), "4 shots have 3 boundaries, but the shape of scores is (2,)"), (dict(scores=[0] * 4), "shape of scores is (4,)"),
-    (dict(truth=[0] * 4), "shape of truth is (4,)"), (dict(truth=[[0], [0], [0]]), "shape of truth"),
+    (dict(gt=[0] * 4), "shape of gt is (4,)"), (dict(gt=[[0], [0], [0]]), "shape of gt"),
     (dict(scores=[0, np.nan, 0]), "film, shot 1: the score of its end is nan"), (dict(scores=[0, 0, np.inf]), "film, shot 2"),
     (dict(frames=[[0, 9]] * 4), "follow one another"), (dict(frames=[[0, 5], [5, 5], [5, 6], [6, 7]]), "follow one another"),
     (dict(frames=np.zeros((0, 2))), "follow one another"), (dict(frames=np.arange(4)), "follow one another")])
 def test_what_does_not_fit_is_refused(change, words):
-    good = dict(film="film", scores=[0, 0, 0], truth=[0, 1, 0], frames=[[0, 2], [2, 4], [4, 6], [7, 9]], rate=24)
-    Judged(**good)
-    with pytest.raises(PrimenbError) as error: Judged(**{**good, **change})
+    good = dict(film="film", scores=[0, 0, 0], gt=[0, 1, 0], frames=[[0, 2], [2, 4], [4, 6], [7, 9]], fps=24)
+    ScoredFilm(**good)
+    with pytest.raises(PrimenbError) as error: ScoredFilm(**{**good, **change})
     assert words in str(error.value)
 
 
@@ -195,10 +196,10 @@ def test_units_have_names():
 def test_films_of_a_data_set():
     table = frames_table("f", [[0, 10], [10, 20], [25, 30]], 25)
     marked, labelled = ShotFeatures("f", table, np.array([0, 0, 1])), ShotFeatures("f", table, np.array([0, 1, 1]), labels=np.array([-1, np.nan, 0]))
-    one, two = (Judged.of(f, [0.2, 0.8]) for f in (marked, labelled))
-    assert one.ends.tolist() == [False, True] and one.rate == pytest.approx(25) and one.film == "f" and one.frames.tolist() == [[0, 10], [10, 20], [25, 30]]
-    assert two.ends.tolist() == [True, False] and two.known.tolist() == [True, False]
-    with pytest.raises(PrimenbError, match="not marked"): Judged.of(ShotFeatures("f", table), [0, 0])
+    one, two = (ScoredFilm.of(f, [0.2, 0.8]) for f in (marked, labelled))
+    assert one.gt_ends.tolist() == [False, True] and one.fps == pytest.approx(25) and one.film == "f" and one.frames.tolist() == [[0, 10], [10, 20], [25, 30]]
+    assert two.gt_ends.tolist() == [True, False] and two.known.tolist() == [True, False]
+    with pytest.raises(PrimenbError, match="not marked"): ScoredFilm.of(ShotFeatures("f", table), [0, 0])
 
 
 def test_bootstrap_over_films():
@@ -214,15 +215,15 @@ def test_bootstrap_over_films():
     slow = [macro_ap([good[i] for i in d]) - macro_ap([bad[i] for i in d]) for d in draws]
     assert paired_bootstrap(good, bad, macro_ap, samples=60)[["low", "high"]].tolist() == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist())
     with pytest.raises(PrimenbError, match="not the same film"): paired_bootstrap(good, bad[::-1])
-    with pytest.raises(PrimenbError, match="same truth"): paired_bootstrap(good, [replace(f, truth=1 - f.truth) for f in bad])
+    with pytest.raises(PrimenbError, match="same ground truth"): paired_bootstrap(good, [replace(f, gt=1 - f.gt) for f in bad])
     with pytest.raises(ValueError): paired_bootstrap(good, bad[:9])
 
 
 def test_guesses_know_nothing():
     truth = np.random.default_rng(1).random(4000) < 0.1
     films = [steady(truth, truth)]
-    assert pooled_ap(guesses(films)) == pytest.approx(prior(films), abs=0.02) and auc(guesses(films)) == pytest.approx(0.5, abs=0.03)
-    assert (guesses(films)[0].scores == guesses(films)[0].scores).all() and (guesses(films)[0].scores != guesses(films, 1)[0].scores).any()
+    assert pooled_ap(random_scores(films)) == pytest.approx(prior(films), abs=0.02) and boundary_auc(random_scores(films)) == pytest.approx(0.5, abs=0.03)
+    assert (random_scores(films)[0].scores == random_scores(films)[0].scores).all() and (random_scores(films)[0].scores != random_scores(films, 1)[0].scores).any()
 
 
 def test_labels_of_movienet(tmp_path):
@@ -231,15 +232,15 @@ def test_labels_of_movienet(tmp_path):
     (tmp_path / "meta/split318.json").write_text('{"train": [], "val": [], "test": ["tt1"]}')
     (tmp_path / "shot_movie318/tt1.txt").write_text("".join(f"{i * 24} {i * 24 + 23} 1 2 3\n" for i in range(4)))
     (tmp_path / "label318/tt1.txt").write_text("0 -1\n1 0\n")
-    film = Judged.of(next(iter(movienet_films(tmp_path))), [1, 0, 1])
-    assert film.ends.tolist() == [True, False, False] and film.known.tolist() == [True, True, False]
-    assert evaluate([film])[["ap", "f1", "miou"]].tolist() == [1, 1, 1]
+    film = ScoredFilm.of(next(iter(movienet_films(tmp_path))), [1, 0, 1])
+    assert film.gt_ends.tolist() == [True, False, False] and film.known.tolist() == [True, True, False]
+    assert evaluate_boundaries([film])[["ap", "f1", "miou"]].tolist() == [1, 1, 1]
 
 
 def test_real_films(real):
-    films = [Judged.of(f, np.zeros(len(f) - 1)) for f in feature_films(real / "ovsd")]
-    marks = evaluate(guesses(films))
+    films = [ScoredFilm.of(f, np.zeros(len(f) - 1)) for f in feature_films(real / "ovsd")]
+    marks = evaluate_boundaries(random_scores(films))
     assert len(films) == 19 and prior(films) == pytest.approx(0.078, abs=0.001) and marks.ap == pytest.approx(prior(films), abs=0.02)
-    perfect = film_marks([replace(f, scores=f.ends) for f in films])
+    perfect = film_metrics([replace(f, scores=f.gt_ends) for f in films])
     assert (perfect.drop(columns="overflow") == 1).all(axis=None) and (perfect.overflow == 0).all()
     assert isinstance(perfect, pd.DataFrame)

@@ -1,4 +1,4 @@
-"Scene lists in files: every format gives back what was saved, others can read it, and what does not fit is refused."
+"Scene lists in files: every format gives back what was saved, other programs read it, and misfits are refused."
 import csv, json, re
 from fractions import Fraction
 
@@ -17,7 +17,8 @@ from primenb.media.shots import detect_shots, shot_table
 from primenb.media.video import Frame, encode, frame_times, probe, read_frames
 
 texts = [ending for ending in FORMATS if ending not in (".mp4", ".mov", ".mkv")]
-odd = ['a=b; #1 \\ "ü"', "007", "日本 --> <b>&amp;", "* FROM CLIP NAME: NA, 'x'", "CHAPTER01=00:00", "NaN", "Scene 9", "…", "a" * 300]
+odd = ['a=b; #1 \\ "ü"', "007", "日本 --> <b>&amp;", "* FROM CLIP NAME: NA, 'x'", "CHAPTER01=00:00", "NaN", "Scene 9",
+       "…", "a" * 300]
 starter = project / "data/starter/starter.mp4"
 
 
@@ -34,11 +35,14 @@ def long():
 
 
 @pytest.mark.parametrize("ending", texts)
-@pytest.mark.parametrize("rate", [Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60, 12, 15, 120, Fraction(10, 3)], ids=str)
+@pytest.mark.parametrize("rate", [
+    Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60, 12, 15, 120,
+    Fraction(10, 3)], ids=str)
 def test_every_format_gives_back_every_frame_past_the_first_hour(tmp_path, ending, rate):
     frames = int(3700 * rate)
     if rate == 120 and ending == ".edl": pytest.skip("no timecode is that fast")
-    cuts = sorted({1, 2, int(60 * rate), int(60 * rate) + 1, int(600 * rate), int(3600 * rate) - 1, int(3600 * rate) + 1, frames - 1})
+    minute, hour = int(60 * rate), int(3600 * rate)
+    cuts = sorted({1, 2, minute, minute + 1, int(600 * rate), hour - 1, hour + 1, frames - 1})
     shots, scenes = listed(frames, cuts, rate, film='a film: "1917"; x=y', scenes=np.arange(len(cuts) + 1))
     pd.testing.assert_frame_equal(load_scenes(save_scenes(scenes, shots, tmp_path / f"s{ending}"), shots), scenes)
 
@@ -78,8 +82,9 @@ def test_uneven_frames_and_gaps_between_shots(tmp_path, ending):
 
 def test_scenes_without_titles_get_one(tmp_path, long):
     shots, scenes = long
+    expected = [f"Scene {n + 1}" for n in range(len(scenes))]
     for given in (scenes.drop(columns="title"), scenes.assign(title=None), scenes.assign(title="")):
-        assert load_scenes(save_scenes(given, shots, tmp_path / "s.vtt"), shots).title.tolist() == [f"Scene {n + 1}" for n in range(len(scenes))]
+        assert load_scenes(save_scenes(given, shots, tmp_path / "s.vtt"), shots).title.tolist() == expected
 
 
 # ---- what others read
@@ -88,29 +93,36 @@ def timecode(frame, rate):
     "Labels as the standard has them: at 29.97 and 59.94, two or four are left out each minute but the tenth."
     whole = round(rate)
     if whole in (30, 60) and rate != whole:
-        drop, ten, minute = whole // 15, round(rate * 600), round(rate * 60)
+        drop = whole // 15
+        ten, minute = round(rate * 600), round(rate * 60)
         tens, rest = divmod(frame, ten)
         frame += 9 * drop * tens + (drop * ((rest - drop) // minute) if rest > drop else 0)
         mark = ";"
     else: mark = ":"
-    return f"{frame // (3600 * whole):02}:{frame // (60 * whole) % 60:02}:{frame // whole % 60:02}{mark}{frame % whole:02}"
+    seconds = frame // whole
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{mark}{frame % whole:02}"
 
 
-@pytest.mark.parametrize("rate", [Fraction(24000, 1001), 25, Fraction(30000, 1001), 30, Fraction(60000, 1001), 60], ids=str)
+television = [Fraction(24000, 1001), 25, Fraction(30000, 1001), 30, Fraction(60000, 1001), 60]
+
+
+@pytest.mark.parametrize("rate", television, ids=str)
 def test_timecodes_of_the_edit_list(tmp_path, rate):
     shots, scenes = listed(int(4000 * rate), range(333, int(4000 * rate), 1797), rate)
-    lines = [line.split() for line in save_scenes(scenes, shots, tmp_path / "s.edl").read_text().splitlines() if re.match(r"\d{3}  ", line)]
-    wanted = [[timecode(f, rate) for f in pair] for pair in scenes[["start_frame", "end_frame"]].to_numpy()]
-    assert [line[4:6] for line in lines] == [line[6:8] for line in lines] == wanted
-    assert wanted[-1][1] > "01:06:3"
+    text = save_scenes(scenes, shots, tmp_path / "s.edl").read_text()
+    events = [line.split() for line in text.splitlines() if re.match(r"\d{3}  ", line)]
+    expected = [[timecode(f, rate) for f in pair] for pair in scenes[["start_frame", "end_frame"]].to_numpy()]
+    assert [event[4:6] for event in events] == [event[6:8] for event in events] == expected
+    assert expected[-1][1] > "01:06:3"
 
 
 def test_timeline_cuts_the_film_at_its_scenes(tmp_path, long):
     shots, scenes = long
-    line = otio.adapters.read_from_file(str(save_scenes(scenes, shots, tmp_path / "s.otio", media=starter)))
-    clips = list(line.find_clips())
-    assert [c.range_in_parent() for c in clips] == [c.source_range for c in clips]  # where a scene stands is where it is from
-    assert [[int(c.source_range.start_time.value), int(c.source_range.end_time_exclusive().value)] for c in clips] == scenes[["start_frame", "end_frame"]].values.tolist()
+    timeline = otio.adapters.read_from_file(str(save_scenes(scenes, shots, tmp_path / "s.otio", media=starter)))
+    clips = list(timeline.find_clips())
+    assert [c.range_in_parent() for c in clips] == [c.source_range for c in clips]  # as in the film
+    assert [int(c.source_range.start_time.value) for c in clips] == scenes.start_frame.tolist()
+    assert [int(c.source_range.end_time_exclusive().value) for c in clips] == scenes.end_frame.tolist()
     assert {c.media_reference.target_url for c in clips} == {starter.as_uri()}
     assert [int(m.marked_range.start_time.value) for c in clips for m in c.markers] == shots.start_frame.tolist()
 
@@ -118,15 +130,17 @@ def test_timeline_cuts_the_film_at_its_scenes(tmp_path, long):
 def test_shots_that_are_missing_leave_gaps_in_the_timeline(tmp_path, long):
     shots = long[0].iloc[1::2].reset_index(drop=True)
     scenes = scene_table(shots, np.arange(len(shots)))
-    line = otio.adapters.read_from_file(str(save_scenes(scenes, shots, tmp_path / "s.otio")))
-    clips = list(line.find_clips())
-    assert [c.range_in_parent() for c in clips] == [c.source_range for c in clips] and len(clips) == len(shots)
+    timeline = otio.adapters.read_from_file(str(save_scenes(scenes, shots, tmp_path / "s.otio")))
+    clips = list(timeline.find_clips())
+    assert [c.range_in_parent() for c in clips] == [c.source_range for c in clips]
+    assert len(clips) == len(shots)
 
 
 def test_ffmpeg_reads_the_cues(tmp_path, long):
     shots, scenes = long
     with av.open(str(save_scenes(scenes, shots, tmp_path / "s.vtt"))) as file:
-        cues = [(p.pts * p.time_base, (p.pts + p.duration) * p.time_base) for p in file.demux(file.streams[0]) if p.pts is not None]
+        packets = [p for p in file.demux(file.streams[0]) if p.pts is not None]
+        cues = [(p.pts * p.time_base, (p.pts + p.duration) * p.time_base) for p in packets]
     np.testing.assert_allclose(np.array(cues, float), scenes[["start", "end"]], atol=1e-3)
 
 
@@ -135,7 +149,8 @@ def test_plain_readers_get_the_table(tmp_path, long):
     read = json.loads(save_scenes(scenes, shots, tmp_path / "s.json").read_text())
     assert read["film"] == "f" and pd.DataFrame(read["scenes"]).equals(scenes.drop(columns="film"))
     with open(save_scenes(scenes, shots, tmp_path / "s.csv"), newline="") as f: rows = list(csv.DictReader(f))
-    assert [r["title"] for r in rows] == scenes.title.tolist() and [float(r["start"]) for r in rows] == scenes.start.tolist()
+    assert [r["title"] for r in rows] == scenes.title.tolist()
+    assert [float(r["start"]) for r in rows] == scenes.start.tolist()
 
 
 @pytest.mark.parametrize("ending", [".txt", ".vtt", ".ffmeta"])
@@ -150,10 +165,12 @@ def test_no_chapter_begins_before_its_scene(tmp_path, long, ending):
 
 def copy_with_chapters(film, out):
     shots = detect_shots(film)
-    scenes = scene_table(shots, np.arange(len(shots)) // 2).assign(title=[f"Nr. {n} = ü" for n in range((len(shots) + 1) // 2)])
+    titles = [f"Nr. {n} = ü" for n in range((len(shots) + 1) // 2)]
+    scenes = scene_table(shots, np.arange(len(shots)) // 2).assign(title=titles)
     save_scenes(scenes, shots, out, media=film)
     assert load_scenes(out, shots).equals(scenes)
-    assert load_scenes(out, detect_shots(out).assign(film=shots.film[0]))[["first_shot", "title"]].equals(scenes[["first_shot", "title"]])
+    of_copy = load_scenes(out, detect_shots(out).assign(film=shots.film[0]))
+    assert of_copy[["first_shot", "title"]].equals(scenes[["first_shot", "title"]])
     return scenes
 
 
@@ -172,11 +189,12 @@ def test_a_real_film_keeps_its_sound(real, tmp_path):
 
 
 def test_a_film_whose_clock_begins_late(tmp_path):
-    pictures = [np.full((64, 64, 3), v, np.uint8) for v in (20, 120, 220) for _ in range(25)]
-    film = encode(tmp_path / "late.mkv", [Frame(p, 7 + n / 25, n, 0) for n, p in enumerate(pictures)])
+    images = [np.full((64, 64, 3), v, np.uint8) for v in (20, 120, 220) for _ in range(25)]
+    film = encode(tmp_path / "late.mkv", [Frame(image, 7 + n / 25, n, 0) for n, image in enumerate(images)])
     assert probe(film).start > 6
     assert len(copy_with_chapters(film, tmp_path / "copy.mkv")) == 2
-    with av.open(str(tmp_path / "copy.mkv")) as file: assert float(file.chapters()[0]["start"] * file.chapters()[0]["time_base"]) == pytest.approx(probe(film).start, abs=1e-3)
+    with av.open(str(tmp_path / "copy.mkv")) as file: first = file.chapters()[0]
+    assert float(first["start"] * first["time_base"]) == pytest.approx(probe(film).start, abs=1e-3)
 
 
 def test_chapters_need_the_film_and_do_not_replace_it(tmp_path, long):
@@ -195,12 +213,16 @@ def test_chapters_need_the_film_and_do_not_replace_it(tmp_path, long):
 def test_only_whole_tables_are_scenes(long):
     shots, scenes = long
     assert (scene_numbers(scenes, shots) == np.arange(len(shots)) // 3).all()
-    change = lambda n, **values: scenes.assign(**{c: scenes[c].where(scenes.scene != n, v) for c, v in values.items()})
-    wrong = {"scene 4: it overlaps": change(4, first_shot=11), "scene 4: it leaves out": change(4, first_shot=13), "scene 5: it overlaps": change(4, last_shot=15),
-             "scene 35: it leaves the film": change(35, last_shot=999), "scene 34: it ends before the film does": scenes[:-1], "there are none": scenes[:0],
-             "scene 1: it is not numbered": scenes.assign(scene=scenes.scene * 2), "scene 3: it ends before": change(3, first_shot=9, last_shot=8),
-             "scene 2: its start": change(2, start=0.5), "scene 2: its end_frame": change(2, end_frame=5), "its film is g": scenes.assign(film="g"),
-             "no column 'last_shot'": scenes.drop(columns="last_shot")}
+    def change(n, **values):
+        return scenes.assign(**{c: scenes[c].where(scenes.scene != n, v) for c, v in values.items()})
+    wrong = {
+        "scene 4: it overlaps": change(4, first_shot=11), "scene 4: it leaves out": change(4, first_shot=13),
+        "scene 5: it overlaps": change(4, last_shot=15), "scene 35: it leaves the film": change(35, last_shot=999),
+        "scene 34: it ends before the film does": scenes[:-1], "there are none": scenes[:0],
+        "scene 1: it is not numbered": scenes.assign(scene=scenes.scene * 2),
+        "scene 3: it ends before": change(3, first_shot=9, last_shot=8), "scene 2: its start": change(2, start=0.5),
+        "scene 2: its end_frame": change(2, end_frame=5), "its film is g": scenes.assign(film="g"),
+        "no column 'last_shot'": scenes.drop(columns="last_shot")}
     for says, table in wrong.items():
         with pytest.raises(PrimenbError, match=says): scene_numbers(table, shots)
 
@@ -234,9 +256,12 @@ def test_a_beginning_between_two_shots_overlapping_cues_and_another_film(tmp_pat
     text = save_scenes(scenes, shots, tmp_path / "s.vtt").read_text()
     first, second = re.findall(r"--> (\S+)", text)[:2]
     (tmp_path / "s.vtt").write_text(text.replace(f"--> {first}", f"--> {second}", 1))
-    with pytest.raises(PrimenbError, match="scene 1: it overlaps the one before"): load_scenes(tmp_path / "s.vtt", shots)
+    with pytest.raises(PrimenbError, match="scene 1: it overlaps the one before"):
+        load_scenes(tmp_path / "s.vtt", shots)
     for ending in (".json", ".csv", ".otio", ".edl"):
-        with pytest.raises(PrimenbError, match="its film is f and should be g"): load_scenes(save_scenes(scenes, shots, tmp_path / f"s{ending}"), shots.assign(film="g"))
+        path = save_scenes(scenes, shots, tmp_path / f"s{ending}")
+        with pytest.raises(PrimenbError, match="its film is f and should be g"):
+            load_scenes(path, shots.assign(film="g"))
     read = json.loads((tmp_path / "s.json").read_text())
     read["scenes"][2]["last_shot"] = 3
     (tmp_path / "s.json").write_text(json.dumps(read))
@@ -250,5 +275,6 @@ def test_unknown_formats_missing_files_and_odd_titles_leave_nothing_behind(tmp_p
         with pytest.raises(PrimenbError, match="choose one of .json, .csv"): load_scenes(tmp_path / name, shots)
     with pytest.raises(PrimenbError, match="there is no such file"): load_scenes(tmp_path / "s.csv", shots)
     for ending in (".txt", ".vtt", ".edl"):
-        with pytest.raises(PrimenbError, match="titles"): save_scenes(scenes.assign(title="two\nlines"), shots, tmp_path / f"s{ending}")
+        with pytest.raises(PrimenbError, match="titles"):
+            save_scenes(scenes.assign(title="two\nlines"), shots, tmp_path / f"s{ending}")
     assert list(tmp_path.iterdir()) == []

@@ -11,9 +11,10 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import films
 from primenb.data.public import feature_films
 from primenb.data.records import frames_table
-from primenb.scenes.grouping import (LONGEST, count_scenes, distances, group, grouping_scores, mean_distance, scene_columns, scene_table, scenes_by_number,
-                                     scenes_by_threshold, scenes_per_hour)
-from primenb.scenes.evaluate import Judged, pooled_ap
+from primenb.scenes.grouping import (
+    LONGEST_SCENE, count_scenes, distances, group_shots, grouping_scores, mean_distance, scene_columns, scene_table,
+    scenes_by_number, scenes_by_threshold, scenes_per_hour)
+from primenb.scenes.evaluate import ScoredFilm, pooled_ap
 
 many = settings(max_examples=60, deadline=None)
 
@@ -56,10 +57,10 @@ def all_cuts(n, number): return combinations(range(1, n), number - 1)
 
 @pytest.mark.parametrize("cost", [additive, normalised, scatter])
 @many
-@given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from([2, 3, 5, LONGEST]), st.data())
+@given(st.integers(0, 10**6), st.integers(1, 8), st.sampled_from([2, 3, 5, LONGEST_SCENE]), st.data())
 def test_no_grouping_costs_less(cost, seed, n, longest, data):
     v, number = vectors(seed, n), data.draw(st.integers(-(-n // longest), n))
-    D, scenes = board(v), group(distances(v, longest), number, cost.__name__)
+    D, scenes = board(v), group_shots(distances(v, longest), number, cost.__name__)
     assert scenes[0] == 0 and scenes[-1] == number - 1 and set(np.diff(scenes)) <= {0, 1} and fits(cuts_of(scenes), n, longest)
     assert cost(D, cuts_of(scenes)) == pytest.approx(min(cost(D, cuts) for cuts in all_cuts(n, number) if fits(cuts, n, longest)), abs=1e-6)
 
@@ -74,12 +75,12 @@ def test_scatter_is_k_means_along_the_film():
 def test_clean_scenes_of_any_length_are_found():
     truth = np.repeat(np.arange(5), [1, 30, 2, 8, 1])
     D, price = distances(np.eye(5)[truth]), mean_distance(np.eye(5)[truth])
-    for cost in ("scatter", "normalised", "additive"): assert group(D, 5, cost).tolist() == truth.tolist()
+    for cost in ("scatter", "normalised", "additive"): assert group_shots(D, 5, cost).tolist() == truth.tolist()
     assert scenes_by_threshold(grouping_scores(D, price), 0).tolist() == truth.tolist()
 
 
 @many
-@given(st.integers(0, 10**6), st.integers(1, 7), st.sampled_from([2, 3, LONGEST]), st.sampled_from([0.05, 0.4, 0.9, 3.0]))
+@given(st.integers(0, 10**6), st.integers(1, 7), st.sampled_from([2, 3, LONGEST_SCENE]), st.sampled_from([0.05, 0.4, 0.9, 3.0]))
 def test_scores_are_what_an_end_saves(seed, n, longest, price):
     v = vectors(seed, n)
     D = board(v)
@@ -91,7 +92,7 @@ def test_scores_are_what_an_end_saves(seed, n, longest, price):
 
 
 @many
-@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([2, 7, 40, LONGEST]), st.sampled_from([0, 0.2]))
+@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([2, 7, 40, LONGEST_SCENE]), st.sampled_from([0, 0.2]))
 def test_distances_are_a_band_of_those_of_all_pairs(seed, n, longest, holes):
     rng, v = np.random.default_rng(seed), vectors(seed, n, 5)
     there = rng.random(n) >= holes
@@ -113,7 +114,7 @@ def test_distances_of_all_kinds_of_vectors():
     assert mean_distance(v) == mean_distance(v[:4]) == pytest.approx(m) and distances(v).min() == 0
     assert distances([[1, 2]]).shape == (1, 0) and mean_distance([[1, 2]]) == 0 and mean_distance(np.ones((9, 3))) == pytest.approx(0, abs=1e-6)
     for refused in (distances, mean_distance):
-        with pytest.raises(PrimenbError, match="tt1: none of its shots has a vector"): refused(np.full((3, 2), np.nan), name="tt1")
+        with pytest.raises(PrimenbError, match="tt1: none of its shots has an embedding"): refused(np.full((3, 2), np.nan), name="tt1")
 
 
 def test_a_scene_of_more_shots_than_the_longest():
@@ -123,16 +124,16 @@ def test_a_scene_of_more_shots_than_the_longest():
     cuts = cuts_of(scenes_by_threshold(grouping_scores(distances(v, 64), mean_distance(v)), 0))
     assert {40, 70} <= set(cuts) and len(cuts) == 3 and fits(cuts, 170, 64)
     assert cuts_of(scenes_by_threshold(grouping_scores(distances(v), mean_distance(v)), 0)) == [40, 70]
-    for cost in ("scatter", "normalised", "additive"): assert fits(cuts_of(group(distances(v, 64), 5, cost)), 170, 64)
+    for cost in ("scatter", "normalised", "additive"): assert fits(cuts_of(group_shots(distances(v, 64), 5, cost)), 170, 64)
     scores = grouping_scores(distances(np.ones((170, 4)), 64), 0.5)
-    assert np.isfinite(scores).all() and scores.max() == pytest.approx(0, abs=1e-5) and fits(cuts_of(group(distances(np.ones((170, 4)), 64), 3)), 170, 64)
+    assert np.isfinite(scores).all() and scores.max() == pytest.approx(0, abs=1e-5) and fits(cuts_of(group_shots(distances(np.ones((170, 4)), 64), 3)), 170, 64)
 
 
 def test_a_shot_without_a_vector_neither_binds_nor_parts():
     truth = np.repeat([0, 1], 6)
     v = np.eye(2)[truth] + np.random.default_rng(0).normal(0, 0.1, (12, 2))
     v[[2, 9]] = np.nan
-    assert group(distances(v), 2).tolist() == truth.tolist()
+    assert group_shots(distances(v), 2).tolist() == truth.tolist()
 
 
 def test_number_of_scenes():
@@ -201,7 +202,7 @@ def test_tables_take_shots_by_position():
 
 @pytest.mark.parametrize("make, words", [
     (lambda: scene_table(film([5, 5]), [0]), "film: there are 2 shots, but the shape of scene_of_shot is (1,)"),
-    (lambda: scene_table(film([5, 5, 5]), [0, 1, 0]), "film: the scene goes back after shot 1"),
+    (lambda: scene_table(film([5, 5, 5]), [0, 1, 0]), "film: the scene number falls after shot 1"),
     (lambda: scene_table(film([5, 5]).assign(film=["a", "b"]), [0, 1]), "not the shots of one film"),
     (lambda: scene_table(film([5])[:0], []), "not the shots of one film"),
     (lambda: scenes_by_number([0.1] * 3, film([5, 5, 5]), 2), "film: 3 shots have 2 boundaries, but the shape of scores is (3,)"),
@@ -210,13 +211,13 @@ def test_tables_take_shots_by_position():
     (lambda: scenes_by_threshold([np.inf]), "shot 0: the score of its end is inf"),
     (lambda: scenes_by_threshold([[0.1, 0.2]]), "shape of scores is (1, 2)"),
     (lambda: scenes_by_number([0.1, 0.2], film([5, 5, 5]), 4), "4 scenes: of film's 3 shots only 1 to 3 scenes"),
-    (lambda: group(distances(vectors(0, 4)), 5), "5 scenes: they cannot be made of 4 shots"), (lambda: group(distances(vectors(0, 4)), 0), "ask for 1 to 4"),
-    (lambda: group(distances(vectors(0, 9), 4), 2), "2 scenes: they cannot be made of 9 shots, with at most 4 in each; ask for 3 to 9"),
-    (lambda: group(distances(vectors(0, 3)), 2, "mean"), "cost 'mean': there is no such cost; choose"),
+    (lambda: group_shots(distances(vectors(0, 4)), 5), "5 scenes: they cannot be made of 4 shots"), (lambda: group_shots(distances(vectors(0, 4)), 0), "choose 1 to 4"),
+    (lambda: group_shots(distances(vectors(0, 9), 4), 2), "2 scenes: they cannot be made of 9 shots, with at most 4 in each; choose 3 to 9"),
+    (lambda: group_shots(distances(vectors(0, 3)), 2, "mean"), "cost 'mean': there is no such cost; choose"),
     (lambda: distances(vectors(0, 3), 1), "scenes of at most 1 shots: a scene would end after every shot"),
-    (lambda: group(board(vectors(0, 4)), 1), "no table of numbers with a row for each shot"), (lambda: group(np.zeros((3, 0)), 1), "no table of numbers"),
+    (lambda: group_shots(board(vectors(0, 4)), 1), "no table of numbers with a row for each shot"), (lambda: group_shots(np.zeros((3, 0)), 1), "no table of numbers"),
     (lambda: grouping_scores(np.full((3, 2), np.nan), 1), "no table of numbers"), (lambda: grouping_scores(np.zeros(3), 1), "no table of numbers"),
-    (lambda: count_scenes(np.zeros((3, 2))), "none of its shots has a vector")])
+    (lambda: count_scenes(np.zeros((3, 2))), "none of its shots has an embedding")])
 def test_what_does_not_fit_is_refused(make, words):
     with pytest.raises(PrimenbError) as error: make()
     assert words in str(error.value)
@@ -238,9 +239,9 @@ def test_memory_grows_as_the_film_does():
         v = (rng.normal(size=(100, 64))[np.sort(rng.integers(100, size=n))] + rng.normal(size=(n, 64))).astype(np.float32)
         D, price, shots = distances(v), mean_distance(v), film(rng.integers(12, 180, n))
         scores = grouping_scores(D, price)
-        works = (lambda: distances(v), lambda: grouping_scores(D, price), lambda: group(D, 100), lambda: scenes_by_number(scores, shots, 100, shortest=20), lambda: count_scenes(v))
+        works = (lambda: distances(v), lambda: grouping_scores(D, price), lambda: group_shots(D, 100), lambda: scenes_by_number(scores, shots, 100, shortest=20), lambda: count_scenes(v))
         held.append([peak(work) for work in works])
-    assert max(held[0]) < 5 * 2000 * LONGEST * 8
+    assert max(held[0]) < 5 * 2000 * LONGEST_SCENE * 8
     assert all(b < 2.1 * a for a, b in zip(*held))
 
 
@@ -256,7 +257,7 @@ def test_real_films(real):
     films_ = [f for f in feature_films(real / "ovsd") if "vgg19" in f.features]
     def by_change(v): return distances(v)[:-1, 0]
     def by_group(v): return grouping_scores(distances(v), mean_distance(v))
-    change, grouped = (pooled_ap([Judged.of(f, scores(f.features["vgg19"])) for f in films_]) for scores in (by_change, by_group))
+    change, grouped = (pooled_ap([ScoredFilm.of(f, scores(f.features["vgg19"])) for f in films_]) for scores in (by_change, by_group))
     assert len(films_) == 15 and grouped > 0.32 and grouped > change + 0.05
     assert 2 < np.median([count_scenes(f.features["vgg19"]) for f in films_]) < 40
 
@@ -264,8 +265,8 @@ def test_real_films(real):
 def test_no_marked_scene_is_nearly_as_long_as_the_longest_that_is_considered(real):
     films_ = feature_films(real / "ovsd")
     longest = max(np.unique(f.scene_of_shot, return_counts=True)[1].max() for f in films_)
-    assert longest < 100 < LONGEST
-    assert max(len(f) for f in films_) > LONGEST, "or the bound is never met"
+    assert longest < 100 < LONGEST_SCENE
+    assert max(len(f) for f in films_) > LONGEST_SCENE, "or the bound is never met"
     for f in films_:
         if "vgg19" in f.features:
             v = f.features["vgg19"]

@@ -5,17 +5,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from primenb.core import PrimenbError
-from primenb.scenes.positives import POSITIVES, band, draw, filled, normal, novelty, positives, purity, sameness
+from primenb.scenes.positives import (
+    SHOT_POSITIVES, band, fill_missing, l2_normalize, novelty, positive_distribution, positive_similarity, purity,
+    sample_positives)
 
 
 def vectors_of(n, seed=0, d=6): return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(POSITIVES)), st.integers(1, 30), st.integers(1, 9), st.integers(0, 99))
+@given(st.sampled_from(sorted(SHOT_POSITIVES)), st.integers(1, 30), st.integers(1, 9), st.integers(0, 99))
 def test_rows_are_distributions_over_the_neighbours(kind, n, m, seed):
     scene = np.sort(np.random.default_rng(seed).integers(0, 4, n))
-    p, numbers = positives(vectors_of(n, seed), kind, m, scene), band(n, m)
+    p, numbers = positive_distribution(vectors_of(n, seed), kind, m, scene), band(n, m)
     assert p.shape == (n, 2 * m + 1) and np.allclose(p.sum(1), 1, atol=1e-5) and (p >= 0).all()
     assert (p[numbers < 0] == 0).all()
     alone = p[:, m] > 0
@@ -40,7 +42,7 @@ def slow(kind, z, m, scene):
 @pytest.mark.parametrize("kind", ["random", "adjacent", "soft", "decayed", "nearest", "oracle"])
 def test_against_shot_by_shot(kind):
     z, scene = vectors_of(25, 3), np.sort(np.random.default_rng(1).integers(0, 9, 25))
-    p, numbers = positives(z, kind, 5, scene), band(25, 5)
+    p, numbers = positive_distribution(z, kind, 5, scene), band(25, 5)
     whole = np.zeros((25, 25))
     for t in range(25): whole[t, numbers[t][numbers[t] >= 0]] = p[t][numbers[t] >= 0]
     assert np.allclose(whole, slow(kind, z, 5, scene), atol=1e-5)
@@ -50,50 +52,50 @@ def test_self_segmented_stays_between_peaks_of_the_novelty():
     rng = np.random.default_rng(0)
     scene = np.repeat(np.arange(5), [6, 7, 5, 8, 6])
     z = np.eye(5)[scene] + 0.05 * rng.normal(size=(32, 5))
-    p = positives(z, "self_segmented", 8, scene)
+    p = positive_distribution(z, "self_segmented", 8, scene)
     assert purity(p, scene) == pytest.approx(1)
-    change = novelty(normal(z))
+    change = novelty(l2_normalize(z))
     assert set(np.flatnonzero(np.diff(scene))) <= set(np.flatnonzero(change >= 0.5))
-    far = positives(z, "self_segmented", 20, scene)
+    far = positive_distribution(z, "self_segmented", 20, scene)
     assert np.allclose(far[:, 12:29], p, atol=1e-6), "the window only caps"
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 20), st.integers(1, 6), st.integers(0, 50))
 def test_novelty_pair_by_pair(n, w, seed):
-    z = normal(vectors_of(n, seed))
+    z = l2_normalize(vectors_of(n, seed))
     for b in range(1, n):
         left, right = z[max(b - w, 0) : b], z[b : b + w]
         inner = [np.mean([x @ y for i, x in enumerate(block) for y in block[i + 1 :]]) for block in (left, right) if len(block) > 1]
         assert novelty(z, w)[b - 1] == pytest.approx((np.mean(inner) if inner else 1) - np.mean(left @ right.T), abs=1e-4)
 
 def test_the_ends_of_a_film_are_no_news():
-    change = np.mean([novelty(normal(np.random.default_rng(seed).normal(size=(30, 40))), 4) for seed in range(60)], 0)
+    change = np.mean([novelty(l2_normalize(np.random.default_rng(seed).normal(size=(30, 40))), 4) for seed in range(60)], 0)
     assert np.abs(change).max() < 0.06, "shots that have nothing to do with each other change as much everywhere"
 
 def test_drawn_as_often_as_likely():
-    p = positives(vectors_of(9, 2), "soft", 4)
-    drawn = np.stack([draw(p, np.random.default_rng(s)) for s in range(6000)])
+    p = positive_distribution(vectors_of(9, 2), "soft", 4)
+    drawn = np.stack([sample_positives(p, np.random.default_rng(s)) for s in range(6000)])
     assert np.abs(np.stack([(drawn == k).mean(0) for k in range(-4, 5)], 1) - p).max() < 0.03
     assert (np.arange(9) + drawn >= 0).all() and (np.arange(9) + drawn < 9).all()
 
 def test_purity_and_sameness_by_hand():
     z, scene = np.array([[1.0, 0], [1, 0], [0, 1]]), np.array([0, 0, 1])
-    p = positives(z, "adjacent", 1)
-    assert purity(p, scene) == pytest.approx((1 + 0.5 + 0) / 3) and sameness(p, z) == pytest.approx((1 + 0.5 + 0) / 3)
-    assert sameness(positives(z, "augmentation", 1), z) == pytest.approx(1)
+    p = positive_distribution(z, "adjacent", 1)
+    assert purity(p, scene) == pytest.approx((1 + 0.5 + 0) / 3) and positive_similarity(p, z) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert positive_similarity(positive_distribution(z, "augmentation", 1), z) == pytest.approx(1)
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=20))
 def test_holes_take_the_nearest(there):
     rows = np.where(np.array(there)[:, None], np.arange(len(there))[:, None] * np.ones(2), np.nan)
     if not any(there):
-        with pytest.raises(PrimenbError, match="not one shot"): filled(rows)
+        with pytest.raises(PrimenbError, match="not one shot"): fill_missing(rows)
         return
     known = np.flatnonzero(there)
-    assert [r[0] for r in filled(rows)] == [min(known, key=lambda k: (abs(k - n), k)) for n in range(len(there))]
+    assert [r[0] for r in fill_missing(rows)] == [min(known, key=lambda k: (abs(k - n), k)) for n in range(len(there))]
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: positives(vectors_of(5), "closest"), "choose one of"), (lambda: positives(vectors_of(5), "soft", heat=1), "no setting heat"), (lambda: positives(vectors_of(5), "nearest", 0), "at least 1"),
-    (lambda: positives(vectors_of(5), "oracle"), "not known"), (lambda: positives(np.where(np.arange(5)[:, None] == 3, np.inf, vectors_of(5)), "random"), "shot 3")])
+    (lambda: positive_distribution(vectors_of(5), "closest"), "choose one of"), (lambda: positive_distribution(vectors_of(5), "soft", heat=1), "no option heat"), (lambda: positive_distribution(vectors_of(5), "nearest", 0), "at least 1"),
+    (lambda: positive_distribution(vectors_of(5), "oracle"), "not known"), (lambda: positive_distribution(np.where(np.arange(5)[:, None] == 3, np.inf, vectors_of(5)), "random"), "shot 3")])
 def test_bad_input(make, message):
     with pytest.raises(PrimenbError, match=message): make()

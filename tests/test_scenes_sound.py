@@ -9,20 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_video import mux, pattern, sound
 
-from conftest import train_until_killed
+from conftest import SHOT_NAMES, train_until_killed
 from primenb.core import PrimenbError
 from primenb.data.records import ShotFeatures, frames_table
-from primenb.scenes.boundaries import Evidence, Fused, Head, leave_one_out
-from primenb.scenes.train import ShotRun, Shots, embed, load_trained, shot_net, train, view, view_sound
-from primenb.scenes.evaluate import evaluate
-from primenb.scenes.positives import normal
+from primenb.scenes.boundaries import Evidence, FusedHead, Head, score_held_out
+from primenb.learn.runs import load
+from primenb.scenes.model import Shots, augment_sound, embed_shots
+from primenb.scenes.train import ShotRun, augment_shots, make_shot_net, train_shots
+from primenb.scenes.evaluate import evaluate_boundaries
+from primenb.scenes.positives import l2_normalize
 from primenb.media.sound import centred, film_sound, log_mel
-from primenb.scenes.sound import fused, sound_shots
+from primenb.scenes.sound import concat_embeddings, sound_shots
 from primenb.media.shots import detect_shots
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RATE = 8000
-TINY = ShotRun("adjacent", epochs=2, batch=16, queue=64, width=16, vector=8, device="cpu")
+TINY = ShotRun("adjacent", epochs=2, batch_size=16, queue=64, width=16, embed_dim=8, device="cpu")
 
 
 # --- pictures of sound
@@ -125,24 +127,24 @@ def test_views_of_sound(seed, mels, frames):
     torch.manual_seed(seed)
     x = 0.2 + 0.6 * torch.rand(3, 1, mels, frames)
     x[:, :, 0] = 0
-    assert torch.equal(view_sound(x, 0, 0, 0), x)
-    moved = view_sound(x, 0.5, 0, 0)
+    assert torch.equal(augment_sound(x, 0, 0, 0), x)
+    moved = augment_sound(x, 0.5, 0, 0)
     for a, b in zip(x[:, 0], moved[:, 0]): assert any(torch.equal(b, a.roll(k, 1)) for k in range(frames)), "it only begins elsewhere"
-    louder = view_sound(x, 0, 0.1, 0) - x
+    louder = augment_sound(x, 0, 0.1, 0) - x
     assert (louder[:, :, 0] == 0).all() and louder[:, :, 1:].std((1, 2, 3)).max() < 1e-6 and louder.abs().max() <= 0.1, "as much for all that is heard"
-    hidden = view_sound(x, 0, 0, 0.5) != x
+    hidden = augment_sound(x, 0, 0, 0.5) != x
     rows, columns = hidden[:, 0].all(2), hidden[:, 0].all(1)
     assert torch.equal(hidden[:, 0], rows[:, :, None] | columns[:, None]), "whole bands and moments"
     for line, most in ((rows, mels), (columns, frames)): assert (line.sum(1) <= 0.5 * most + 1).all() and (line.int().diff(dim=1).clamp(min=0).sum(1) + line[:, 0] <= 1).all(), "in one piece"
-    seen = view_sound(x)
+    seen = augment_sound(x)
     assert seen.shape == x.shape and seen.min() >= 0 and seen.max() <= 1
 
 def test_the_view_is_that_of_the_input():
-    run = ShotRun(drop=0.0, noise=0.0, smallest=1.0, light=0.0)
+    run = ShotRun(dropout=0.0, feature_noise=0.0, min_crop=1.0, color_jitter=0.0)
     x = torch.zeros(4, 1, 8, 9).index_fill(2, torch.tensor([3]), 0.5)
-    assert (view(x, run)[:, :, 4] <= 0.1).all(), "sound is not turned over"
-    assert torch.equal(view(x[:, 0, 0], run), x[:, 0, 0])
-    assert view(torch.rand(2, 9, 8, 9), run).shape == (2, 9, 8, 9)
+    assert (augment_shots(x, run)[:, :, 4] <= 0.1).all(), "sound is not turned over"
+    assert torch.equal(augment_shots(x[:, 0, 0], run), x[:, 0, 0])
+    assert augment_shots(torch.rand(2, 9, 8, 9), run).shape == (2, 9, 8, 9)
 
 def humming(films=3, length=24, seed=0):
     "Shots as pictures of sound; a scene hums in a band of its own, and each shot rings in another."
@@ -154,27 +156,27 @@ def humming(films=3, length=24, seed=0):
     return Shots(tuple(f"film {f}" for f in range(films)), np.arange(films + 1) * length, x.reshape(-1, *x.shape[2:]), np.tile(scene, films))
 
 def test_same_seed_same_weights(tmp_path):
-    for name in ("a", "b"): train(TINY, humming(), tmp_path / name)
-    a, b = (load_trained(tmp_path / name) for name in ("a", "b"))
+    for name in ("a", "b"): train_shots(TINY, humming(), tmp_path / name)
+    a, b = (load(tmp_path / name) for name in ("a", "b"))
     assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
-    vectors = embed(a, humming().inputs)
+    vectors = embed_shots(a, humming().inputs)
     assert vectors.shape == (72, 8) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert not np.allclose(vectors, embed(shot_net(TINY, humming()), humming().inputs), atol=1e-3)
+    assert not np.allclose(vectors, embed_shots(make_shot_net(TINY, humming()), humming().inputs), atol=1e-3)
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
     run = replace(TINY, epochs=4)
-    train_until_killed(run, tmp_path / "killed", 9, given="__import__('test_scenes_sound').humming(), ")
-    for name in ("once", "killed"): train(run, humming(), tmp_path / name)
-    a, b = (load_trained(tmp_path / name).state_dict() for name in ("once", "killed"))
+    train_until_killed(run, tmp_path / "killed", 9, given="__import__('test_scenes_sound').humming(), ", names=SHOT_NAMES)
+    for name in ("once", "killed"): train_shots(run, humming(), tmp_path / name)
+    a, b = (load(tmp_path / name).state_dict() for name in ("once", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 def test_the_cosine_of_fused_vectors_is_the_mean():
     u, v = (np.random.default_rng(n).normal(size=(5, d)) for n, d in ((0, 3), (1, 7)))
-    found = fused(u, v)
+    found = concat_embeddings(u, v)
     assert found.shape == (5, 10) and found.dtype == np.float32
-    assert np.allclose(found @ found.T, (normal(u) @ normal(u).T + normal(v) @ normal(v).T) / 2, atol=1e-6)
-    assert np.allclose(fused(u), normal(u))
+    assert np.allclose(found @ found.T, (l2_normalize(u) @ l2_normalize(u).T + l2_normalize(v) @ l2_normalize(v).T) / 2, atol=1e-6)
+    assert np.allclose(concat_embeddings(u), l2_normalize(u))
 
 def both_senses(seed):
     "A film in which some scenes end for the eye and the others for the ear."
@@ -183,12 +185,12 @@ def both_senses(seed):
     changes = rng.random(16) < 0.5
     eye, ear = (rng.normal(size=(17, 12))[np.cumsum(c)][scene] + 0.5 * rng.normal(size=(len(scene), 12)) for c in (changes, ~changes))
     ends = np.arange(1, len(scene) + 1) * 50
-    return ShotFeatures(f"film {seed}", frames_table(f"film {seed}", np.stack([ends - 50, ends], 1), 25), scene, dict(picture=eye.astype(np.float32), sound=ear.astype(np.float32), both=fused(eye, ear)))
+    return ShotFeatures(f"film {seed}", frames_table(f"film {seed}", np.stack([ends - 50, ends], 1), 25), scene, dict(picture=eye.astype(np.float32), sound=ear.astype(np.float32), both=concat_embeddings(eye, ear)))
 
 def test_two_senses_tell_more_than_one():
     records = [both_senses(seed) for seed in range(6)]
     head = {name: Head(Evidence("similarity", name)) for name in ("picture", "sound", "both")}
-    ap = {name: evaluate(leave_one_out(h, records)).ap for name, h in {**head, "late": Fused((head["picture"], head["sound"]))}.items()}
+    ap = {name: evaluate_boundaries(score_held_out(h, records)).ap for name, h in {**head, "late": FusedHead((head["picture"], head["sound"]))}.items()}
     assert min(ap["late"], ap["both"]) > max(ap["picture"], ap["sound"]) + 0.1
 
 def test_a_real_film(real):
@@ -198,5 +200,5 @@ def test_a_real_film(real):
     assert found.shape == (len(shots), 64, 1 + 5 * 16000 // 512, 1) and found.dtype == np.uint8
     heard = found[:, :, 20:-20].astype(float)
     assert (heard.std((1, 2, 3)) > 5).all() and 20 < heard.mean() < 230 and found.max() < 255, "neither silent nor cut off"
-    assert np.isfinite(embed(shot_net(TINY, Shots(("bbb",), np.array([0, len(shots)]), found)), found)).all()
+    assert np.isfinite(embed_shots(make_shot_net(TINY, Shots(("bbb",), np.array([0, len(shots)]), found)), found)).all()
     with pytest.raises(PrimenbError, match="bikes.mp4: it has no sound"): film_sound(real / "film_clips/bikes.mp4", shots)

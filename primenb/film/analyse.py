@@ -19,7 +19,7 @@ from PIL import Image
 from ..core import PrimenbError, atomic, env, fingerprint, progress
 from ..media.motion import iter_motion, to_tokens
 from ..scenes.files import save_scenes
-from ..scenes.find import colours, find_scenes
+from ..scenes.find import colour_histogram, find_scenes
 from ..sfm.export import load_camera_track
 from ..sfm.geometry import CameraTrack
 from ..sfm.mapper import FOCAL_LIMIT, as_depth, track_camera
@@ -319,7 +319,7 @@ _scene_files = {"scenes.json": "JSON", "scenes.otio": "OpenTimelineIO", "scenes.
 
 def _key_colours(report, shots):
     "The colours of the key-frames that have been saved."
-    return np.sqrt([np.mean([colours(np.asarray(Image.open(report.out / "keyframes" / _name(s, k)))) for k in (1, 2, 3)], 0) for s in shots.shot])
+    return np.sqrt([np.mean([colour_histogram(np.asarray(Image.open(report.out / "keyframes" / _name(s, k)))) for k in (1, 2, 3)], 0) for s in shots.shot])
 
 def _saved(scenes, report, shots, name):
     "Saves scenes in one format; the error if that cannot hold them."
