@@ -1,4 +1,4 @@
-"Evidence, heads and the scenes of a film: against slow references, on films with a known answer, on real ones, and with bad input."
+"Evidence, heads and the scenes of a film: slow references, films with a known answer, real films, and bad input."
 import os
 import subprocess
 import sys
@@ -16,7 +16,8 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import films
 from primenb.data.public import feature_films
 from primenb.data.records import ShotFeatures, frames_table
-from primenb.scenes.boundaries import Evidence, FusedHead, Head, NoveltyHead, score_films, score_held_out, window_indices
+from primenb.scenes.boundaries import (
+    Evidence, FusedHead, Head, NoveltyHead, score_films, score_held_out, window_indices)
 from primenb.scenes.protocol import (
     SHOT_HEADS, FilmSource, evaluate_shot_run, film_set, raw_features, scored_films, with_embeddings)
 from primenb.scenes.files import load_scenes

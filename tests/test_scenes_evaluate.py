@@ -1,4 +1,4 @@
-"Contracts of the measures of scene boundaries: each equals a slow loop that follows its definition, and every odd film has its rule."
+"Metrics of scene boundaries: each equals a slow loop that follows its definition, and every special case has its rule."
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +11,8 @@ from primenb.core import PrimenbError
 from primenb.data.public import feature_films, movienet_films
 from primenb.data.records import ShotFeatures, frames_table
 from primenb.scenes.evaluate import (
-    ScoredFilm, boundary_auc, coverage_overflow, evaluate_boundaries, film_metrics, macro_ap, miou, paired_bootstrap, pooled_ap,
-    precision_recall_f1, prior, random_scores, recall_near)
+    ScoredFilm, boundary_auc, coverage_overflow, evaluate_boundaries, film_metrics, macro_ap, miou, paired_bootstrap,
+    pooled_ap, precision_recall_f1, prior, random_scores, recall_near)
 
 
 @st.composite
@@ -135,7 +135,8 @@ def test_the_table_holds_what_the_functions_say(some):
     table, all_ = film_metrics(some), evaluate_boundaries(some)
     f, row = some[-1], table.iloc[-1]
     c, o = coverage_overflow(f)
-    want = dict(ap=pooled_ap([f]), f1=precision_recall_f1([f])["f1"], recall_3s=recall_near(f), miou=miou(f), miou_shots=miou(f, unit="shots"), miou_lgss=miou(f, trailing=False),
+    want = dict(ap=pooled_ap([f]), f1=precision_recall_f1([f])["f1"], recall_3s=recall_near(f),
+                miou=miou(f), miou_shots=miou(f, unit="shots"), miou_lgss=miou(f, trailing=False),
                 coverage=c, overflow=o, f_scene=2 * c * (1 - o) / (c + 1 - o))
     assert row.to_dict() == pytest.approx(want, nan_ok=True) and list(table.index) == [f.film for f in some]
     pooled = dict(

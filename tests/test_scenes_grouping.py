@@ -1,4 +1,4 @@
-"Contracts of grouping: every choice of scenes is as good as the best that trying all of them finds, knobs do what they say, and tables fit their shots."
+"Grouping: every choice of scenes is as good as the best of all choices, options hold, and tables fit their shots."
 import tracemalloc
 from itertools import combinations
 
@@ -135,7 +135,7 @@ def test_distances_of_all_kinds_of_vectors():
 
 
 def test_a_scene_of_more_shots_than_the_longest():
-    "It is cut, no shot is lost, the true end beside it stays; and a film of one picture has no end that is better than another."
+    "It is cut, no shot is lost, the true end beside it stays; and a film of one image has no end better than another."
     truth = np.repeat([0, 1, 2], [40, 30, 100])
     v = np.eye(8)[truth] + np.random.default_rng(0).normal(0, 0.05, (170, 8))
     cuts = cuts_of(scenes_by_threshold(grouping_scores(distances(v, 64), mean_distance(v)), 0))
@@ -159,7 +159,7 @@ def test_a_shot_without_a_vector_neither_binds_nor_parts():
 def test_number_of_scenes():
     rng = np.random.default_rng(0)
     assert count_scenes(rng.normal(size=(6, 60))[np.repeat(np.arange(6), 10)] + rng.normal(0, 0.5, (60, 60))) in (5, 6)
-    for size in (30, 4):  # vectors of more numbers than there are shots, and of fewer: then no more than size + 1 values are not zero
+    for size in (30, 4):  # more dimensions than shots, and fewer: then at most size + 1 values are not zero
         v = vectors(0, 20, size)
         y = np.log(np.linalg.svd(board(v), compute_uv=False)[: min(10, size + 1)])
         line = [y[0] + (y[-1] - y[0]) * i / (len(y) - 1) for i in range(len(y))]
@@ -272,7 +272,7 @@ def peak(work):
 
 
 def test_memory_grows_as_the_film_does():
-    "2,000 shots are two hours, and 4,000 take no more than twice the memory. How long it takes is measured by bench/scenes.py."
+    "2,000 shots are two hours, and 4,000 take at most twice the memory. bench/scenes.py measures the time."
     rng, held = np.random.default_rng(0), []
     for n in (2000, 4000):
         v = (

@@ -33,7 +33,8 @@ def slow(kind, z, m, scene):
     p = np.zeros((n, n))
     for t in range(n):
         near = [j for j in range(max(t - m, 0), min(t + m, n - 1) + 1) if j != t]
-        weight = dict(random=lambda j: 1, adjacent=lambda j: abs(j - t) == 1, soft=lambda j: np.exp(z[t] @ z[j] / 0.2), decayed=lambda j: np.exp(z[t] @ z[j] / 0.2 - abs(j - t) / 4),
+        weight = dict(random=lambda j: 1, adjacent=lambda j: abs(j - t) == 1,
+                      soft=lambda j: np.exp(z[t] @ z[j] / 0.2), decayed=lambda j: np.exp(z[t] @ z[j] / 0.2 - abs(j - t) / 4),
                       nearest=lambda j: j == max(
                           near, key=lambda i: z[t] @ z[i]), oracle=lambda j: scene[j] == scene[t])[kind]
         p[t, near] = [float(weight(j)) for j in near]

@@ -1,4 +1,4 @@
-"Sound of shots: against a slow transform, tones with a known pitch, cuts in the right place, training, fusion, films without sound, and a real film."
+"Sound of shots: a slow transform, tones of known pitch, cuts in the right place, training, fusion, silent and real films."
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -60,7 +60,7 @@ def test_a_tone_lights_its_band_and_keeps_its_loudness(band, level):
     x = (10 ** (level / 20) * np.sin(2 * np.pi * pitch * np.arange(RATE) / RATE)).astype(np.float32)
     found = log_mel(x, RATE, 32)[:, 1:-1].astype(float)
     assert (
-        abs(found.argmax(0) - band) <= (band < 4)).all(), "the lowest bands are as narrow as what the transform can tell apart"
+        abs(found.argmax(0) - band) <= (band < 4)).all(), "the lowest bands are as narrow as the transform resolves"
     whole = 10 * np.log10((10 ** (found / 25.5 - 10)).sum(0))
     assert np.abs(whole - level).max() < 0.5
 
@@ -102,7 +102,8 @@ def test_each_shot_is_heard_where_it_is(tmp_path):
         wanted = log_mel(np.concatenate([np.zeros(spare // 2), part, np.zeros(spare - spare // 2)]), RATE, 16)
         assert x.shape == (*wanted.shape, 1) and np.abs(x[..., 0].astype(int) - wanted)[wanted > 40].max() <= 2
     silent = (found == 0).all((1, 3))
-    assert silent[0, :8].all() and silent[0, -8:].all() and not silent[1].any() and silent[2, :5].all(), "short shots lie in the middle of silence"
+    assert silent[0, :8].all() and silent[0, -8:].all() and not silent[1].any() and silent[2, :5].all(), \
+        "short shots lie in the middle of silence"
 
 def test_a_tone_of_a_neighbour_is_not_heard(tmp_path):
     tones = np.concatenate([sound(1.0, RATE, pitch) for pitch in (300, 2000, 300)])
@@ -143,7 +144,8 @@ def test_views_of_sound(seed, mels, frames):
     for a, b in zip(x[:, 0], moved[:, 0]):
         assert any(torch.equal(b, a.roll(k, 1)) for k in range(frames)), "it only begins elsewhere"
     louder = augment_sound(x, 0, 0.1, 0) - x
-    assert (louder[:, :, 0] == 0).all() and louder[:, :, 1:].std((1, 2, 3)).max() < 1e-6 and louder.abs().max() <= 0.1, "as much for all that is heard"
+    assert (louder[:, :, 0] == 0).all() and louder[:, :, 1:].std((1, 2, 3)).max() < 1e-6 and louder.abs().max() <= 0.1, \
+        "as much for all that is heard"
     hidden = augment_sound(x, 0, 0, 0.5) != x
     rows, columns = hidden[:, 0].all(2), hidden[:, 0].all(1)
     assert torch.equal(hidden[:, 0], rows[:, :, None] | columns[:, None]), "whole bands and moments"
@@ -225,7 +227,8 @@ def test_a_real_film(real):
     found = film_sound(path, shots, seconds=5.0, rate=16000)
     assert found.shape == (len(shots), 64, 1 + 5 * 16000 // 512, 1) and found.dtype == np.uint8
     heard = found[:, :, 20:-20].astype(float)
-    assert (heard.std((1, 2, 3)) > 5).all() and 20 < heard.mean() < 230 and found.max() < 255, "neither silent nor cut off"
+    assert (heard.std((1, 2, 3)) > 5).all() and 20 < heard.mean() < 230 and found.max() < 255, \
+        "neither silent nor cut off"
     assert np.isfinite(embed_shots(make_shot_net(TINY, Shots(("bbb",), np.array([0, len(shots)]), found)), found)).all()
     with pytest.raises(PrimenbError, match="bikes.mp4: it has no sound"):
         film_sound(real / "film_clips/bikes.mp4", shots)

@@ -11,7 +11,8 @@ from primenb.data.corpus import films
 from primenb.learn.engine import Trainer
 from primenb.data.records import ShotFeatures, frames_table
 from primenb.learn.runs import load
-from primenb.scenes.model import Shots, ShotNet, augment_features, augment_frames, embed_shots, feature_shots, shot_key_frames
+from primenb.scenes.model import (
+    Shots, ShotNet, augment_features, augment_frames, embed_shots, feature_shots, shot_key_frames)
 from primenb.scenes.positives import positive_distribution, purity
 from primenb.scenes.train import ShotObjective, ShotRun, make_shot_net, train_shots
 from primenb.media.video import read_frames
