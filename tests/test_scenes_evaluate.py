@@ -1,4 +1,4 @@
-"Contracts of the measures of scene boundaries: each equals a slow loop that follows its definition, and every odd film has its rule."
+"Metrics of scene boundaries: each equals a slow loop that follows its definition, and every special case has its rule."
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +11,8 @@ from primenb.core import PrimenbError
 from primenb.data.public import feature_films, movienet_films
 from primenb.data.records import ShotFeatures, frames_table
 from primenb.scenes.evaluate import (
-    ScoredFilm, boundary_auc, coverage_overflow, evaluate_boundaries, film_metrics, macro_ap, miou, paired_bootstrap, pooled_ap,
-    precision_recall_f1, prior, random_scores, recall_near)
+    ScoredFilm, boundary_auc, coverage_overflow, evaluate_boundaries, film_metrics, macro_ap, miou, paired_bootstrap,
+    pooled_ap, precision_recall_f1, prior, random_scores, recall_near)
 
 
 @st.composite
@@ -74,7 +74,10 @@ def test_recall_near(f, seconds):
     hits = []
     for i, truth in enumerate(f.gt):
         if np.isnan(truth) or not truth: continue
-        hits.append(any(not np.isnan(f.gt[j]) and f.scores[j] >= 0.5 and abs(f.frames[i, 1] - f.frames[j, 1]) / f.fps < seconds for j in range(len(f.scores))))
+        hits.append(
+            any(
+                not np.isnan(f.gt[j]) and f.scores[j] >= 0.5
+                and abs(f.frames[i, 1] - f.frames[j, 1]) / f.fps < seconds for j in range(len(f.scores))))
     assert recall_near(f, seconds=seconds) == pytest.approx(np.mean(hits) if hits else np.nan, nan_ok=True)
 
 
@@ -83,19 +86,27 @@ def slow_scenes(ends, trailing=True):
     scenes, scene = [], []
     for shot, end in enumerate([*ends, trailing]):
         scene.append(shot)
-        if end: scenes.append(scene); scene = []
+        if end:
+            scenes.append(scene)
+            scene = []
     return scenes
 
 
 def slow_miou(f, unit, trailing):
     "As the code of LGSS does it, scene by scene: the hull is the union."
-    true, found = ([(f.frames[s[0], 0], f.frames[s[-1], 1]) if unit == "frames" else (s[0], s[-1] + 1) for s in slow_scenes(e, trailing)] for e in (f.gt_ends, f.predicted()))
+    true, found = (
+        [
+            (f.frames[s[0], 0], f.frames[s[-1], 1]) if unit == "frames" else (s[0], s[-1] + 1)
+            for s in slow_scenes(e, trailing)]
+        for e in (f.gt_ends, f.predicted()))
     if not true: return np.nan
     if not found: return 0
     def iou(a, b):
         shared = min(a[1], b[1]) - max(a[0], b[0])
         return shared / (max(a[1], b[1]) - min(a[0], b[0])) if shared > 0 else 0
-    return (np.mean([max(iou(g, p) for p in found) for g in true]) + np.mean([max(iou(g, p) for g in true) for p in found])) / 2
+    return (
+        np.mean(
+            [max(iou(g, p) for p in found) for g in true]) + np.mean([max(iou(g, p) for g in true) for p in found])) / 2
 
 
 @many
@@ -124,10 +135,13 @@ def test_the_table_holds_what_the_functions_say(some):
     table, all_ = film_metrics(some), evaluate_boundaries(some)
     f, row = some[-1], table.iloc[-1]
     c, o = coverage_overflow(f)
-    want = dict(ap=pooled_ap([f]), f1=precision_recall_f1([f])["f1"], recall_3s=recall_near(f), miou=miou(f), miou_shots=miou(f, unit="shots"), miou_lgss=miou(f, trailing=False),
+    want = dict(ap=pooled_ap([f]), f1=precision_recall_f1([f])["f1"], recall_3s=recall_near(f),
+                miou=miou(f), miou_shots=miou(f, unit="shots"), miou_lgss=miou(f, trailing=False),
                 coverage=c, overflow=o, f_scene=2 * c * (1 - o) / (c + 1 - o))
     assert row.to_dict() == pytest.approx(want, nan_ok=True) and list(table.index) == [f.film for f in some]
-    pooled = dict(prior=prior(some), ap=pooled_ap(some), auc=boundary_auc(some), **precision_recall_f1(some), ap_macro=macro_ap(some), miou=np.mean([miou(f) for f in some]))
+    pooled = dict(
+        prior=prior(some), ap=pooled_ap(some), auc=boundary_auc(some), **precision_recall_f1(some),
+        ap_macro=macro_ap(some), miou=np.mean([miou(f) for f in some]))
     assert all_[list(pooled)].to_dict() == pytest.approx(pooled, nan_ok=True)
 
 
@@ -135,12 +149,15 @@ def test_the_table_holds_what_the_functions_say(some):
 @given(judged())
 def test_the_truth_is_perfect_and_order_is_all_that_ap_sees(f):
     perfect = evaluate_boundaries([replace(f, scores=f.gt_ends)])
-    assert {v for k, v in perfect.items() if k not in ("prior", "overflow") and not np.isnan(v)} <= {1.0} and perfect.overflow == 0
+    assert {v for k, v in perfect.items() if k not in ("prior", "overflow") and not np.isnan(v)} <= {1.0}
+    assert perfect.overflow == 0
     stretched = replace(f, scores=np.exp(3 * f.scores))
-    assert pooled_ap([stretched]) == pytest.approx(pooled_ap([f]), nan_ok=True) and boundary_auc([stretched]) == pytest.approx(boundary_auc([f]), nan_ok=True)
+    assert pooled_ap([stretched]) == pytest.approx(pooled_ap([f]), nan_ok=True)
+    assert boundary_auc([stretched]) == pytest.approx(boundary_auc([f]), nan_ok=True)
 
 
-def steady(scores, truth, name="film"): return ScoredFilm(name, scores, truth, np.arange(len(scores) + 1)[:, None] * 24 + [0, 24], 24)
+def steady(scores, truth, name="film"):
+    return ScoredFilm(name, scores, truth, np.arange(len(scores) + 1)[:, None] * 24 + [0, 24], 24)
 
 
 def test_ten_shots_by_hand():
@@ -165,23 +182,33 @@ def test_odd_films():
     assert marks[["ap", "auc", "ap_macro", "recall_3s", "prior", "miou_lgss"]].isna().all()
     assert marks[["f1", "miou", "miou_shots", "coverage", "f_scene"]].tolist() == [1] * 5 and marks.overflow == 0
     calm, other = steady([.9, .1], [0, 0], "calm"), steady([.9, .1], [1, 0], "other")
-    assert macro_ap([calm, other]) == 1 > pooled_ap([calm, other]) and np.isnan(recall_near(calm)) and evaluate_boundaries([calm, other]).recall_3s == 1
+    assert macro_ap([calm, other]) == 1 > pooled_ap([calm, other])
+    assert np.isnan(recall_near(calm))
+    assert evaluate_boundaries([calm, other]).recall_3s == 1
     blind = steady([0, 0], [1, 0])
-    assert (precision_recall_f1([blind])["f1"], recall_near(blind), miou(blind, trailing=False)) == (0, 0, 0) and miou(blind, unit="shots") == pytest.approx((1 / 3 + 2 / 3) / 2 / 2 + 2 / 3 / 2)
+    assert (precision_recall_f1([blind])["f1"], recall_near(blind), miou(blind, trailing=False)) == (0, 0, 0)
+    assert miou(blind, unit="shots") == pytest.approx((1 / 3 + 2 / 3) / 2 / 2 + 2 / 3 / 2)
     assert precision_recall_f1([steady([0], [0])])["f1"] == 1
     unknown = steady([1, 1, 0], [np.nan, 1, np.nan])
-    assert unknown.known.tolist() == [False, True, False] and precision_recall_f1([unknown])["precision"] == 1 and miou(unknown) == 1
+    assert unknown.known.tolist() == [False, True, False]
+    assert precision_recall_f1([unknown])["precision"] == 1
+    assert miou(unknown) == 1
     assert steady([.5], [1]).predicted(0.5).all(), "a score at the threshold counts"
     gap = ScoredFilm("gap", [1, 0], [0, 1], [[0, 24], [24, 48], [144, 168]], 24)
     assert recall_near(gap) == 1, "an end is where its shot ends, not where the next begins"
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(scores=[0, 0]), "4 shots have 3 boundaries, but the shape of scores is (2,)"), (dict(scores=[0] * 4), "shape of scores is (4,)"),
-    (dict(gt=[0] * 4), "shape of gt is (4,)"), (dict(gt=[[0], [0], [0]]), "shape of gt"),
-    (dict(scores=[0, np.nan, 0]), "film, shot 1: the score of its end is nan"), (dict(scores=[0, 0, np.inf]), "film, shot 2"),
-    (dict(frames=[[0, 9]] * 4), "follow one another"), (dict(frames=[[0, 5], [5, 5], [5, 6], [6, 7]]), "follow one another"),
-    (dict(frames=np.zeros((0, 2))), "follow one another"), (dict(frames=np.arange(4)), "follow one another")])
+    (dict(scores=[0, 0]), "4 shots have 3 boundaries, but the shape of scores is (2,)"),
+    (dict(scores=[0] * 4), "shape of scores is (4,)"),
+    (dict(gt=[0] * 4), "shape of gt is (4,)"),
+    (dict(gt=[[0], [0], [0]]), "shape of gt"),
+    (dict(scores=[0, np.nan, 0]), "film, shot 1: the score of its end is nan"),
+    (dict(scores=[0, 0, np.inf]), "film, shot 2"),
+    (dict(frames=[[0, 9]] * 4), "follow one another"),
+    (dict(frames=[[0, 5], [5, 5], [5, 6], [6, 7]]), "follow one another"),
+    (dict(frames=np.zeros((0, 2))), "follow one another"),
+    (dict(frames=np.arange(4)), "follow one another")])
 def test_what_does_not_fit_is_refused(change, words):
     good = dict(film="film", scores=[0, 0, 0], gt=[0, 1, 0], frames=[[0, 2], [2, 4], [4, 6], [7, 9]], fps=24)
     ScoredFilm(**good)
@@ -195,9 +222,13 @@ def test_units_have_names():
 
 def test_films_of_a_data_set():
     table = frames_table("f", [[0, 10], [10, 20], [25, 30]], 25)
-    marked, labelled = ShotFeatures("f", table, np.array([0, 0, 1])), ShotFeatures("f", table, np.array([0, 1, 1]), labels=np.array([-1, np.nan, 0]))
+    marked, labelled = ShotFeatures("f", table, np.array([0, 0, 1])), ShotFeatures(
+        "f", table, np.array([0, 1, 1]), labels=np.array([-1, np.nan, 0]))
     one, two = (ScoredFilm.of(f, [0.2, 0.8]) for f in (marked, labelled))
-    assert one.gt_ends.tolist() == [False, True] and one.fps == pytest.approx(25) and one.film == "f" and one.frames.tolist() == [[0, 10], [10, 20], [25, 30]]
+    assert one.gt_ends.tolist() == [False, True]
+    assert one.fps == pytest.approx(25)
+    assert one.film == "f"
+    assert one.frames.tolist() == [[0, 10], [10, 20], [25, 30]]
     assert two.gt_ends.tolist() == [True, False] and two.known.tolist() == [True, False]
     with pytest.raises(PrimenbError, match="not marked"): ScoredFilm.of(ShotFeatures("f", table), [0, 0])
 
@@ -207,23 +238,30 @@ def test_bootstrap_over_films():
     truths = [rng.random(30) < 0.2 for _ in range(10)]
     good, bad = ([steady(t + rng.normal(0, noise, 30), t, str(i)) for i, t in enumerate(truths)] for noise in (0.3, 1))
     got = paired_bootstrap(good, bad, samples=60)
-    assert got.gain == pytest.approx(pooled_ap(good) - pooled_ap(bad)) and 0 < got.low < got.gain < got.high and got.above == 1
-    assert paired_bootstrap(good, bad, samples=60).equals(got) and not paired_bootstrap(good, bad, samples=60, seed=1).equals(got)
+    assert got.gain == pytest.approx(pooled_ap(good) - pooled_ap(bad))
+    assert 0 < got.low < got.gain < got.high
+    assert got.above == 1
+    assert paired_bootstrap(good, bad, samples=60).equals(got)
+    assert not paired_bootstrap(good, bad, samples=60, seed=1).equals(got)
     back = paired_bootstrap(bad, good, samples=60)
     assert [-back.high, -back.low] == pytest.approx([got.low, got.high]) and back.above == 0
     draws = np.random.default_rng(0).integers(10, size=(60, 10))
     slow = [macro_ap([good[i] for i in d]) - macro_ap([bad[i] for i in d]) for d in draws]
-    assert paired_bootstrap(good, bad, macro_ap, samples=60)[["low", "high"]].tolist() == pytest.approx(np.quantile(slow, [0.025, 0.975]).tolist())
+    assert paired_bootstrap(good, bad, macro_ap, samples=60)[["low", "high"]].tolist() == pytest.approx(
+        np.quantile(slow, [0.025, 0.975]).tolist())
     with pytest.raises(PrimenbError, match="not the same film"): paired_bootstrap(good, bad[::-1])
-    with pytest.raises(PrimenbError, match="same ground truth"): paired_bootstrap(good, [replace(f, gt=1 - f.gt) for f in bad])
+    with pytest.raises(PrimenbError, match="same ground truth"):
+        paired_bootstrap(good, [replace(f, gt=1 - f.gt) for f in bad])
     with pytest.raises(ValueError): paired_bootstrap(good, bad[:9])
 
 
 def test_guesses_know_nothing():
     truth = np.random.default_rng(1).random(4000) < 0.1
     films = [steady(truth, truth)]
-    assert pooled_ap(random_scores(films)) == pytest.approx(prior(films), abs=0.02) and boundary_auc(random_scores(films)) == pytest.approx(0.5, abs=0.03)
-    assert (random_scores(films)[0].scores == random_scores(films)[0].scores).all() and (random_scores(films)[0].scores != random_scores(films, 1)[0].scores).any()
+    assert pooled_ap(random_scores(films)) == pytest.approx(prior(films), abs=0.02)
+    assert boundary_auc(random_scores(films)) == pytest.approx(0.5, abs=0.03)
+    assert (random_scores(films)[0].scores == random_scores(films)[0].scores).all()
+    assert (random_scores(films)[0].scores != random_scores(films, 1)[0].scores).any()
 
 
 def test_labels_of_movienet(tmp_path):
@@ -240,7 +278,9 @@ def test_labels_of_movienet(tmp_path):
 def test_real_films(real):
     films = [ScoredFilm.of(f, np.zeros(len(f) - 1)) for f in feature_films(real / "ovsd")]
     marks = evaluate_boundaries(random_scores(films))
-    assert len(films) == 19 and prior(films) == pytest.approx(0.078, abs=0.001) and marks.ap == pytest.approx(prior(films), abs=0.02)
+    assert len(films) == 19
+    assert prior(films) == pytest.approx(0.078, abs=0.001)
+    assert marks.ap == pytest.approx(prior(films), abs=0.02)
     perfect = film_metrics([replace(f, scores=f.gt_ends) for f in films])
     assert (perfect.drop(columns="overflow") == 1).all(axis=None) and (perfect.overflow == 0).all()
     assert isinstance(perfect, pd.DataFrame)

@@ -22,7 +22,8 @@ def test_rows_are_distributions_over_the_neighbours(kind, n, m, seed):
     assert (p[numbers < 0] == 0).all()
     alone = p[:, m] > 0
     if kind == "augmentation" or n == 1: assert alone.all()
-    elif kind == "oracle": assert all((scene[max(t - m, 0) : t + m + 1] == scene[t]).sum() == 1 for t in np.flatnonzero(alone))
+    elif kind == "oracle":
+        assert all((scene[max(t - m, 0) : t + m + 1] == scene[t]).sum() == 1 for t in np.flatnonzero(alone))
     else: assert not alone.any()
 
 
@@ -32,8 +33,10 @@ def slow(kind, z, m, scene):
     p = np.zeros((n, n))
     for t in range(n):
         near = [j for j in range(max(t - m, 0), min(t + m, n - 1) + 1) if j != t]
-        weight = dict(random=lambda j: 1, adjacent=lambda j: abs(j - t) == 1, soft=lambda j: np.exp(z[t] @ z[j] / 0.2), decayed=lambda j: np.exp(z[t] @ z[j] / 0.2 - abs(j - t) / 4),
-                      nearest=lambda j: j == max(near, key=lambda i: z[t] @ z[i]), oracle=lambda j: scene[j] == scene[t])[kind]
+        weight = dict(random=lambda j: 1, adjacent=lambda j: abs(j - t) == 1,
+                      soft=lambda j: np.exp(z[t] @ z[j] / 0.2), decayed=lambda j: np.exp(z[t] @ z[j] / 0.2 - abs(j - t) / 4),
+                      nearest=lambda j: j == max(
+                          near, key=lambda i: z[t] @ z[i]), oracle=lambda j: scene[j] == scene[t])[kind]
         p[t, near] = [float(weight(j)) for j in near]
         if not p[t].any(): p[t, t] = 1
         p[t] /= p[t].sum()
@@ -65,11 +68,15 @@ def test_novelty_pair_by_pair(n, w, seed):
     z = l2_normalize(vectors_of(n, seed))
     for b in range(1, n):
         left, right = z[max(b - w, 0) : b], z[b : b + w]
-        inner = [np.mean([x @ y for i, x in enumerate(block) for y in block[i + 1 :]]) for block in (left, right) if len(block) > 1]
-        assert novelty(z, w)[b - 1] == pytest.approx((np.mean(inner) if inner else 1) - np.mean(left @ right.T), abs=1e-4)
+        inner = [
+            np.mean([x @ y for i, x in enumerate(block) for y in block[i + 1 :]]) for block in (left, right)
+            if len(block) > 1]
+        assert novelty(z, w)[b - 1] == pytest.approx(
+            (np.mean(inner) if inner else 1) - np.mean(left @ right.T), abs=1e-4)
 
 def test_the_ends_of_a_film_are_no_news():
-    change = np.mean([novelty(l2_normalize(np.random.default_rng(seed).normal(size=(30, 40))), 4) for seed in range(60)], 0)
+    change = np.mean(
+        [novelty(l2_normalize(np.random.default_rng(seed).normal(size=(30, 40))), 4) for seed in range(60)], 0)
     assert np.abs(change).max() < 0.06, "shots that have nothing to do with each other change as much everywhere"
 
 def test_drawn_as_often_as_likely():
@@ -81,7 +88,8 @@ def test_drawn_as_often_as_likely():
 def test_purity_and_sameness_by_hand():
     z, scene = np.array([[1.0, 0], [1, 0], [0, 1]]), np.array([0, 0, 1])
     p = positive_distribution(z, "adjacent", 1)
-    assert purity(p, scene) == pytest.approx((1 + 0.5 + 0) / 3) and positive_similarity(p, z) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert purity(p, scene) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert positive_similarity(p, z) == pytest.approx((1 + 0.5 + 0) / 3)
     assert positive_similarity(positive_distribution(z, "augmentation", 1), z) == pytest.approx(1)
 
 @settings(max_examples=40, deadline=None)
@@ -95,7 +103,10 @@ def test_holes_take_the_nearest(there):
     assert [r[0] for r in fill_missing(rows)] == [min(known, key=lambda k: (abs(k - n), k)) for n in range(len(there))]
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: positive_distribution(vectors_of(5), "closest"), "choose one of"), (lambda: positive_distribution(vectors_of(5), "soft", heat=1), "no option heat"), (lambda: positive_distribution(vectors_of(5), "nearest", 0), "at least 1"),
-    (lambda: positive_distribution(vectors_of(5), "oracle"), "not known"), (lambda: positive_distribution(np.where(np.arange(5)[:, None] == 3, np.inf, vectors_of(5)), "random"), "shot 3")])
+    (lambda: positive_distribution(vectors_of(5), "closest"), "choose one of"),
+    (lambda: positive_distribution(vectors_of(5), "soft", heat=1), "no option heat"),
+    (lambda: positive_distribution(vectors_of(5), "nearest", 0), "at least 1"),
+    (lambda: positive_distribution(vectors_of(5), "oracle"), "not known"),
+    (lambda: positive_distribution(np.where(np.arange(5)[:, None] == 3, np.inf, vectors_of(5)), "random"), "shot 3")])
 def test_bad_input(make, message):
     with pytest.raises(PrimenbError, match=message): make()

@@ -11,7 +11,8 @@ from primenb.data.corpus import films
 from primenb.learn.engine import Trainer
 from primenb.data.records import ShotFeatures, frames_table
 from primenb.learn.runs import load
-from primenb.scenes.model import Shots, ShotNet, augment_features, augment_frames, embed_shots, feature_shots, shot_key_frames
+from primenb.scenes.model import (
+    Shots, ShotNet, augment_features, augment_frames, embed_shots, feature_shots, shot_key_frames)
 from primenb.scenes.positives import positive_distribution, purity
 from primenb.scenes.train import ShotObjective, ShotRun, make_shot_net, train_shots
 from primenb.media.video import read_frames
@@ -22,13 +23,21 @@ TINY = ShotRun(epochs=2, batch_size=16, queue=64, width=16, embed_dim=8, device=
 def toy(seed=0, n=4, length=24, d=12):
     rng = np.random.default_rng(seed)
     scene = np.tile(np.repeat(np.arange(4), length // 4), n)
-    return Shots(tuple(f"film {i}" for i in range(n)), np.arange(n + 1) * length, (rng.normal(size=(n * 4, d)).repeat(length // 4, 0) + rng.normal(size=(n * length, d))).astype(np.float32), scene)
+    return Shots(
+        tuple(f"film {i}" for i in range(n)), np.arange(n + 1) * length,
+        (rng.normal(size=(n * 4, d)).repeat(length // 4, 0) + rng.normal(size=(n * length, d))).astype(np.float32),
+        scene)
 
 
 def test_films_are_joined_and_parted():
-    def record(name, n, d=3): return ShotFeatures(name, frames_table(name, np.arange(n)[:, None] * 10 + [0, 10], 24), np.zeros(n, int), dict(v=np.full((n, d), n, np.float32)))
+    def record(name, n, d=3):
+        return ShotFeatures(
+            name, frames_table(name, np.arange(n)[:, None] * 10 + [0, 10], 24), np.zeros(n, int),
+            dict(v=np.full((n, d), n, np.float32)))
     shots = feature_shots([record("a", 2), record("b", 3)], "v")
-    assert shots.films == ("a", "b") and shots.first.tolist() == [0, 2, 5] and [len(p) for p in shots.split(shots.inputs)] == [2, 3]
+    assert shots.films == ("a", "b")
+    assert shots.first.tolist() == [0, 2, 5]
+    assert [len(p) for p in shots.split(shots.inputs)] == [2, 3]
     assert shots.select([1]).inputs.tolist() == [[3] * 3] * 3 and shots.select([1, 0]).first.tolist() == [0, 3, 5]
     gap = shots.positions[2] - shots.positions[1]
     assert gap > 1000 and (np.diff(shots.positions)[[0, 2, 3]] == 1).all()
@@ -50,9 +59,13 @@ def test_views_change_shots_and_not_their_kind():
     torch.manual_seed(0)
     x = torch.rand(8, 9, 18, 32)
     seen = augment_frames(x)
-    assert seen.shape == x.shape and seen.min() >= 0 and seen.max() <= 1 and (seen - x).abs().mean((1, 2, 3)).min() > 0.01
+    assert seen.shape == x.shape
+    assert seen.min() >= 0
+    assert seen.max() <= 1
+    assert (seen - x).abs().mean((1, 2, 3)).min() > 0.01
     same = augment_frames(x[:1].repeat(1, 1, 1, 1)[:, :3].repeat(1, 3, 1, 1))
-    assert torch.allclose(same[:, :3], same[:, 3:6]) and torch.allclose(same[:, :3], same[:, 6:]), "key-frames of a shot change alike"
+    assert torch.allclose(
+        same[:, :3], same[:, 3:6]) and torch.allclose(same[:, :3], same[:, 6:]), "key-frames of a shot change alike"
     flipped = torch.stack([augment_frames(x[:1], 1.0, 0.0)[0] for _ in range(20)])
     assert all(torch.allclose(f, x[0], atol=1e-4) or torch.allclose(f, x[0].flip(-1), atol=1e-4) for f in flipped)
     f = augment_features(torch.ones(2000, 5), 0.3, 0.0)
@@ -61,7 +74,8 @@ def test_views_change_shots_and_not_their_kind():
 def test_wrong_answers_leave_out_what_belongs_to_the_query(tmp_path, monkeypatch):
     seen = {}
     import primenb.scenes.train as module
-    monkeypatch.setattr(module, "info_nce", lambda q, k, others, own, t: seen.update(own=own) or ((q * 0).sum(), own.float().mean()))
+    monkeypatch.setattr(
+        module, "info_nce", lambda q, k, others, own, t: seen.update(own=own) or ((q * 0).sum(), own.float().mean()))
     shots, run = toy(), replace(TINY, positives="adjacent", exclude_radius=3, window=2)
     objective = ShotObjective(shots, run)
     net = make_shot_net(run, shots)
@@ -83,31 +97,47 @@ def test_same_seed_same_weights(tmp_path):
 def test_scenes_do_not_matter_but_for_the_oracle(tmp_path):
     blind = replace(toy(), scene=None)
     result = [train_shots(TINY, shots, tmp_path / name) for name, shots in (("seen", toy()), ("blind", blind))]
-    assert result[0]["curve"]["contrast_loss"] == result[1]["curve"]["contrast_loss"] and "purity" in result[0]["curve"] and "purity" not in result[1]["curve"]
-    with pytest.raises(PrimenbError, match="not known"): train_shots(replace(TINY, positives="oracle"), blind, tmp_path / "oracle")
+    assert result[0]["curve"]["contrast_loss"] == result[1]["curve"]["contrast_loss"]
+    assert "purity" in result[0]["curve"]
+    assert "purity" not in result[1]["curve"]
+    with pytest.raises(PrimenbError, match="not known"):
+        train_shots(replace(TINY, positives="oracle"), blind, tmp_path / "oracle")
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path):
     train_until_killed(replace(TINY, epochs=6), tmp_path / "killed", 9, given="__import__('test_scenes_train').toy(), ",
                        names=SHOT_NAMES)
-    once, again = train_shots(replace(TINY, epochs=6), toy(), tmp_path / "once"), train_shots(replace(TINY, epochs=6), toy(), tmp_path / "killed")
+    once, again = train_shots(replace(TINY, epochs=6), toy(), tmp_path / "once"), train_shots(
+        replace(TINY, epochs=6), toy(), tmp_path / "killed")
     a, b = (load(tmp_path / name).state_dict() for name in ("once", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a) and once["curve"]["contrast_loss"] == again["curve"]["contrast_loss"]
 
 def test_oracle_positives_teach_scenes(tmp_path):
     shots = toy(n=12, length=48)
-    shots = replace(shots, inputs=np.hstack([shots.inputs, 4 * np.random.default_rng(1).normal(size=(len(shots), 24))]).astype(np.float32))
-    train_shots(ShotRun("oracle", epochs=15, batch_size=64, queue=256, width=32, embed_dim=16, device="cpu"), shots, tmp_path)
-    def right(v): return np.mean([purity(positive_distribution(x, "nearest", 8), s) for x, s in zip(shots.split(v), shots.split(shots.scene))])
+    shots = replace(
+        shots,
+        inputs=np.hstack([shots.inputs, 4 * np.random.default_rng(1).normal(size=(len(shots), 24))]).astype(np.float32))
+    train_shots(
+        ShotRun("oracle", epochs=15, batch_size=64, queue=256, width=32, embed_dim=16, device="cpu"), shots,
+        tmp_path)
+    def right(v):
+        return np.mean(
+            [
+                purity(positive_distribution(x, "nearest", 8), s) for x,
+                s in zip(shots.split(v), shots.split(shots.scene))])
     assert right(embed_shots(load(tmp_path), shots.inputs)) > right(shots.inputs) + 0.05
 
 def test_a_network_of_timm_and_its_errors():
     net = ShotNet((32, 32, 9), "resnet10t", 16, 8)
-    assert embed_shots(net, np.zeros((3, 32, 32, 9), np.uint8)).shape == (3, 8) and embed_shots(net, np.zeros((3, 32, 32, 9), np.uint8), head=False).shape == (3, 16)
+    assert embed_shots(net, np.zeros((3, 32, 32, 9), np.uint8)).shape == (3, 8)
+    assert embed_shots(net, np.zeros((3, 32, 32, 9), np.uint8), head=False).shape == (3, 16)
     with pytest.raises(PrimenbError, match="resnet_of_mine"): ShotNet((32, 32, 9), "resnet_of_mine")
     with pytest.raises(PrimenbError, match="do not fit"): embed_shots(net, np.zeros((3, 16, 16, 9), np.uint8))
 
-@pytest.mark.parametrize("change, message", [(dict(positives="closest"), "choose one of"), (dict(positive_options=dict(heat=2)), "no option heat"), (dict(window=0), "at least 1")])
+@pytest.mark.parametrize("change, message", [
+    (dict(positives="closest"), "choose one of"),
+    (dict(positive_options=dict(heat=2)), "no option heat"),
+    (dict(window=0), "at least 1")])
 def test_bad_settings(change, message, tmp_path):
     with pytest.raises(PrimenbError, match=message): train_shots(replace(TINY, **change), toy(), tmp_path)
 
