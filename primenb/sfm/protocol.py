@@ -50,7 +50,7 @@ def starter_case(
     shot = next(s for s in tracking_shots(folder=folder, check=False) if s.key == key)
     priors = {f"scaled_{round(100 * n)}": depth_of(shot, "scaled", n) for n in noises} | {"shifted_10": depth_of(shot, "shifted", 0.1)}
     facts = {k: shot.facts[k] for k in ("move", "people", "path_over_depth")}
-    return Case(key, klt_tracks(shot.frames(), most=corners, apart=9), shot.cameras.K, dict(truth=shot.cameras.cam_from_world), shot.facts["median_depth"], priors, shot.facts["move"] == "zoom", shot.depth(), facts)
+    return Case(key, klt_tracks(shot.frames(), max_tracks=corners, min_distance=9), shot.cameras.K, dict(truth=shot.cameras.cam_from_world), shot.facts["median_depth"], priors, shot.facts["move"] == "zoom", shot.depth(), facts)
 
 # %% ../../nbs/sfm/11_protocol.ipynb #bac6e340
 OURS = dict(depth_guided={}, depth_init=dict(guide_adjust=False, even=False), depth_ba=dict(guide_start=False, even=False), not_evened=dict(even=False), no_depth=dict(prior=None))
@@ -161,7 +161,7 @@ def read_sequence(
     posed = list(posed_frames(folder))
     images, K, poses = (np.stack([getattr(f, name) for f in posed]) for name in ("image", "K", "cam_from_world"))
     whole = Sequence(Path(folder).name, images, K, poses, posed)
-    tracks = sift_tracks(images, most=features, neighbours=10)
+    tracks = sift_tracks(images, max_features=features, neighbours=10)
     found = {m: solve(tracks, m, K)[0].cam_from_world for m in ("colmap", "glomap")}
     whole.floors = {f"{m}_to_published": _apart(c, poses) for m, c in found.items() if np.isfinite(c).all()}
     if len(whole.floors) == 2:
@@ -181,7 +181,7 @@ def window(
     truths = dict(published=whole.published[some]) | (dict(reference=whole.reference[some]) if whole.reference is not None else {})
     prior = depth_of_frames(whole.posed[some])
     median = float(np.median(prior.maps[prior.valid]))
-    return Case(f"{whole.name}-{first}-{frames}", sift_tracks(whole.images[some], most=features), whole.K[some], truths, median, dict(sensor=prior), facts=dict(sequence=whole.name, frames=frames, first=first))
+    return Case(f"{whole.name}-{first}-{frames}", sift_tracks(whole.images[some], max_features=features), whole.K[some], truths, median, dict(sensor=prior), facts=dict(sequence=whole.name, frames=frames, first=first))
 
 def run_window(
     whole: Sequence,
