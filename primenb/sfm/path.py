@@ -21,19 +21,16 @@ def second_differences(
     T, R = len(cam_from_world), cam_from_world[:, :3, :3]
     turns = Rotation.from_matrix(R[1:] @ R[:-1].transpose(0, 2, 1)).as_rotvec()
     centres = inverse(cam_from_world)[:, :3, 3]
-    D1 = np.diff(np.eye(T), axis=0)
     B = np.zeros((T - 2, 6, T, 6))
     for i in range(T - 2):
         for n, sign in ((i, 1), (i + 1, -2), (i + 2, 1)):
             B[i, :3, n, :3] = sign * np.eye(3)
             B[i, 3:, n, 3:] = -sign * R[n].T
-    return np.concatenate(
-        [np.diff(turns, axis=0), np.diff(centres, 2, axis=0)], 1
-    ).ravel(), B.reshape(6 * (T - 2), 6 * T)
+    differences = np.concatenate([np.diff(turns, axis=0), np.diff(centres, 2, axis=0)], 1)
+    return differences.ravel(), B.reshape(6 * (T - 2), 6 * T)
 
 # %% ../../nbs/sfm/05_path.ipynb #bdb30fde
-# cameras err at most so many times as much as the adjustment believes; bends beyond that are the camera's own
-MAX_NOISE_FACTOR = 2.
+MAX_NOISE_FACTOR = 2.  # upper bound of the cameras' errors over their predicted standard deviation
 
 def fit_path_prior(
     accelerations: np.ndarray,  # (6m,) from `second_differences`
@@ -50,12 +47,10 @@ def fit_path_prior(
         try: factor = cho_factor(C, lower=True)
         except np.linalg.LinAlgError: return 1e12
         return float(y @ cho_solve(factor, y) / 2 + np.log(np.diag(factor[0])).sum() + 0.5 * ((x[2] - 1.0) / 1.5) ** 2)
-    best = minimize(
-        unlikely, [-2.0, -2.0, 1.0], method="Nelder-Mead", options=dict(xatol=0.05, fatol=0.05, maxiter=150)
-    ).x
-    return float(np.exp(best[0]) * size[0]), float(np.exp(best[1]) * size[1]), float(
-        np.exp(min(best[2], 2 * np.log(MAX_NOISE_FACTOR)))
-    )
+    options = dict(xatol=0.05, fatol=0.05, maxiter=150)
+    best = minimize(negative_log_likelihood, [-2.0, -2.0, 1.0], method="Nelder-Mead", options=options).x
+    factor = np.exp(min(best[2], 2 * np.log(MAX_NOISE_FACTOR)))
+    return float(np.exp(best[0]) * size[0]), float(np.exp(best[1]) * size[1]), float(factor)
 
 # %% ../../nbs/sfm/05_path.ipynb #9942cac8
 def _without_scale(cam_from_world, covariance):
@@ -87,6 +82,5 @@ def smooth(
     own = np.tile(np.repeat([turn, move], 3), T - 2)
     gain = C @ B.T @ np.linalg.pinv(B @ C @ B.T + np.diag(own + 1e-18), hermitian=True)
     step = -(gain @ accelerations).reshape(T, 6)
-    return pose(step[:, :3], step[:, 3:]) @ cam_from_world, C - gain @ B @ C, dict(
-        turn=turn**0.5, go=move**0.5, noise=factor**0.5
-    )
+    learnt = dict(sigma_turn=turn**0.5, sigma_move=move**0.5, noise_factor=factor**0.5)
+    return pose(step[:, :3], step[:, 3:]) @ cam_from_world, C - gain @ B @ C, learnt
