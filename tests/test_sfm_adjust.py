@@ -118,7 +118,7 @@ def test_without_depth_it_is_colmaps_bundle_adjustment(robust, refine):
         tracks,
         K,
         sigma_px=0.5,
-        robust=2. if robust else SQUARES,
+        cauchy_scale=2. if robust else SQUARES,
         metric=True,
         focal="one" if refine else "fixed",
         focal_sigma=1e4,
@@ -159,7 +159,7 @@ def packed(scene):
     return np.concatenate([motion.ravel(), scene.log_scale, [scene.log_focal[0], scene.shift], scene.points.ravel()])
 
 
-def tiny(seed=0, robust=SQUARES):
+def tiny(seed=0, cauchy_scale=SQUARES):
     "A small problem with everything unknown: depth with gaps, scales, a shift, a wrong focal length."
     tracks, d, gt = world(4, 14, 0.2, 0.05, seed)
     rng = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def tiny(seed=0, robust=SQUARES):
         focal="one",
         shift=True,
         focal_sigma=0.1,
-        robust=robust,
+        cauchy_scale=robust,
     ), gt
 
 

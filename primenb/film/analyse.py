@@ -22,7 +22,7 @@ from ..scenes.files import save_scenes
 from ..scenes.find import colours, find_scenes
 from ..sfm.export import load_camera_track
 from ..sfm.geometry import CameraTrack
-from ..sfm.mapper import FOCAL_LIMIT, as_depth, track_camera
+from ..sfm.mapper import MAX_FOCAL_SIGMA, as_depth, track_camera
 from ..sfm.priors import depth_folder
 from ..media.shots import detect_shots, load_shots, save_shots
 from ..media.video import NoMotionVectors, VideoError, VideoInfo, canonicalise, frame_times, frames_at, iter_vectors, probe, read_frames
@@ -244,9 +244,9 @@ def _camera_row(report, shot):
     track.to_nuke(folder / "camera.chan")
     track.to_blender(folder / "camera.py", report.path.resolve())
     track.to_colmap(folder / "colmap")
-    _save(track.look(240), folder / "scene.jpg")
+    _save(track.render(240), folder / "scene.jpg")
     focal, status = float(np.median(track.K[:, 0, 0])), pd.Series(track.status).value_counts()
-    sure = track.facts["focal_sigma"] < FOCAL_LIMIT
+    sure = track.facts["focal_sigma"] < MAX_FOCAL_SIGMA
     return dict(shot=shot.shot, status=status.index[0], reason="", frames=len(track.K), filled=int(status.get("filled", 0)), step=step, points=len(track.points), error=track.facts["sigma_px"] * track.size[0] / min(WIDE, track.size[0]), focal=focal, focal_found=sure)
 
 def _make_cameras(report):
