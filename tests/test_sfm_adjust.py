@@ -1,4 +1,4 @@
-"Bundle adjustment: the same minimum as COLMAP's and as a slow dense solver's, honest covariance, and what must not matter does not."
+"Bundle adjustment: the same minimum as COLMAP's and as a slow dense solver's, calibrated covariance, invariances."
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ SQUARES = 1e5  # errors so far off that all count in full
 
 
 def world(T=6, P=40, px=0.3, depth=0.1, seed=0, far=1., missing=0.2):
-    "Cameras that go sideways, points before them, tracks with noise and gaps, disparity with noise: (problem's data, true scene)."
+    "Cameras that move sideways, tracks and disparity with noise and gaps: (problem's data, ground-truth scene)."
     rng = np.random.default_rng(seed)
     cameras = pose(rng.normal(0, 0.02, (T, 3)), np.stack([-np.linspace(0, far, T), *rng.normal(0, 0.05, (2, T))], 1))
     z = rng.uniform(4, 8, P)
@@ -173,7 +173,7 @@ def tiny(seed=0, cauchy_scale=SQUARES):
         focal="one",
         shift=True,
         focal_sigma=0.1,
-        cauchy_scale=robust,
+        cauchy_scale=cauchy_scale,
     ), gt
 
 
@@ -357,7 +357,7 @@ def test_aim_and_place_lower_the_cost_and_keep_the_rest():
     assert (alone.solve(start).cam_from_world[4] == start.cam_from_world[4]).all()
 
 
-@pytest.mark.parametrize("steady, fleeting", [(0.1, 0.05), (0.2, 0.03), (0.04, 0.1)])
+@pytest.mark.parametrize("sigma_track, sigma_frame", [(0.1, 0.05), (0.2, 0.03), (0.04, 0.1)])
 def test_spreads_are_learnt(sigma_track, sigma_frame):
     tracks, d, gt = world(12, 300, 0.2, 0, far=2)
     rng = np.random.default_rng(0)
@@ -369,7 +369,8 @@ def test_spreads_are_learnt(sigma_track, sigma_frame):
         scene = problem.solve(scene)
         problem.estimate_sigmas(scene)
     assert [problem.sigma_px, problem.sigma_frame] == pytest.approx([0.2, sigma_frame], rel=0.3)
-    assert 0.8 * sigma_track < problem.sigma_track < 2 * sigma_track + 0.1, "rather too little trust in depth than too much"
+    # rather too little trust in depth than too much
+    assert 0.8 * sigma_track < problem.sigma_track < 2 * sigma_track + 0.1
 
 
 @settings(max_examples=20, deadline=None)

@@ -118,7 +118,7 @@ class Blender(types.SimpleNamespace):
         return self
 
     def pixels(self, frame):
-        "Blender's viewplane: the sensor's width is the image's, shifts are counted in widths, pixels are `aspect` times as high as wide."
+        "Blender's viewplane: the sensor is as wide as the image, shifts are in widths, pixels `aspect` times as high."
         render, lens = self.context.scene.render, self.lens
         assert lens.sensor_fit == "HORIZONTAL" and min(render.pixel_aspect_x, render.pixel_aspect_y) == 1
         W = render.resolution_x

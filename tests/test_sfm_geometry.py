@@ -7,7 +7,9 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
 from primenb.data.corpus import tracking_shots
-from primenb.sfm.geometry import CameraTrack, Tracks, directions, inverse, unproject, pose, project, rays, triangulate, umeyama, widest_angle
+from primenb.sfm.geometry import (
+    CameraTrack, Tracks, directions, inverse, pose, project, rays, triangulate, umeyama, unproject, widest_angle,
+)
 
 size = (480, 270)
 K = np.array([[450., 0, 238], [0, 430, 137], [0, 0, 1]])

@@ -13,7 +13,10 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
 from primenb.sfm.export import track_from_cameras, srgb_to_linear
 from primenb.sfm.geometry import CameraTrack, Tracks, project
-from primenb.sfm.insert import Lighting, Prop, Spot, traffic_cone, box_corners, insertion_drift, find_spot, find_ground, insert, estimate_lighting, linear_to_srgb, write_insert
+from primenb.sfm.insert import (
+    Lighting, Prop, Spot, box_corners, estimate_lighting, find_ground, find_spot, insert, insertion_drift,
+    linear_to_srgb, traffic_cone, write_insert,
+)
 from primenb.studio.camera import look_at
 from primenb.render import Item
 from primenb.media.video import encode, probe, read_frames
@@ -143,14 +146,14 @@ def test_a_shadow_falls_away_from_the_lamp():
     track = set_up()
     prop = Prop(track, here, plain, pv.Cube(bounds=(-0.2, 0.2, -0.2, 0.2, 0, 1)))
     t, l = 1, plain.towards
-    tip = here.place + [-0.95 * l[0] / l[2], 0, 0]  # the lamp is at x > 0
-    other = here.place - [-0.95 * l[0] / l[2], 0, 0]
+    tip = here.position + [-0.95 * l[0] / l[2], 0, 0]  # the lamp is at x > 0
+    other = here.position - [-0.95 * l[0] / l[2], 0, 0]
     kept = prop.shadow(t)
     at = lambda X: kept[tuple(project(X, track.cam_from_world[t], track.K[t])[0].astype(int)[::-1])]
     np.testing.assert_allclose(
-        at((tip + here.place) / 2), plain.ambient / (plain.ambient + plain.key * l[2]), atol=0.25
+        at((tip + here.position) / 2), plain.ambient / (plain.ambient + plain.key * l[2]), atol=0.25
     )
-    assert at((tip + here.place) / 2).max() < 0.6 < 0.9 < at(other).min() and at(here.place + [0, 3, 0]).min() > 0.95
+    assert at((tip + here.position) / 2).max() < 0.6 < 0.9 < at(other).min() and at(here.position + [0, 3, 0]).min() > 0.95
     assert 0 <= kept.min() and kept.max() <= 1
     prop.close()
 
@@ -160,7 +163,8 @@ def test_light_has_side_and_amount():
     frames = grey(track, 60)
     frames[:, :, 80:] = 140
     seen = estimate_lighting(frames, track, here)
-    assert seen.towards @ track.cam_from_world[2, 0, :3] > 0.3 and seen.towards @ here.up > 0.5, "the right side is brighter"
+    assert seen.towards @ track.cam_from_world[2, 0, :3] > 0.3, "the right side is brighter"
+    assert seen.towards @ here.up > 0.5
     assert estimate_lighting(frames[:, :, ::-1], track, here).towards @ track.cam_from_world[2, 0, :3] < -0.3
     assert estimate_lighting(grey(track, 100), track, here).key.mean() > 2 * estimate_lighting(
         grey(track, 60), track, here
@@ -228,7 +232,7 @@ def test_people_stand_by_their_feet_or_their_depth():
     track = set_up()
     frames = grey(track)
     free = insert(track, frames, spot=here)
-    foot = project(here.place, track.cam_from_world[2], track.K[2])[0][1]
+    foot = project(here.position, track.cam_from_world[2], track.K[2])[0][1]
     before, behind = np.zeros((4, 90, 160), bool), np.zeros((4, 90, 160), bool)
     before[:, : int(foot) + 12, 60:100], behind[:, : int(foot) - 8, 60:100] = True, True
     hidden = insert(track, frames, spot=here, mask=before)
@@ -306,7 +310,7 @@ def test_films(tmp_path):
     out = write_insert(track, film, tmp_path / "deep/er/out.mp4", frames=(3, 7), spot=here, crf=5)
     expected = insert(track, read_frames(film, frames=(3, 7)), spot=here)
     assert probe(out).frames == 4 and np.abs(read_frames(out).astype(int) - expected).mean() < 2
-    with pytest.raises(PrimenbError, match="9 frames were asked for"):
+    with pytest.raises(PrimenbError, match="9 frames were selected"):
         write_insert(track, film, tmp_path / "no.mp4", spot=here)
     with pytest.raises(PrimenbError, match="own size"):
         write_insert(replace(track, size=(320, 180)), film, tmp_path / "no.mp4", frames=(3, 7), spot=here)
@@ -357,19 +361,19 @@ def test_drift_has_known_answers():
     M[:3, :3], M[:3, 3] = Rotation.random(random_state=3).as_matrix(), [5, -3, 2]
     moved = panned.cam_from_world @ np.linalg.inv(M)
     moved[:, :3, 3] *= s
-    spot = Spot(s * (M[:3, :3] @ here.place + M[:3, 3]), M[:3, :3] @ here.up, M[:3, :3] @ here.front, s * here.tall, 2)
+    spot = Spot(s * (M[:3, :3] @ here.position + M[:3, 3]), M[:3, :3] @ here.up, M[:3, :3] @ here.front, s * here.height, 2)
     np.testing.assert_allclose(
         insertion_drift(replace(panned, cam_from_world=moved), spot, *gt), insertion_drift(panned, here, *gt), atol=1e-6
     )
     sunk = [
-        np.nanmedian(insertion_drift(track, replace(here, place=here.place - [0, 0, d]), *gt)) for d in (0.01, 0.1, 0.3)
+        np.nanmedian(insertion_drift(track, replace(here, position=here.position - [0, 0, d]), *gt)) for d in (0.01, 0.1, 0.3)
     ]
     assert 0 < sunk[0] < sunk[1] < sunk[2], "an object that does not stand on the floor slides over it"
     shaken = track.cam_from_world.copy()
     shaken[:, 0, 3] += [0.05, 0, 0, 0]
     np.testing.assert_allclose(
         insertion_drift(replace(track, cam_from_world=shaken), here, *gt)[0, 0],
-        150 * 0.05 / project(here.place, track.cam_from_world[0], track.K[0])[1],
+        150 * 0.05 / project(here.position, track.cam_from_world[0], track.K[0])[1],
         rtol=1e-3,
     )
 

@@ -1,4 +1,4 @@
-"Paths without jitter: derivatives are right, spreads put in come out, jitter goes and shakes stay, the size of the world plays no part."
+"Smooth paths: derivatives, known variances are estimated, jitter is removed and shake stays, any scale of the world."
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -65,7 +65,7 @@ def test_jitter_goes_from_a_dolly():
     assert errors[1] < 0.3 * errors[0]
     assert covariance.shape == C.shape and np.linalg.eigvalsh(
         (covariance + covariance.T) / 2
-    ).min() > -1e-9 and set(learnt) == {"turn", "go", "noise"}
+    ).min() > -1e-9 and set(learnt) == {"sigma_turn", "sigma_move", "noise_factor"}
 
 
 def test_a_shake_stays():

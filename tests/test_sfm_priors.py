@@ -1,4 +1,4 @@
-"Depth priors: sampled as a slow loop samples them, exact on planes, files and networks that resume, and error sizes with known answers."
+"Depth priors: sampled as by a slow loop, exact on planes, files and networks that resume, errors of known size."
 import json
 from dataclasses import replace
 
@@ -11,8 +11,10 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
 from primenb.data.public import posed_frames
 from primenb.sfm.geometry import Tracks, project, triangulate, widest_angle
-from primenb.sfm.priors import (DepthMaps, check_fit, design_effect, depth_folder, depth_network, depth_of, sensor_depth, fit_scale, fit_shift, sample_depth,
-                                save_depths, error_sigmas, observation_weights)
+from primenb.sfm.priors import (
+    DepthMaps, check_fit, depth_folder, depth_network, depth_of, design_effect, error_sigmas, fit_scale,
+    fit_shift, observation_weights, sample_depth, save_depths, sensor_depth,
+)
 from primenb.sfm.tracks import klt_tracks
 
 seeds = st.integers(0, 2**32 - 1)
@@ -242,7 +244,10 @@ def test_an_empty_or_absent_folder_is_refused(tmp_path):
 def networks(tmp_path_factory):
     "Folders of three tiny networks: relative, metric, and of a kind that says nothing of itself."
     import torch
-    from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTConfig, DPTForDepthEstimation, DPTImageProcessor
+    from transformers import (
+        DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config, DPTConfig, DPTForDepthEstimation,
+        DPTImageProcessor,
+    )
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("networks")
     eye = dict(
@@ -268,8 +273,12 @@ def networks(tmp_path_factory):
         )
         for name in ("relative", "metric")
     }
-    made["dpt"] = DPTForDepthEstimation(DPTConfig(image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, backbone_out_indices=[0, 1, 2, 3],
-                                                  neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, use_auxiliary_head=False))
+    config = DPTConfig(
+        image_size=32, patch_size=16, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+        intermediate_size=32, backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8, 8, 8, 8], fusion_hidden_size=8, use_auxiliary_head=False,
+    )
+    made["dpt"] = DPTForDepthEstimation(config)
     for name, model in made.items():
         with torch.no_grad():
             for p in model.parameters(): p.add_(0.05 * torch.randn_like(p))
@@ -472,7 +481,7 @@ def test_spread_scales_and_does_not_care_for_offset_order_or_gaps(seed, factor, 
         )
 
 
-def test_spread_of_single_sightings_is_all_steady_and_of_none_is_refused():
+def test_error_sigmas_of_single_observations_are_per_track_and_of_none_are_refused():
     e = np.random.default_rng(0).normal(0, 0.2, 4000)
     assert error_sigmas(e, np.arange(4000)) == pytest.approx((0.2, 0), abs=0.01)
     assert error_sigmas(np.zeros(4), np.zeros(4, int)) == (0, 0)
@@ -536,7 +545,7 @@ def errors(shot, tracks, name, noise):
 
 
 def test_weights_promise_the_error_that_leans_over_the_picture(shots):
-    "In standard deviations as promised, slopes of the errors are about one; without the crowd they are several times that."
+    "Slopes of the errors over their predicted sigma are about one; without the design effect they are larger."
     ratios = []
     for shot, tracks in shots.values():
         for name in ("scaled", "shifted"):
@@ -551,7 +560,7 @@ def test_weights_promise_the_error_that_leans_over_the_picture(shots):
 
 
 @pytest.mark.parametrize("name", ["scaled", "shifted"])
-def test_errors_are_as_large_as_was_asked_for_and_mostly_steady(shots, name):
+def test_errors_have_the_configured_size_and_are_mostly_constant_over_tracks(shots, name):
     found = {}
     for noise in (0.1, 0.25):
         for shot, tracks in shots.values():
@@ -609,7 +618,8 @@ def test_a_folder_of_a_real_sequence_is_what_its_frames_say(real):
     posed = list(posed_frames(real / "sevenscenes", check=False))[20:30]
     depths, files = sensor_depth(posed), depth_folder(real / "sevenscenes", range(420, 430), pattern="*.depth.png")
     np.testing.assert_array_equal(depths.maps, files.maps)
-    assert files.metric and depths.maps.shape == (10, 480, 640) and np.nanmin(depths.maps) > 0.1 and np.nanmax(depths.maps) < 20
+    assert files.metric and depths.maps.shape == (10, 480, 640)
+    assert np.nanmin(depths.maps) > 0.1 and np.nanmax(depths.maps) < 20
     tracks = klt_tracks(np.stack([f.image for f in posed]))
     s = sample_depth(depths, tracks)
     assert s.valid.mean() > 0.9 and 0.5 < s.good.mean() < s.valid.mean()

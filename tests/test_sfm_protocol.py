@@ -1,4 +1,4 @@
-"The protocol: every method gets the same tracks, a refusal is an answer, real windows see only their own frames."
+"The protocol: every method gets the same tracks, a refusal is a row, real windows see only their own frames."
 import json
 from dataclasses import replace
 
@@ -6,33 +6,35 @@ import numpy as np
 import pytest
 
 from primenb.core import root
-from primenb.sfm.protocol import MethodRun, run_method, no_cameras, read_rows, read_sequence, evaluate_case, run_starter, starter_case, window_case
+from primenb.sfm.protocol import (
+    MethodRun, evaluate_case, no_cameras, read_rows, read_sequence, run_method, run_starter, starter_case, window_case,
+)
 
 DATA = root() / "data"
 
 
 @pytest.fixture(scope="module")
-def case(): return starter_case("track_12", DATA, corners=60)
+def case(): return starter_case("track_12", DATA, max_tracks=60)
 
 
 def test_a_row_for_each_method_and_truth(case, tmp_path):
-    shaken = case.gt_poses["truth"].copy()
+    shaken = case.gt_poses["exact"].copy()
     shaken[:, 0, 3] += np.linspace(0, 0.01, len(shaken))
     found = evaluate_case(
         replace(case, gt_poses=case.gt_poses | dict(shaken=shaken)),
         [
             MethodRun("glomap"),
             MethodRun("depth_guided", "shifted_10"),
-            MethodRun("depth_guided", "scaled_10", known=False),
+            MethodRun("depth_guided", "scaled_10", known_K=False),
         ],
         tmp_path,
     )
-    assert [(r["method"], r["prior"], r["known"], r["truth"]) for r in found] == [
+    assert [(r["method"], r["prior"], r["known_K"], r["gt"]) for r in found] == [
         (m, p, k, t)
         for m, p, k in (
             ("glomap", None, True), ("depth_guided", "shifted_10", True), ("depth_guided", "scaled_10", False)
         )
-        for t in ("truth", "shaken")
+        for t in ("exact", "shaken")
     ]
     assert all(r["registered"] == 1 and r["ate_over_path"] < 0.05 for r in found) and found[2]["ate_over_path"] < 0.01
     assert found[2]["drift"] < 0.5 and found[0]["drift"] is None and list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"First cameras: exact on exact data, the better of the two ways wins, nothing is made of nothing, and growing reaches all frames."
+"Initialisation: exact on exact data, the better of the two ways wins, and all frames are registered."
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -6,7 +6,9 @@ from scipy.spatial.transform import Rotation
 
 from primenb.sfm.adjust import Adjustment
 from primenb.sfm.geometry import Tracks, inverse, unproject, pose, project, umeyama
-from primenb.sfm.start import MIN_POINTS, relative_pose, initial_pair, register_frames, second_frame, resect, refine, inlier_tolerance
+from primenb.sfm.start import (
+    MIN_POINTS, initial_pair, inlier_tolerance, refine, register_frames, relative_pose, resect, second_frame,
+)
 
 SIZE, K = (640, 480), np.array([[600., 0, 320], [0, 600, 240], [0, 0, 1]])
 
@@ -69,7 +71,8 @@ def test_points_that_have_nothing_to_do_with_the_picture_give_no_camera():
 
 
 def test_the_tolerance_grows_with_the_picture():
-    assert inlier_tolerance((100, 50)) == 1 and inlier_tolerance((1920, 1080)) == inlier_tolerance((1080, 1920)) == pytest.approx(5.76)
+    assert inlier_tolerance((100, 50)) == 1
+    assert inlier_tolerance((1920, 1080)) == inlier_tolerance((1080, 1920)) == pytest.approx(5.76)
 
 
 # ---- two cameras

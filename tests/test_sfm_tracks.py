@@ -1,4 +1,4 @@
-"Tracks: a moved texture is followed to a tenth of a pixel, matches are joined as a slow union does it, masks hide, and bad input is named."
+"Tracks: a moved texture is tracked to a tenth of a pixel, matches are joined as by a slow union, masks, bad input."
 import cv2
 import numpy as np
 import pytest
