@@ -20,7 +20,7 @@ repro: $(ready)  ## run every experiment whose inputs changed, and print the tab
 test: export CUDA_VISIBLE_DEVICES :=
 test: $(ready)  ## run all notebooks of the library and all tests
 	dvc pull
-	find nbs -name "*.ipynb" -not -path "nbs/exp/*" -not -path "*/.*" | sort | OMP_NUM_THREADS=1 xargs -P 2 -n 1 nbdev_test --n_workers 0 --do_print --path
+	find nbs -name "*.ipynb" -not -path "nbs/exp/*" -not -path "*/.*" | sort | OMP_NUM_THREADS=1 xargs -P 2 -n 1 python -m primenb.reports run_all
 	pytest $(networks)
 	pytest --ignore $(networks)
 

@@ -3,6 +3,7 @@ import html.parser, json, shutil, signal, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,10 +11,12 @@ import pytest
 from conftest import project
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
+from primenb.film import analyse as film_module
 from primenb.film.analyse import PARTS, Part, analyse
+from primenb.media.video import Frame, encode, iter_frames
 from primenb.scenes.files import load_scenes
 from primenb.sfm.evaluate import evaluate_track
-from primenb.media.video import encode, iter_frames
+from primenb.sfm.geometry import CameraTrack
 
 starter = project / "data/starter/starter.mp4"
 
@@ -246,6 +249,71 @@ def test_cameras_of_a_film_come_with_their_files(tmp_path):
     assert any("scene.usda" in link for link in links) and all((report.out / unquote(link)).exists() for link in links)
     assert "no camera" in (report.out / "report.html").read_text()
     assert analyse(film, tmp_path / "r", parts=["cameras"], depth=depth).done["cameras"] == report.done["cameras"]
+
+
+def test_a_last_shot_too_short_for_a_column_of_the_strip(tmp_path):
+    "Forty slow frames of 50 s each and a last shot of half a second: on the strip it begins behind the last column."
+    one, two = (np.random.default_rng(n).integers(0, 255, (36, 64, 3), np.uint8) for n in range(2))
+    frames = [Frame(one, 50.0 * n, n, n) for n in range(40)] + [Frame(two, 2000 + 0.05 * n, 40 + n, 40 + n) for n in range(10)]
+    report = analyse(encode(tmp_path / "slow.mp4", frames, 20), tmp_path / "r", parts=["keyframes"])
+    assert report.shots.start_frame.tolist() == [0, 40] and 0 < report.shots.end[1] - report.shots.start[1] < report.info.duration / 3200
+    assert (report.out / "report.html").exists() and (report.out / "strip.jpg").stat().st_size > 0
+
+
+def kitchen(width, height, frames=32):
+    "Pictures of a shot of the corpus, the middle of each enlarged to this size so that pixels stay square."
+    images = next(s for s in tracking_shots() if s.key == "track_12").frames()[:frames]
+    (h, w), by = images.shape[1:3], max(width / images.shape[2], height / images.shape[1])
+    move = np.array([[by, 0, (width - by * w) / 2], [0, by, (height - by * h) / 2]])
+    return [cv2.warpAffine(image, move, (width, height), flags=cv2.INTER_CUBIC) for image in images]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(854, 480), (1920, 800), (1080, 1920), (1366, 768)])
+def test_cameras_of_usual_sizes_have_square_pixels_and_all_their_files(tmp_path, size):
+    report = analyse(encode(tmp_path / "film.mp4", kitchen(*size), 24), tmp_path / "r", parts=["cameras"])
+    track, out = report.camera_track(0), report.out / "cameras/0000"
+    assert track.size == size and np.allclose(track.K[:, 0, 0], track.K[:, 1, 1], rtol=1e-12) and np.allclose(track.K[:, :2, 2], np.array(size) / 2)
+    assert {f.name for f in out.iterdir()} == {"track.npz", "scene.usda", "camera.chan", "camera.py", "colmap", "scene.jpg"}
+    assert "unwritten" not in report.done["cameras"] and pd.isna(pd.read_csv(report.out / "cameras.csv").reason[0])
+
+
+def test_an_export_that_fails_is_named_and_the_others_are_written(tmp_path, monkeypatch):
+    def refuse(self, path, **how): raise PrimenbError(path, "a .chan file cannot <hold> it", "use another")
+    def crash(self, path, *more, **how):
+        Path(path).write_text("half")
+        raise ZeroDivisionError("by nothing")
+    monkeypatch.setattr(CameraTrack, "to_nuke", refuse)
+    monkeypatch.setattr(CameraTrack, "to_blender", crash)
+    film = encode(tmp_path / "film.mp4", kitchen(320, 180, 12), 24)
+    with pytest.warns(UserWarning, match="camera.chan: a .chan file cannot <hold> it, and 1 more"): report = analyse(film, tmp_path / "r", parts=["cameras"])
+    row, page = pd.read_csv(report.out / "cameras.csv").iloc[0], Links(report.out / "report.html")
+    lost = {"0000/camera.chan": "a .chan file cannot <hold> it", "0000/camera.py": "ZeroDivisionError: by nothing"}
+    assert row.status in ("solved", "rotation_only") and all(why in row.reason for why in lost.values())
+    assert json.loads((report.out / "film.json").read_text())["parts"]["cameras"]["unwritten"] == lost
+    assert {f.name for f in (report.out / "cameras/0000").iterdir()} == {"track.npz", "scene.usda", "colmap", "scene.jpg"}
+    assert [link for link in page.links if not link.startswith("#") and not (report.out / unquote(link)).exists()] == []
+    assert "cannot &lt;hold&gt; it" in (report.out / "report.html").read_text() and len(report.camera_track(0).K) == 12
+
+
+def test_a_shot_that_fails_does_not_take_the_others_down(tmp_path, monkeypatch):
+    film = encode(tmp_path / "film.mp4", [*kitchen(320, 180, 24), *[np.full((180, 320, 3), 90, np.uint8)] * 24], 24)
+    track, calls = film_module.track_camera, []
+    def fails(frames, **how):
+        calls.append(len(frames))
+        if len(calls) == 1: raise np.linalg.LinAlgError("Singular <matrix>")
+        return track(frames, **how)
+    monkeypatch.setattr(film_module, "track_camera", fails)
+    with pytest.warns(UserWarning, match="shot 0 failed: LinAlgError"): report = analyse(film, tmp_path / "r", parts=["cameras"])
+    table, state = pd.read_csv(report.out / "cameras.csv"), json.loads((report.out / "film.json").read_text())
+    assert calls == [24, 24] and table.status.tolist() == ["failed", "refused"] and table.reason[0] == "LinAlgError: Singular <matrix>"
+    assert state["parts"]["cameras"]["failed"] == 1 and state["parts"]["cameras"]["causes"] == {"0": "LinAlgError: Singular <matrix>"}
+    page = (report.out / "report.html").read_text()
+    assert "1 refused, 1 failed" in page and "Singular &lt;matrix&gt;" in page
+    with pytest.raises(PrimenbError): report.camera_track(0)
+    def stopped(frames, **how): raise KeyboardInterrupt
+    monkeypatch.setattr(film_module, "track_camera", stopped)
+    with pytest.raises(KeyboardInterrupt): analyse(film, tmp_path / "r", parts=["cameras"], overwrite=True)
 
 
 def test_cameras_are_made_only_when_named(tmp_path):

@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from primenb.core import PrimenbError
 from primenb.mgm.model import features, videomae
 from primenb.mgm.evaluate import ABOUT, CONTROLS, PROBES, Exam, classifier, epochs_to_target, exam, fine_tune, judge, numbered, opposite, reversed_pairs, shuffled, single_frame, tokens_of, views
-from primenb.learn.probes import AttentiveReader, attentive_probe, fit_reader, knn_probe, mean_token_probe, low_shot, pooled
+from primenb.learn.probes import AttentiveProbe, attentive_probe, fit_attentive_probe, knn_probe, mean_token_probe, low_shot, pooled
 from primenb.data.records import Clip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,7 +135,7 @@ def test_only_attention_finds_one_token_among_many():
     x = torch.from_numpy(rng.normal(size=(400, 30, 6))).float()
     x[torch.arange(400), where, 0], x[torch.arange(400), where, 1] = 6, torch.from_numpy(4.0 * y - 2).float()
     assert attentive_probe(x[:300], y[:300], x[300:], y[300:])["accuracy"] > 0.9 > 0.75 > linear_probe(x[:300], y[:300], x[300:], y[300:])["accuracy"]
-    weights = fit_reader(x[:300], torch.from_numpy(y[:300]), 2).weights(x[300:]).detach()
+    weights = fit_attentive_probe(x[:300], torch.from_numpy(y[:300]), 2).weights(x[300:]).detach()
     assert torch.allclose(weights.sum(1), torch.ones(100, 8), atol=1e-5)
     assert (weights.amax(2).argmax(1).numpy() == where[300:]).mean() > 0.8
 
@@ -143,7 +143,7 @@ def test_only_attention_finds_one_token_among_many():
 def test_attention_is_cross_attention_with_one_query():
     "The same as torch's own attention with keys, values and one query."
     x, y = clusters(width=8)
-    reader, lead = AttentiveReader(x, 3, heads=1), torch.nn.MultiheadAttention(8, 1, bias=False, batch_first=True)
+    reader, lead = AttentiveProbe(x, 3, heads=1), torch.nn.MultiheadAttention(8, 1, bias=False, batch_first=True)
     z = (x - reader.mean) / reader.spread
     query = torch.randn(1, 1, 8)
     q, k, _ = lead.in_proj_weight.detach().chunk(3)
@@ -156,7 +156,7 @@ def test_attention_is_cross_attention_with_one_query():
 def test_answers_are_averaged_over_views():
     "Two views that disagree: the surer one wins."
     x, y = clusters(gap=3.0)
-    reader = fit_reader(x, torch.from_numpy(y), 3)
+    reader = fit_attentive_probe(x, torch.from_numpy(y), 3)
     sure, unsure = x[y == 0][:1], x[y == 1][:1] * 0.2
     logits = reader(torch.cat([sure, unsure])).detach()
     found = attentive_probe(x, y, torch.stack([sure, unsure], 1), np.array([int(logits.mean(0).argmax())]), seeds=1)

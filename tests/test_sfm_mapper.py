@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
 from primenb.data.public import posed_frames
+from primenb.sfm.adjust import Adjustment
 from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import Tracks, inverse, pose, project, umeyama
 from primenb.sfm.mapper import MAX_KEY_FRAMES, guessed_intrinsics, track_noise, solve_tracks, track_camera
@@ -216,6 +217,43 @@ def test_black_frames_in_the_middle_are_filled_between_their_neighbours():
         np.delete(track.status, range(9, 13))
     ) == {"solved"}
     assert off(track.centres, centres) < 0.02
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("few", [1, 2])
+def test_frames_that_see_one_or_two_points_stay_with_their_neighbours(few, known):
+    "Between keyframes each camera is aimed on its own; one or two points leave it free to turn about them."
+    tracks, K, cameras, centres, X = made(T=MAX_KEY_FRAMES + 32)
+    long = np.argsort(-tracks.lengths, kind="stable")[:few]
+    tracks, _ = tracks.keep((tracks.frame >= 12) | np.isin(tracks.track, long), 2)
+    assert np.bincount(tracks.frame)[:12].tolist() == [few] * 12
+    track = sound(solve_tracks(tracks, K if known else None, None), MAX_KEY_FRAMES + 32)
+    assert track.status.tolist() == ["filled"] * 12 + ["solved"] * (MAX_KEY_FRAMES + 20) and off(
+        track.centres[12:], centres[12:]
+    ) < 0.05
+    step = np.linalg.norm(np.diff(track.centres, axis=0), axis=1)
+    assert step[:11].max() < 3 * step[12:].max() and (track.sigma[:12, 0] > track.sigma[12:, 0].max()).all()
+
+
+def test_geometry_without_a_solution_is_refused(monkeypatch):
+    def singular(self, *more): raise np.linalg.LinAlgError("Singular matrix")
+    monkeypatch.setattr(Adjustment, "refine_cameras", singular)
+    refused(
+        lambda: solve_tracks(made(T=MAX_KEY_FRAMES + 2)[0], LENS),
+        "do not determine the cameras (Singular matrix)",
+        "longer shot",
+    )
+
+
+@pytest.mark.parametrize("turn", [0, 0.4])
+def test_pixels_that_are_not_square_are_reckoned_with(turn):
+    "The same tracks on images that are lower by a seventh: the same cameras and one lens, found or usual."
+    tracks = made(path=0.8, turn=turn)[0]
+    low = replace(tracks, size=(480, 232), xy=tracks.xy * [1, 232 / 270])
+    square = solve_tracks(tracks, None, flat(20))
+    oblong = solve_tracks(low, None, DepthMaps(np.full((20, 23, 48), 5, np.float32)), pixel=270 / 232)
+    assert np.allclose(oblong.K[:, 0, 0], oblong.K[:, 1, 1] * 270 / 232, rtol=1e-12)
+    assert abs(oblong.K[0, 0, 0] / square.K[0, 0, 0] - 1) < 0.03 and off(oblong.centres, square.centres) < 0.03
 
 
 @pytest.mark.parametrize("seed", range(3))

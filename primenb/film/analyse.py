@@ -6,7 +6,7 @@
 __all__ = ['WIDE', 'LONG', 'PARTS', 'FilmReport', 'Part', 'analyse']
 
 # %% ../../nbs/film/00_analyse.ipynb #b1cdb74e
-import html, json, shutil, tempfile, time
+import html, json, shutil, tempfile, time, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable
@@ -125,7 +125,7 @@ def _strip(report, shots, width=1600, height=120):
         cuts = np.linspace(left, right, len(keys) + 1).astype(int)
         for key, a, b in zip(keys, cuts, cuts[1:]):
             if a < b: page[:, a:b] = _filled(Image.open(report.out / "keyframes" / _name(shot, key)), b - a, height)
-    page[:, borders[1:-1]] = 255
+    page[:, borders[1:-1][borders[1:-1] < width]] = 255  # a last shot of less than half a column begins behind the last one
     return page
 
 def _filled(image, width, height):
@@ -223,53 +223,95 @@ def _depth_of_shot(depth, frames, numbers):
     if depth is None or not Path(depth).is_dir() or (Path(depth) / "config.json").exists(): return as_depth(depth, frames)
     return depth_folder(depth, numbers)
 
+def _working_size(info):
+    "The (width, height) at which shots are tracked, and the height of its pixels over their width if those of the film are square."
+    scale = min(1, WIDE / info.width)
+    width, height = (round(side * scale / 2) * 2 or 2 for side in (info.width, info.height))
+    return (width, height), info.height * width / (info.width * height)
+
 def _track_shot(report, shot):
     "The camera track of a row of the shot table, in the pixels of the film, and how many frames each camera stands for."
     info, step = report.info, -(-(shot.end_frame - shot.start_frame) // LONG)
-    scale = min(1, WIDE / info.width)
-    size = round(info.width * scale / 2) * 2 or 2, round(info.height * scale / 2) * 2 or 2
+    size, pixel = _working_size(info)
     frames = read_frames(report.path, frames=(shot.start_frame, shot.end_frame), step=step, size=size, damaged=report.settings["damaged"])
     depth = _depth_of_shot(report.settings.get("depth"), frames, range(shot.start_frame, shot.end_frame, step))
-    return _film_size(track_camera(frames, depth=depth, rate=float(info.rate) / step), info.width, info.height), step
+    track = track_camera(frames, depth=depth, pixel=pixel, rate=float(info.rate) / step)
+    return _film_size(track, info.width, info.height), step
+
+# %% ../../nbs/film/00_analyse.ipynb #3d6e01ba
+def _cause(error): return error.cause if isinstance(error, PrimenbError) else f"{type(error).__name__}: {error}"
+
+def _export(track, report, folder):
+    "Writes a track for other programs; file -> why it could not be written."
+    ways, lost = {
+        "scene.usda": track.to_usd,
+        "camera.chan": track.to_nuke,
+        "camera.py": lambda path: track.to_blender(path, report.path.resolve()),
+        "colmap": track.to_colmap,
+        "scene.jpg": lambda path: _save(track.render(240), path),
+    }, {}
+    for name, write in ways.items():
+        try: write(folder / name)
+        except Exception as e:
+            lost[name] = _cause(e)
+            _remove(folder, [name])
+    return lost
 
 # %% ../../nbs/film/00_analyse.ipynb #4dd30de0
 def _camera_row(report, shot):
-    "One row of `cameras.csv`; the files of the shot are written beside it."
-    try: track, step = _track_shot(report, shot)
-    except VideoError: raise
-    except PrimenbError as e: return dict(shot=shot.shot, status="refused", reason=e.cause)
+    "One row of `cameras.csv`, whatever happens to the shot; its files are written beside it."
     folder = report.out / "cameras" / f"{shot.shot:04d}"
-    track.save(folder / "track.npz")
-    track.to_usd(folder / "scene.usda")
-    track.to_nuke(folder / "camera.chan")
-    track.to_blender(folder / "camera.py", report.path.resolve())
-    track.to_colmap(folder / "colmap")
-    _save(track.render(240), folder / "scene.jpg")
+    try:
+        track, step = _track_shot(report, shot)
+        track.save(folder / "track.npz")
+        lost = _export(track, report, folder)
+        return _facts_of_track(track, shot, step) | dict(reason="; ".join(f"no {n}: {why}" for n, why in lost.items()), lost=lost)
+    except Exception as e:
+        _remove(report.out / "cameras", [folder.name])
+        refused = isinstance(e, PrimenbError) and not isinstance(e, VideoError)
+        return dict(shot=shot.shot, status="refused" if refused else "failed", reason=_cause(e))
+
+def _facts_of_track(track, shot, step):
+    "What `cameras.csv` says of a shot that has cameras."
     focal, status = float(np.median(track.K[:, 0, 0])), pd.Series(track.status).value_counts()
     sure = track.facts["focal_sigma"] < MAX_FOCAL_SIGMA
-    return dict(shot=shot.shot, status=status.index[0], reason="", frames=len(track.K), filled=int(status.get("filled", 0)), step=step, points=len(track.points), error=track.facts["sigma_px"] * track.size[0] / min(WIDE, track.size[0]), focal=focal, focal_found=sure)
+    return dict(shot=shot.shot, status=status.index[0], frames=len(track.K), filled=int(status.get("filled", 0)), step=step, points=len(track.points), error=track.facts["sigma_px"] * track.size[0] / min(WIDE, track.size[0]), focal=focal, focal_found=sure)
 
+# %% ../../nbs/film/00_analyse.ipynb #9c1f57e2
 def _make_cameras(report):
     rows = [_camera_row(report, s) for s in progress(list(report.shots.itertuples()), "cameras", unit="shot")]
     table = pd.DataFrame(rows, columns=["shot", "status", "reason", "frames", "filled", "step", "points", "error", "focal", "focal_found"])
     with atomic(report.out / "cameras.csv") as temporary: table.round(4).to_csv(temporary, index=False)
-    return {name: int((table.status == name).sum()) for name in ("solved", "rotation_only", "filled", "refused")}
+    counts = {name: int((table.status == name).sum()) for name in ("solved", "rotation_only", "filled", "refused", "failed")}
+    return counts | _complaints(report, rows)
+
+def _complaints(report, rows):
+    "What went wrong, for `film.json`, and a warning if anything did: shots that failed, files that could not be written."
+    failed = {str(row["shot"]): row["reason"] for row in rows if row["status"] == "failed"}
+    lost = {f"{row['shot']:04d}/{name}": why for row in rows for name, why in row.get("lost", {}).items()}
+    said = [f"shot {n} failed: {why}" for n, why in failed.items()] + [f"no cameras/{name}: {why}" for name, why in lost.items()]
+    if said: warnings.warn(f"{report.path}: {said[0]}" + (f", and {len(said) - 1} more, see cameras.csv" if said[1:] else ""))
+    return (dict(causes=failed) if failed else {}) | (dict(unwritten=lost) if lost else {})
 
 # %% ../../nbs/film/00_analyse.ipynb #f95323cf
 _kinds = dict(scene=("scene.usda", "USD"), nuke=("camera.chan", "Nuke"), blender=("camera.py", "Blender"), colmap=("colmap", "COLMAP"), track=("track.npz", "primenb"))
 
 def _camera_card(report, row):
     place, at = f"cameras/{row.shot:04d}", f'<figcaption><b>{row.shot}</b>'
-    if row.status == "refused": return f"<figure>{at} no camera <span>{html.escape(row.reason)}</span></figcaption></figure>"
-    links = " · ".join(f'<a href="{place}/{file}">{name}</a>' for file, name in _kinds.values())
+    none = dict(refused="no camera", failed="failed").get(row.status)
+    if none: return f"<figure>{at} {none} <span>{html.escape(row.reason)}</span></figcaption></figure>"
+    there = lambda file: (report.out / place / file).exists()
+    links = " · ".join(f'<a href="{place}/{file}">{name}</a>' for file, name in _kinds.values() if there(file))
+    lost = f"<br><span>{html.escape(row.reason)}</span>" if row.reason else ""
+    look = f'<a href="{place}/scene.jpg"><img loading="lazy" style="width:100%;border-radius:6px" src="{place}/scene.jpg" alt="cameras and points of shot {row.shot}"></a>' if there("scene.jpg") else ""
     lens = f"focal length {row.focal:.0f} px{'' if str(row.focal_found) == 'True' else ' (a usual lens: the shot does not tell)'}"
     what = dict(solved="solved", rotation_only="turns on the spot", filled="hardly seen").get(row.status, row.status)
-    return f'<figure><a href="{place}/scene.jpg"><img loading="lazy" style="width:100%;border-radius:6px" src="{place}/scene.jpg" alt="cameras and points of shot {row.shot}"></a>{at} {what} <span>{row.frames:.0f} frames, {row.points:.0f} points, {row.error:.2f} px, {lens}</span><br>{links}</figcaption></figure>'
+    return f'<figure>{look}{at} {what} <span>{row.frames:.0f} frames, {row.points:.0f} points, {row.error:.2f} px, {lens}</span><br>{links}{lost}</figcaption></figure>'
 
 def _show_cameras(report):
     table, facts = pd.read_csv(report.out / "cameras.csv", keep_default_na=False).replace("", np.nan), report.done["cameras"]
     table = table.astype({c: float for c in ("frames", "points", "error", "focal")}).fillna({"reason": ""})
-    counts = ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in facts.items() if k != "seconds" and n)
+    counts = ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in facts.items() if isinstance(n, int) and n)
     return f'<h2>Cameras</h2><p>A camera for every frame, and points of the scene, shot by shot: {counts}. Sizes are in units of their own, for pictures do not tell how large the world is.</p><div class="cards">{"".join(_camera_card(report, r) for r in table.itertuples())}</div>'
 
 # %% ../../nbs/film/00_analyse.ipynb #58138266

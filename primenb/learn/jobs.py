@@ -6,10 +6,10 @@
 __all__ = ['THREADS', 'run_jobs']
 
 # %% ../../nbs/learn/02_jobs.ipynb #e05546ae
-import os
+import os, threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from ..core import progress
@@ -26,13 +26,21 @@ def _one_thread():
     finally:
         for name in new: del os.environ[name]
 
+# %% ../../nbs/learn/02_jobs.ipynb #5b8e0d14
+def _end_with_parent():
+    "Lets this process end as soon as the one that started it is gone, however that ended."
+    def wait():
+        parent_process().join()
+        os._exit(1)
+    threading.Thread(target=wait, name="end with parent", daemon=True).start()
+
 # %% ../../nbs/learn/02_jobs.ipynb #193da89b
 def run_jobs(
     jobs: list[tuple],  # (last file, function, arguments)
     workers: int,       # processes; 0 to work in this one
     label: str,         # a word for the progress bar
 ):
-    "Does all jobs whose last file is missing; an error or an interruption stops the rest and keeps what is finished."
+    "Does all jobs whose last file is missing; an error or an interruption stops the rest and keeps what is finished; processes end with this one."
     jobs = list(jobs)
     todo = [(function, arguments) for last, function, arguments in jobs if not Path(last).exists()]
     with progress(label=label, total=len(jobs), unit="job") as bar:
@@ -40,7 +48,7 @@ def run_jobs(
         if not workers:
             for function, arguments in todo: function(*arguments); bar.update()
             return
-        with _one_thread(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        with _one_thread(), ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
             running = [pool.submit(function, *arguments) for function, arguments in todo]
             try:
                 for job in as_completed(running): job.result(); bar.update()

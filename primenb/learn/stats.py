@@ -24,32 +24,44 @@ def as_array(
 # %% ../../nbs/learn/03_stats.ipynb #9125bd39
 def accuracy_interval(
     accuracy: float,  # a share of n
-    n: int,           # pictures
+    n: int,           # samples
     level: float = 0.95,
-) -> tuple[float, float]:  # lowest and highest accuracy that the pictures allow
+) -> tuple[float, float]:  # lowest and highest accuracy that the samples allow
     "The interval of Clopper and Pearson; raises `PrimenbError` for an accuracy that is no share."
-    if not (0 <= accuracy <= 1 and n >= 1): raise PrimenbError("accuracy", f"it is {accuracy} of {n} pictures", "give a share from 0 to 1, not per cent")
+    if not (0 <= accuracy <= 1 and n >= 1):
+        raise PrimenbError("accuracy", f"it is {accuracy} of {n} samples", "give a share from 0 to 1, not per cent")
     interval = stats.binomtest(round(accuracy * n), int(n)).proportion_ci(level)
     return float(interval.low), float(interval.high)
 
 # %% ../../nbs/learn/03_stats.ipynb #be566c89
+def _pairs(a, b):
+    "The results of two methods as arrays; raises `PrimenbError` for what cannot be paired."
+    a, b = (as_array(v).astype(float) for v in (a, b))
+    if a.ndim != 1 or a.shape != b.shape:
+        raise PrimenbError("paired_gain", f"there are {a.shape} and {b.shape} results",
+                           "give one of each method for each seed, in the same order")
+    if len(a) < 2:
+        remedy = "run at least two seeds, better three or more"
+        raise PrimenbError("paired_gain", f"{len(a)} seed has no spread", remedy)
+    if not np.isfinite(a - b).all():
+        raise PrimenbError("paired_gain", "a result is NaN or infinite", "find out which run failed")
+    return a, b
+
 def paired_gain(
     a,  # (n,) results of a method, one for each seed
     b,  # (n,) results of the other with the same seeds
     level: float = 0.95,
-) -> dict:  # gain (the mean of a - b), standard_error, standard_errors (their ratio), low, high, p (two-sided), n; without any spread p is None, and unless the gain is 0 so are ratio and interval
-    "The mean difference of two methods over seeds, with its standard error and the interval of Student's t; raises `PrimenbError` for fewer than two seeds."
-    a, b = (_array(v).astype(float) for v in (a, b))
-    if a.ndim != 1 or a.shape != b.shape: raise PrimenbError("paired_gain", f"there are {a.shape} and {b.shape} results", "give one of each method for each seed, in the same order")
-    if len(a) < 2: raise PrimenbError("paired_gain", f"{len(a)} seed has no spread", "run at least two seeds, better three or more")
-    if not np.isfinite(a - b).all(): raise PrimenbError("paired_gain", "a result is NaN or infinite", "find out which run failed")
+) -> dict:  # gain (mean of a - b), standard_error, standard_errors (their ratio), low, high, p (two-sided), n
+    "The mean difference over seeds, with Student's interval; raises `PrimenbError` for fewer than two seeds."
+    a, b = _pairs(a, b)
     gain, error = float((a - b).mean()), float(stats.sem(a - b))
-    if error <= 1e-12 * max(1, abs(gain)):
+    if error <= 1e-12 * max(1, abs(gain)):  # no spread: no p; ratio and interval only if there is no gain either
         nothing = 0. if abs(gain) <= 1e-12 else None
         return dict(gain=gain, standard_error=0., standard_errors=nothing, low=nothing, high=nothing, p=None, n=len(a))
     test = stats.ttest_rel(a, b)
     interval = test.confidence_interval(level)
-    return dict(gain=gain, standard_error=error, standard_errors=float(test.statistic), low=float(interval.low), high=float(interval.high), p=float(test.pvalue), n=len(a))
+    return dict(gain=gain, standard_error=error, standard_errors=float(test.statistic), low=float(interval.low),
+                high=float(interval.high), p=float(test.pvalue), n=len(a))
 
 # %% ../../nbs/learn/03_stats.ipynb #31c8c9db
 def summarise(
@@ -57,10 +69,12 @@ def summarise(
     *,
     by: str | list[str],     # columns that tell the groups apart; the rest, such as seeds, is averaged over
     value: str | list[str],  # columns of numbers
-) -> pd.DataFrame:  # a row for each group in order of appearance: mean of each value, and for one value also std (over runs, n-1) and n
+) -> pd.DataFrame:  # a row for each group: the mean of each value; of a single value mean, std and count
     "The mean of every group of runs; raises `PrimenbError` for a column that is not there."
-    by, values = [by] if isinstance(by, str) else list(by), [value] if isinstance(value, str) else list(value)
+    by = [by] if isinstance(by, str) else list(by)
+    values = [value] if isinstance(value, str) else list(value)
     if missing := [name for name in by + values if name not in df]:
-        raise PrimenbError("summarise", f"there is no column {missing[0]!r}", f"use one of {', '.join(map(str, df.columns))}")
+        names = ", ".join(map(str, df.columns))
+        raise PrimenbError("summarise", f"there is no column {missing[0]!r}", f"use one of {names}")
     groups = df.groupby(by, sort=False, dropna=False)
     return groups[values[0]].agg(["mean", "std", "count"]) if isinstance(value, str) else groups[values].mean()

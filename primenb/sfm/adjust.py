@@ -370,24 +370,24 @@ def refine_points(self: Adjustment,
 # %% ../../nbs/sfm/03_adjust.ipynb #2dd56aa7
 @patch
 def _camera_steps(self: Adjustment, scene):
-    "(T,6,6) information matrix of each camera, and (T,6) its Gauss-Newton step."
+    "(T,6,6) information matrix of each camera, and (T,6) its Gauss-Newton step; zero where it is not determined."
     r, C, _, _ = self._derivatives(scene)
     C, T = C[:, :, :6], self.tracks.frames
-    information = np.zeros((T, 6, 6))
-    step = np.zeros((T, 6))
+    information, step = np.zeros((T, 6, 6)), np.zeros((T, 6))
     Ct = C.transpose(0, 2, 1)
-    information[self.seen] = self._by_frame(Ct @ C)
-    step[self.seen] = -np.linalg.solve(
-        information[self.seen] + 1e-9 * np.eye(6), self._by_frame(Ct @ r[:, :, None])
-    )[..., 0]
+    known, gradient = self._by_frame(Ct @ C), self._by_frame(Ct @ r[:, :, None])
+    determined = np.linalg.matrix_rank(known, hermitian=True) == 6
+    at = self.seen[determined]
+    information[at] = known[determined]
+    step[at] = -np.linalg.solve(known[determined] + 1e-9 * np.eye(6), gradient[determined])[..., 0]
     return information, step
 
 @patch
 def refine_cameras(self: Adjustment,
     scene: Reconstruction,
     steps: int = 5,
-) -> tuple[Reconstruction, np.ndarray]:  # and (T,6,6) covariance of each camera, huge where nothing is seen
-    "Refines each camera on its own, with the points fixed."
+) -> tuple[Reconstruction, np.ndarray]:  # and (T,6,6) covariance of each camera, huge where too little is seen
+    "Refines each camera on its own, with the points fixed; one that sees too little stays."
     for _ in range(steps):
         step = self._camera_steps(scene)[1]
         scene = replace(scene, cam_from_world=pose(step[:, :3], step[:, 3:]) @ scene.cam_from_world)

@@ -63,10 +63,12 @@ def check_intrinsics(
 def guessed_intrinsics(
     size: tuple[int, int],  # width and height in pixels
     frames: int,  # how many
+    pixel: float = 1.0,  # height of a pixel over its width
 ) -> np.ndarray:  # (T,3,3)
     "A lens of about 53 degrees, which films use much; the principal point in the middle."
     w, h = size
-    return np.tile(np.array([[max(w, h), 0, w / 2], [0, max(w, h), h / 2], [0, 0, 1.]]), (frames, 1, 1))
+    f = max(w, h * pixel)
+    return np.tile(np.array([[f, 0, w / 2], [0, f / pixel, h / 2], [0, 0, 1.]]), (frames, 1, 1))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #0f9fc7ba
 def disparity_of(
@@ -145,12 +147,15 @@ def prepare(
     *,
     zoom: bool = False,   # the focal length changes within the shot
     shift: bool = False,  # the prior's disparity has an unknown shift, one for the shot
+    pixel: float = 1.0,   # height of a pixel over its width, where K is None
 ) -> Shot:  # without a scene
     "The state of the solver from measurements; raises `PrimenbError` for what cannot be tracked."
     check_tracks(tracks)
     if depth is not None: check_fit(depth, tracks.frames, tracks.size)
     focal = "each" if zoom else "fixed" if K is not None else "one"
-    K = guessed_intrinsics(tracks.size, tracks.frames) if K is None else check_intrinsics(K, tracks.size, tracks.frames)
+    K = guessed_intrinsics(
+        tracks.size, tracks.frames, pixel
+    ) if K is None else check_intrinsics(K, tracks.size, tracks.frames)
     disparity, unit = disparity_of(depth, tracks)
     keys = select_key_frames(tracks)
     some, rows, names = restrict_frames(tracks, keys)
@@ -320,7 +325,7 @@ def keep_inliers(
     problem, scene, stayed = reject_outliers(shot.problem, shot.scene, rounds)
     return replace(shot, problem=problem, scene=scene, names=shot.names[stayed])
 
-# %% ../../nbs/sfm/06_mapper.ipynb #3a693635
+# %% ../../nbs/sfm/06_mapper.ipynb #698c60cd
 FINAL_CAUCHY_SCALE = 5.  # scale of the robust loss once outliers are rejected, in standard deviations
 READMIT_SIGMAS = 7.      # errors up to this are inliers again
 
@@ -349,7 +354,7 @@ def readmit_inliers(
         problem.estimate_sigmas(scene, 0.5)
     return replace(shot, problem=problem, scene=scene, names=initial.names[old])
 
-# %% ../../nbs/sfm/06_mapper.ipynb #1f3a9495
+# %% ../../nbs/sfm/06_mapper.ipynb #fca7fbb4
 FOCAL_SIGMA_FACTOR = 3.  # errors of tracks are correlated, so that the predicted uncertainty is too small by this
 MAX_FOCAL_SIGMA = 0.1    # beyond this standard deviation of its logarithm the default focal length is taken
 
@@ -359,7 +364,8 @@ def default_focal(
     "The state with the default focal length; the points are stretched accordingly."
     problem = shot.problem
     scene = shot.scene
-    K = guessed_intrinsics(shot.tracks.size, shot.tracks.frames)
+    tracks = shot.tracks
+    K = guessed_intrinsics(tracks.size, tracks.frames, shot.K[0, 0, 0] / shot.K[0, 1, 1])
     factor, home = K[0, 0, 0] / scene.intrinsics(problem.K)[:, 0, 0].mean(), scene.cam_from_world[problem.anchor]
     fixed = _with(problem, focal="fixed", K=K[shot.keys])
     points = (scene.points @ home[:3, :3].T + home[:3, 3]) / [factor, factor, 1]
@@ -417,7 +423,9 @@ def solve_all_frames(
         covariance = _fill_covariance(shot.problem.covariance(shot.scene), shot.problem.seen)
         return replace(shot, problem=full, scene=whole, names=old), covariance
     for _ in range(2): whole = full.refine_points(full.refine_cameras(whole, 3)[0], 1)
-    covariance = _fill_covariance(_blocks(full.refine_cameras(whole, 0)[1]), full.seen)
+    covariance = full.refine_cameras(whole, 0)[1]
+    determined = np.intersect1d(full.seen, np.flatnonzero(covariance[:, 0, 0] < 1e8))
+    covariance = _fill_covariance(_blocks(covariance), determined)
     return replace(shot, problem=full, scene=whole, names=old), covariance
 
 def _over_all_frames(scene, keys, frames, points):
@@ -440,7 +448,7 @@ def _fill_covariance(C, seen):
     C[blind, blind] = 100 * C.diagonal().max()
     return C
 
-# %% ../../nbs/sfm/06_mapper.ipynb #6f7e188f
+# %% ../../nbs/sfm/06_mapper.ipynb #7dcfde8c
 def add_all_tracks(
     shot: Shot,  # over all frames
 ) -> Shot:
@@ -470,7 +478,7 @@ def smooth_path(
     if shot.problem.nodal: cameras = pose(cameras[:, :3, :3], np.zeros((len(cameras), 3)))
     return replace(shot, scene=replace(shot.scene, cam_from_world=cameras), facts=shot.facts | learnt), covariance
 
-# %% ../../nbs/sfm/06_mapper.ipynb #997d37d1
+# %% ../../nbs/sfm/06_mapper.ipynb #ad0074cd
 NOISE_FACTOR = 6.     # errors up to this are explained, in standard deviations of the tracks' noise
 MIN_TOLERANCE = 5e-4  # and at least up to this, in image widths
 MIN_EXPLAINED = 0.25  # share of the observations below which a scene is not rigid
@@ -513,6 +521,7 @@ def solve_tracks(
     *,
     zoom: bool = False,        # the focal length changes within the shot
     shift: bool = False,       # the prior's disparity has an unknown shift, one for the shot
+    pixel: float = 1.0,        # height of a pixel over its width, where K is None
     rate: float = 24.,         # frames a second
     depth_in_start: bool = True,  # may initialise with points unprojected by the prior
     depth_in_adjustment: bool = True, # adjusts with depth residuals
@@ -520,17 +529,27 @@ def solve_tracks(
 ) -> CameraTrack:
     "A camera for every frame from tracks and depth; raises `PrimenbError` with the reason where there can be none."
     began = time.perf_counter()
-    shot = initialise(prepare(tracks, K, depth, zoom=zoom, shift=shift), depth_in_start)
-    if not depth_in_adjustment: shot = _without_depth(shot)
-    shot = choose_motion(choose_focal(readmit_inliers(shot, keep_inliers(shot))))
-    shot, covariance = solve_all_frames(shot)
-    if smoothing: shot, covariance = smooth_path(shot, covariance)
-    track = to_camera_track(check_rigid(add_all_tracks(shot)), covariance, rate)
+    shot = prepare(tracks, K, depth, zoom=zoom, shift=shift, pixel=pixel)
+    try: shot, covariance = _solve(shot, depth_in_start, depth_in_adjustment, smoothing)
+    except np.linalg.LinAlgError as e:
+        remedy = "choose a longer shot or one with more texture"
+        raise PrimenbError("tracks", f"they do not determine the cameras ({e})", remedy) from e
+    track = to_camera_track(shot, covariance, rate)
     if depth is None: track.depth_scale[:] = np.nan
     track.facts.update(seconds=time.perf_counter() - began)
     return track
 
-# %% ../../nbs/sfm/06_mapper.ipynb #f8c0958d
+# %% ../../nbs/sfm/06_mapper.ipynb #e27a64b9
+def _solve(shot, depth_in_start, depth_in_adjustment, smoothing):
+    "The shot with cameras for all frames, and their covariance."
+    shot = initialise(shot, depth_in_start)
+    if not depth_in_adjustment: shot = _without_depth(shot)
+    shot = choose_motion(choose_focal(readmit_inliers(shot, keep_inliers(shot))))
+    shot, covariance = solve_all_frames(shot)
+    if smoothing: shot, covariance = smooth_path(shot, covariance)
+    return check_rigid(add_all_tracks(shot)), covariance
+
+# %% ../../nbs/sfm/06_mapper.ipynb #a9fd78e3
 def _without_depth(shot):
     "The shot without its prior."
     none = np.zeros(len(shot.problem.disparity), bool)
@@ -591,6 +610,7 @@ def track_camera(
     tracker: str = "klt",  # or "sift"
     zoom: bool = False,    # the focal length changes within the shot
     shift: bool = False,   # the prior's disparity has an unknown shift, one for the shot
+    pixel: float = 1.0,    # height of a pixel over its width, where K is None
     rate: float | None = None,  # frames a second; None for the video's, or 24
 ) -> CameraTrack:
     "A camera for every frame of a shot; raises `PrimenbError` with the reason where the shot cannot be tracked."
@@ -601,7 +621,8 @@ def track_camera(
     depth = as_depth(depth, frames)
     if depth is not None: check_fit(depth, len(frames), (frames.shape[2], frames.shape[1]))
     tracks = TRACKERS[tracker](frames, mask, least=min(3, len(frames)))
-    return coloured(solve_tracks(tracks, K, depth, zoom=zoom, shift=shift, rate=own if rate is None else rate), frames)
+    how = dict(zoom=zoom, shift=shift, pixel=pixel, rate=own if rate is None else rate)
+    return coloured(solve_tracks(tracks, K, depth, **how), frames)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #0d02dd66
 def coloured(
