@@ -287,7 +287,8 @@ def test_improvement_is_over_the_best_of_each_measure(rows):
             (best - m["under_test"]) / best
         ) and got[name]["low"] <= got[name]["value"] <= got[name]["high"]
     assert got["ate_over_path"]["best"] == "a"  # b is better but for the shot it lost
-    assert got == improvement(under_test.sample(frac=1, random_state=0), others) and got != improvement(under_test, others, seed=1)
+    assert got == improvement(under_test.sample(frac=1, random_state=0), others)
+    assert got != improvement(under_test, others, seed=1)
     assert all(
         abs(g["value"]) < 1e-12 for g in improvement(rows[rows.method == "a"], rows[rows.method == "a"]).values()
     )
@@ -295,7 +296,8 @@ def test_improvement_is_over_the_best_of_each_measure(rows):
 
 def test_improvement_wants_the_same_shots(rows):
     under_test, others = rows[rows.method == "under_test"], rows[rows.method == "a"]
-    for a, b in ((under_test, others.iloc[1:]), (under_test.iloc[1:], others), (pd.concat([under_test, under_test]), others)):
+    twice = pd.concat([under_test, under_test])
+    for a, b in ((under_test, others.iloc[1:]), (under_test.iloc[1:], others), (twice, others)):
         with pytest.raises(PrimenbError, match="same shots"): improvement(a, b)
     only_pan = improvement(under_test[under_test.shot == "s7"], others[others.shot == "s7"])
     assert only_pan["ate_over_path"] is None and only_pan["rpe_rotation"] is not None

@@ -153,7 +153,8 @@ def test_a_shadow_falls_away_from_the_lamp():
     np.testing.assert_allclose(
         at((tip + here.position) / 2), plain.ambient / (plain.ambient + plain.key * l[2]), atol=0.25
     )
-    assert at((tip + here.position) / 2).max() < 0.6 < 0.9 < at(other).min() and at(here.position + [0, 3, 0]).min() > 0.95
+    assert at((tip + here.position) / 2).max() < 0.6 < 0.9 < at(other).min()
+    assert at(here.position + [0, 3, 0]).min() > 0.95
     assert 0 <= kept.min() and kept.max() <= 1
     prop.close()
 
@@ -361,12 +362,14 @@ def test_drift_has_known_answers():
     M[:3, :3], M[:3, 3] = Rotation.random(random_state=3).as_matrix(), [5, -3, 2]
     moved = panned.cam_from_world @ np.linalg.inv(M)
     moved[:, :3, 3] *= s
-    spot = Spot(s * (M[:3, :3] @ here.position + M[:3, 3]), M[:3, :3] @ here.up, M[:3, :3] @ here.front, s * here.height, 2)
+    R, t = M[:3, :3], M[:3, 3]
+    spot = Spot(s * (R @ here.position + t), R @ here.up, R @ here.front, s * here.height, 2)
     np.testing.assert_allclose(
         insertion_drift(replace(panned, cam_from_world=moved), spot, *gt), insertion_drift(panned, here, *gt), atol=1e-6
     )
     sunk = [
-        np.nanmedian(insertion_drift(track, replace(here, position=here.position - [0, 0, d]), *gt)) for d in (0.01, 0.1, 0.3)
+        np.nanmedian(insertion_drift(track, replace(here, position=here.position - [0, 0, d]), *gt))
+        for d in (0.01, 0.1, 0.3)
     ]
     assert 0 < sunk[0] < sunk[1] < sunk[2], "an object that does not stand on the floor slides over it"
     shaken = track.cam_from_world.copy()

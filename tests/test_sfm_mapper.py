@@ -15,7 +15,7 @@ from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import Tracks, inverse, pose, project, umeyama
 from primenb.sfm.mapper import MAX_KEY_FRAMES, guessed_intrinsics, track_noise, solve_tracks, track_camera
 from primenb.sfm.priors import DepthMaps, depth_of, sensor_depth
-from primenb.sfm.tracks import klt_tracks
+
 
 SIZE = (480, 270)
 LENS = np.array([[500., 0, 240], [0, 500, 135], [0, 0, 1]])
