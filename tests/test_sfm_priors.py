@@ -1,5 +1,4 @@
 "Depth priors: sampled as by a slow loop, exact on planes, files and networks that resume, errors of known size."
-import json
 from dataclasses import replace
 
 import numpy as np
