@@ -240,7 +240,7 @@ def test_truth_that_does_not_fit_is_refused(wrong):
         evaluate_track(
             found,
             np.tile(K, (20, 1, 1))[wrong.get("K", slice(None))],
-            gt[wrong.get("true", slice(None))],
+            gt[wrong.get("gt", slice(None))],
             wrong.get("depth", 5.0),
         )
 
@@ -309,5 +309,5 @@ def test_paths_are_drawn(tmp_path):
     fig = draw_paths(
         gt, dict(one=track(shaken(gt, rng)), holes=track(missing(gt, [3])), none=track(missing(gt, slice(None))))
     )
-    assert [line.get_label() for line in fig.axes[0].lines if line.get_label()[0] != "_"] == ["true", "one", "holes"]
+    assert [line.get_label() for line in fig.axes[0].lines if line.get_label()[0] != "_"] == ["ground truth", "one", "holes"]
     fig.savefig(tmp_path / "paths.png")
