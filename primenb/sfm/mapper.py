@@ -620,7 +620,7 @@ def track_camera(
     check_frames(frames, mask)
     depth = as_depth(depth, frames)
     if depth is not None: check_fit(depth, len(frames), (frames.shape[2], frames.shape[1]))
-    tracks = TRACKERS[tracker](frames, mask, least=min(3, len(frames)))
+    tracks = TRACKERS[tracker](frames, mask, min_length=min(3, len(frames)))
     how = dict(zoom=zoom, shift=shift, pixel=pixel, rate=own if rate is None else rate)
     return coloured(solve_tracks(tracks, K, depth, **how), frames)
 
