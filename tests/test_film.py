@@ -15,7 +15,7 @@ from primenb.film import analyse as film_module
 from primenb.film.analyse import PARTS, Part, analyse
 from primenb.media.video import Frame, encode, iter_frames
 from primenb.scenes.files import load_scenes
-from primenb.sfm.evaluate import evaluate
+from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import CameraTrack
 
 starter = project / "data/starter/starter.mp4"
@@ -244,7 +244,7 @@ def test_cameras_of_a_film_come_with_their_files(tmp_path):
     assert list(table.status) == ["solved", "refused"] and "texture" in table.reason[1] and report.done["cameras"]["refused"] == 1
     track = report.camera_track(0)
     assert len(track.K) == 32 and track.size == (480, 270)
-    assert evaluate(track, shot.cameras.K, shot.cameras.cam_from_world, shot.facts["median_depth"])["ate_over_path"] < 0.02
+    assert evaluate_track(track, shot.cameras.K, shot.cameras.cam_from_world, shot.facts["median_depth"])["ate_over_path"] < 0.02
     links = [link for link in Links(report.out / "report.html").links if not link.startswith("#")]
     assert any("scene.usda" in link for link in links) and all((report.out / unquote(link)).exists() for link in links)
     assert "no camera" in (report.out / "report.html").read_text()

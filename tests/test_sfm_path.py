@@ -1,10 +1,10 @@
-"Paths without jitter: derivatives are right, spreads put in come out, jitter goes and shakes stay, the size of the world plays no part."
+"Smooth paths: derivatives, known variances are estimated, jitter is removed and shake stays, any scale of the world."
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from primenb.sfm.geometry import inverse, pose
-from primenb.sfm.path import bends, learn_path, smooth
+from primenb.sfm.path import second_differences, fit_path_prior, smooth
 
 
 def walked(T=40, own=0.0, seed=0):
@@ -19,7 +19,9 @@ def walked(T=40, own=0.0, seed=0):
 def jittered(cameras, turn, go, seed=1):
     "The cameras with independent errors, and their covariance."
     rng, T = np.random.default_rng(seed), len(cameras)
-    return pose(rng.normal(0, turn, (T, 3)), rng.normal(0, go, (T, 3))) @ cameras, np.diag(np.tile(np.repeat([turn, go], 3) ** 2, T))
+    return pose(rng.normal(0, turn, (T, 3)), rng.normal(0, go, (T, 3))) @ cameras, np.diag(
+        np.tile(np.repeat([turn, go], 3) ** 2, T)
+    )
 
 
 def centres(cameras): return inverse(cameras)[:, :3, 3]
@@ -27,7 +29,7 @@ def rms(x): return float(np.sqrt(np.mean(np.square(x))))
 def bent(cameras): return rms(np.diff(centres(cameras), 2, axis=0))
 
 
-def test_an_even_way_has_no_bends(): assert np.abs(bends(walked())[0]).max() < 1e-10
+def test_an_even_way_has_no_bends(): assert np.abs(second_differences(walked())[0]).max() < 1e-10
 
 
 @settings(max_examples=15, deadline=None)
@@ -35,10 +37,10 @@ def test_an_even_way_has_no_bends(): assert np.abs(bends(walked())[0]).max() < 1
 def test_the_derivatives_are_those_of_small_steps(seed, T):
     rng = np.random.default_rng(seed)
     cameras = pose(rng.normal(0, 0.01, (T, 3)) + np.arange(T)[:, None] * [0, 0.02, 0], rng.normal(size=(T, 3)))
-    y, B = bends(cameras)
+    y, B = second_differences(cameras)
     assert y.shape == (6 * (T - 2),) and B.shape == (6 * (T - 2), 6 * T)
     step = 1e-5 * rng.normal(size=(T, 6))
-    change = bends(pose(step[:, :3], step[:, 3:]) @ cameras)[0] - y
+    change = second_differences(pose(step[:, :3], step[:, 3:]) @ cameras)[0] - y
     assert np.abs(change - B @ step.ravel()).max() < 0.05 * np.abs(change).max()
 
 
@@ -47,41 +49,43 @@ def test_the_spreads_that_were_put_in_come_out(own, noise):
     found = []
     for seed in range(4):
         cameras, C = jittered(walked(64, own, seed), 1e-4, noise, seed + 10)
-        y, B = bends(cameras)
-        found.append(learn_path(y, B @ C @ B.T)[1:])
+        y, B = second_differences(cameras)
+        found.append(fit_path_prior(y, B @ C @ B.T)[1:])
     go, factor = np.median(found, 0)
     if own >= noise: assert 0.7 < go**0.5 / own < 1.4
     if noise >= own: assert 0.5 < factor < 2
 
 
 def test_jitter_goes_from_a_dolly():
-    true = walked(40)
-    cameras, C = jittered(true, 1e-3, 5e-3)
+    gt = walked(40)
+    cameras, C = jittered(gt, 1e-3, 5e-3)
     after, covariance, learnt = smooth(cameras, C)
     assert bent(after) < 0.1 * bent(cameras)
-    errors = [rms(np.diff(centres(c) - centres(true), axis=0)) for c in (cameras, after)]
+    errors = [rms(np.diff(centres(c) - centres(gt), axis=0)) for c in (cameras, after)]
     assert errors[1] < 0.3 * errors[0]
-    assert covariance.shape == C.shape and np.linalg.eigvalsh((covariance + covariance.T) / 2).min() > -1e-9 and set(learnt) == {"turn", "go", "noise"}
+    assert covariance.shape == C.shape and np.linalg.eigvalsh(
+        (covariance + covariance.T) / 2
+    ).min() > -1e-9 and set(learnt) == {"sigma_turn", "sigma_move", "noise_factor"}
 
 
 def test_a_shake_stays():
-    true = walked(40, own=0.02)
-    cameras, C = jittered(true, 1e-4, 1e-3)
+    gt = walked(40, own=0.02)
+    cameras, C = jittered(gt, 1e-4, 1e-3)
     after = smooth(cameras, C)[0]
-    assert 0.97 < bent(after) / bent(true) < 1.03
-    assert rms(centres(after) - centres(true)) <= 1.1 * rms(centres(cameras) - centres(true))
+    assert 0.97 < bent(after) / bent(gt) < 1.03
+    assert rms(centres(after) - centres(gt)) <= 1.1 * rms(centres(cameras) - centres(gt))
 
 
 def test_the_covariance_may_be_wrong_by_a_factor():
-    true = walked(40)
-    cameras, C = jittered(true, 1e-3, 5e-3)
+    gt = walked(40)
+    cameras, C = jittered(gt, 1e-3, 5e-3)
     after, _, learnt = smooth(cameras, C / 4)
     assert bent(after) < 0.15 * bent(cameras) and 1.3 < learnt["noise"] < 3
 
 
 def test_the_path_neither_grows_nor_shrinks():
-    true = walked(40, own=0.02)
-    cameras, C = jittered(true, 1e-4, 1e-3)
+    gt = walked(40, own=0.02)
+    cameras, C = jittered(gt, 1e-4, 1e-3)
     T = len(cameras)
     grow = np.zeros((T, 6))
     grow[:, 3:] = -np.einsum("tij,tj->ti", cameras[:, :3, :3], centres(cameras) - centres(cameras).mean(0))
@@ -97,7 +101,9 @@ def test_the_unit_of_length_does_not_matter(unit):
     other, scale = cameras.copy(), np.tile(np.repeat([1, unit], 3), 20)
     other[:, :3, 3] *= unit
     a, b = smooth(cameras, C)[0], smooth(other, C * scale[:, None] * scale)[0]
-    assert np.allclose(b[:, :3, 3] / unit, a[:, :3, 3], atol=2e-3) and np.allclose(a[:, :3, :3], b[:, :3, :3], atol=2e-3)
+    assert np.allclose(b[:, :3, 3] / unit, a[:, :3, 3], atol=2e-3) and np.allclose(
+        a[:, :3, :3], b[:, :3, :3], atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("T", [1, 2, 3])
@@ -114,12 +120,12 @@ def test_cameras_that_stand_still_stay():
 
 
 def test_sure_cameras_hardly_move_and_unsure_ones_follow():
-    true = walked(30)
-    cameras, C = jittered(true, 1e-4, 1e-4)
+    gt = walked(30)
+    cameras, C = jittered(gt, 1e-4, 1e-4)
     rng, unsure = np.random.default_rng(0), range(10, 14)
     for n in unsure:
         cameras[n, :3, 3] += rng.normal(0, 5e-3, 3)
         C[6 * n + 3 : 6 * n + 6, 6 * n + 3 : 6 * n + 6] = 5e-3**2 * np.eye(3)
     after = smooth(cameras, C)[0]
-    off = lambda c: np.linalg.norm(centres(c) - centres(true), axis=1)
+    off = lambda c: np.linalg.norm(centres(c) - centres(gt), axis=1)
     assert rms(off(after)[unsure]) < 0.3 * rms(off(cameras)[unsure]) and np.delete(off(after), unsure).max() < 1e-3

@@ -1,4 +1,4 @@
-"Tracks: a moved texture is followed to a tenth of a pixel, matches are joined as a slow union does it, masks hide, and bad input is named."
+"Tracks: a moved texture is tracked to a tenth of a pixel, matches are joined as by a slow union, masks, bad input."
 import cv2
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
-from primenb.sfm.tracks import GRID, check_frames, join, klt_tracks, sift_tracks
+from primenb.sfm.tracks import GRID, check_frames, join_matches, klt_tracks, sift_tracks
 
 followers = pytest.mark.parametrize("make", [klt_tracks, sift_tracks])
 
@@ -33,7 +33,7 @@ def tidy(tracks, least):
 @followers
 @pytest.mark.parametrize("step", [(1.3, -0.7), (0.25, 0.1), (-6.5, 4.2)])
 def test_a_known_motion_is_found(make, step):
-    tracks = make(moved(step=step), least=3)
+    tracks = make(moved(step=step), min_length=3)
     tidy(tracks, 3)
     assert len(tracks) > 50 and tracks.size == (320, 180) and tracks.frames == 6
     first = np.flatnonzero(np.diff(tracks.track, prepend=-1))[tracks.track]
@@ -43,9 +43,12 @@ def test_a_known_motion_is_found(make, step):
 
 @followers
 def test_places_count_from_the_corner_of_the_first_pixel(make):
-    middles = np.stack(np.meshgrid(np.arange(20, 300, 28), np.arange(20, 170, 26)), -1).reshape(-1, 2) + np.random.default_rng(0).integers(-4, 5, (60, 2))
+    middles = np.stack(
+        np.meshgrid(np.arange(20, 300, 28), np.arange(20, 170, 26)), -1
+    ).reshape(-1, 2) + np.random.default_rng(0).integers(-4, 5, (60, 2))
     frame = np.full((180, 320, 3), 60, np.uint8)
-    for x, y in middles.tolist(): frame[y - 2 : y + 3, x - 2 : x + 3] = 60 + 3 * ((x * y) % 60)  # squares around the middles of pixels
+    for x, y in middles.tolist():
+        frame[y - 2 : y + 3, x - 2 : x + 3] = 60 + 3 * ((x * y) % 60)  # squares around the middles of pixels
     tracks = make(np.stack([frame] * 3))
     away = tracks.xy[:, None] - (middles + 0.5)
     away = away[range(len(away)), np.linalg.norm(away, axis=2).argmin(1)]
@@ -73,7 +76,9 @@ def test_the_same_twice(make):
 
 
 @followers
-@pytest.mark.parametrize("frames", [np.zeros((4, 90, 160, 3), np.uint8), np.full((4, 90, 160, 3), 200, np.uint8)], ids=["black", "flat"])
+@pytest.mark.parametrize(
+    "frames", [np.zeros((4, 90, 160, 3), np.uint8), np.full((4, 90, 160, 3), 200, np.uint8)], ids=["black", "flat"]
+)
 def test_nothing_to_follow_is_an_empty_table(make, frames):
     tracks = make(frames)
     assert len(tracks) == 0 and tracks.xy.shape == (0, 2) and tracks.frames == 4
@@ -82,7 +87,7 @@ def test_nothing_to_follow_is_an_empty_table(make, frames):
 def test_every_part_of_the_picture_has_its_share():
     frames = moved(size=(480, 270))
     frames[:, :, 160:] = (frames[:, :, 160:] // 4).astype(np.uint8)  # two thirds of it four times fainter
-    tracks = klt_tracks(frames, most=128)
+    tracks = klt_tracks(frames, max_tracks=128)
     xy = tracks.xy[tracks.frame == 0]
     cells = np.histogram2d(*xy.T, (GRID, GRID), ((0, 480), (0, 270)))[0]
     assert (cells > 0).mean() > 0.9 and cells.max() <= 128 / GRID**2
@@ -91,13 +96,15 @@ def test_every_part_of_the_picture_has_its_share():
 def test_tracks_begin_where_others_ended():
     frames = np.concatenate([moved(6, seed=1), moved(10, seed=2)])  # a cut: nothing survives
     tracks = klt_tracks(frames)
-    across = (tracks.frame[np.searchsorted(tracks.track, np.arange(len(tracks)))] < 6) & (np.maximum.reduceat(tracks.frame, np.flatnonzero(np.diff(tracks.track, prepend=-1))) >= 6)
+    across = (tracks.frame[np.searchsorted(tracks.track, np.arange(len(tracks)))] < 6) & (
+        np.maximum.reduceat(tracks.frame, np.flatnonzero(np.diff(tracks.track, prepend=-1))) >= 6
+    )
     assert across.mean() < 0.05 and (tracks.frame >= 12).any()
 
 
 def test_starter_shots_are_followed():
     shot = next(s for s in tracking_shots(check=False) if s.key == "track_12")
-    tracks = klt_tracks(shot.frames(), most=250)
+    tracks = klt_tracks(shot.frames(), max_tracks=250)
     tidy(tracks, 3)
     assert len(tracks) > 200 and np.median(tracks.lengths) > 20
 
@@ -129,16 +136,23 @@ def test_join_is_the_union_of_sets(seed, frames, count, least):
     for _ in range(count if len(held) > 1 else 0):
         a, b = rng.choice(held, 2, replace=False)
         rows.append((a, rng.integers(len(points[a])), b, rng.integers(len(points[b]))))
-    tracks = join(points, np.array(rows, int).reshape(-1, 4), (100, 100), least)
+    tracks = join_matches(points, np.array(rows, int).reshape(-1, 4), (100, 100), least)
     tidy(tracks, least)
-    found = {frozenset((f, *xy) for f, xy in zip(tracks.frame[tracks.track == j].tolist(), tracks.xy[tracks.track == j].tolist())) for j in range(len(tracks))}
+    found = {
+        frozenset(
+            (f, *xy) for f, xy in zip(tracks.frame[tracks.track == j].tolist(), tracks.xy[tracks.track == j].tolist())
+        )
+        for j in range(len(tracks))
+    }
     assert found == slowly([p.tolist() for p in points], rows, least)
 
 
 # ---- bad input
 
 @pytest.mark.parametrize("frames, word", [
-    (np.zeros((1, 9, 16, 3), np.uint8), "needs two"), (np.zeros((4, 9, 16, 3)), "float64"), (np.zeros((4, 9, 16, 4), np.uint8), "no shot"),
+    (np.zeros((1, 9, 16, 3), np.uint8), "needs two"), (np.zeros((4, 9, 16, 3)), "float64"), (
+        np.zeros((4, 9, 16, 4), np.uint8), "no shot"
+    ),
     (np.zeros((4, 9, 16), np.uint8), "no shot"), (np.zeros((9, 16, 3), np.uint8), "no shot"), ([], "no shot")])
 def test_frames_that_are_none_are_refused(frames, word):
     for check in (check_frames, klt_tracks, sift_tracks):
@@ -147,7 +161,9 @@ def test_frames_that_are_none_are_refused(frames, word):
 
 
 @pytest.mark.parametrize("mask, word", [
-    (np.zeros((3, 9, 16)), "one mask a frame"), (np.zeros((9, 16)), "one mask a frame"), (np.zeros((4, 16, 9)), "aspect ratio"), (np.ones((4, 9, 16)), "hides everything")])
+    (np.zeros((3, 9, 16)), "one mask a frame"), (np.zeros((9, 16)), "one mask a frame"), (
+        np.zeros((4, 16, 9)), "aspect ratio"
+    ), (np.ones((4, 9, 16)), "hides everything")])
 def test_masks_that_do_not_fit_are_refused(mask, word):
     with pytest.raises(PrimenbError, match=word): check_frames(np.zeros((4, 90, 160, 3), np.uint8), mask)
 

@@ -22,7 +22,7 @@ from ..scenes.files import save_scenes
 from ..scenes.find import colour_histogram, find_scenes
 from ..sfm.export import load_camera_track
 from ..sfm.geometry import CameraTrack
-from ..sfm.mapper import FOCAL_LIMIT, as_depth, track_camera
+from ..sfm.mapper import MAX_FOCAL_SIGMA, as_depth, track_camera
 from ..sfm.priors import depth_folder
 from ..media.shots import detect_shots, load_shots, save_shots
 from ..media.video import NoMotionVectors, VideoError, VideoInfo, canonicalise, frame_times, frames_at, iter_vectors, probe, read_frames
@@ -248,7 +248,7 @@ def _export(track, report, folder):
         "camera.chan": track.to_nuke,
         "camera.py": lambda path: track.to_blender(path, report.path.resolve()),
         "colmap": track.to_colmap,
-        "scene.jpg": lambda path: _save(track.look(240), path),
+        "scene.jpg": lambda path: _save(track.render(240), path),
     }, {}
     for name, write in ways.items():
         try: write(folder / name)
@@ -274,7 +274,7 @@ def _camera_row(report, shot):
 def _facts_of_track(track, shot, step):
     "What `cameras.csv` says of a shot that has cameras."
     focal, status = float(np.median(track.K[:, 0, 0])), pd.Series(track.status).value_counts()
-    sure = track.facts["focal_sigma"] < FOCAL_LIMIT
+    sure = track.facts["focal_sigma"] < MAX_FOCAL_SIGMA
     return dict(shot=shot.shot, status=status.index[0], frames=len(track.K), filled=int(status.get("filled", 0)), step=step, points=len(track.points), error=track.facts["sigma_px"] * track.size[0] / min(WIDE, track.size[0]), focal=focal, focal_found=sure)
 
 # %% ../../nbs/film/00_analyse.ipynb #9c1f57e2
