@@ -108,9 +108,13 @@ def run(
 # %% ../nbs/01_reports.ipynb #51138e28
 def _imported(text, package):
     "The modules of the library that a piece of code imports; `package` is where relative imports start."
-    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
-    names = [importlib.util.resolve_name("." * node.level + (node.module or ""), package) for node in nodes]
-    return {name for name in names if name.startswith("primenb.")}
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.ImportFrom): continue
+        module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+        found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}  # a module may be imported by its name
+    files = {name.replace(".", "/") + ".py" for name in found if name.startswith("primenb.")}
+    return {file for file in files if (root() / file).is_file()}
 
 def used_modules(
     nb: str | Path,  # an experiment notebook
@@ -118,11 +122,11 @@ def used_modules(
     "The modules of the library that a notebook imports, and those that they import."
     found, todo = set(), _imported(code(nb), "")
     while todo:
-        module = todo.pop()
-        file = module.replace(".", "/") + ".py"
+        file = todo.pop()
         if file in found: continue
         found.add(file)
-        todo |= _imported((root() / file).read_text(encoding="utf-8"), module.rpartition(".")[0])
+        package = ".".join(Path(file).parent.parts)
+        todo |= _imported((root() / file).read_text(encoding="utf-8"), package)
     return sorted(found)
 
 def deps():

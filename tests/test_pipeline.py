@@ -21,8 +21,10 @@ def used_modules(source: Path) -> set[str]:
     for node in ast.walk(ast.parse(source.read_text())):
         if not isinstance(node, ast.ImportFrom): continue
         module = resolve_name("." * node.level + (node.module or ""), package)
-        file = module.replace(".", "/") + ".py"
-        if module.startswith("primenb.") and file not in found: found |= {file} | used_modules(project / file)
+        names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        files = {name.replace(".", "/") + ".py" for name in names if name.startswith("primenb.")}
+        for file in files - found:
+            if (project / file).is_file(): found |= {file} | used_modules(project / file)
     return found
 
 

@@ -27,7 +27,8 @@ from primenb.data.depth import ESTIMATORS, estimate, pack, unpack
 from primenb.studio.people import ACTIONS, Identity
 from primenb.studio.script import GENRES, SHORTEST, Act, plan_films
 from primenb.studio.shoot import SOFT, cast_player, grade, make_film, traits
-from primenb.studio.stage import Stage, gt_flow, lift_depth, motion_cells, reprojection, shoot, ground_truth
+from primenb.data.depth import reprojection
+from primenb.studio.stage import Stage, gt_flow, lift_depth, motion_cells, shoot, ground_truth
 from primenb.data.claims import ACTION_WORDS, COUNT_WORDS, PLACE_WORDS, SIZE_WORDS, TIME_WORDS, Claims, holds, gt_matrix
 from primenb.studio.words import caption, synopsis
 from primenb.render import Item

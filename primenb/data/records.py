@@ -9,7 +9,6 @@ __all__ = ['Damage', 'Damages', 'Reader', 'text_lines', 'table_rows', 'json_file
 # %% ../../nbs/data/00_records.ipynb #fc545f85
 import csv, io, itertools, json, os, re, tarfile, warnings, zlib
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path

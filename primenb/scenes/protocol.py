@@ -168,7 +168,7 @@ def evaluate_scene_run(
     seed: int = 0,     # which third of the films is evaluated
 ) -> dict:  # settings, and a score for each task
     "Trains an encoder of scenes and evaluates it; resumes what was interrupted, and returns a finished result at once."
-    settings = dict(**(asdict(run) if run else {}), folder=folder, by=list(by), third=seed % 3)
+    settings = dict(**(run.key() if run else {}), folder=folder, by=list(by), third=seed % 3)
     path = Path(out) / "evaluation.json"
     if found := finished(path, settings): return found
     scenes, third, catalogue = scene_set(folder)

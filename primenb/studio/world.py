@@ -8,7 +8,7 @@ __all__ = ['SIZE', 'SURFACES', 'PLACES', 'Lamp', 'Place', 'noise', 'surface', 'b
 # %% ../../nbs/studio/00_world.ipynb #5588be74
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
