@@ -1,9 +1,9 @@
 """Whether a rewrite changed any number: `python scripts/compare_metrics.py OLD NEW RENAMES`.
 
 OLD and NEW are folders with metrics.json and *.csv files (such as `runs` of two checkouts), RENAMES a file with a line
-`old<TAB>new` for each name that changed: a component of a dotted path, or a whole path. Every number of OLD must be in
-NEW under its new name, and agree to 1e-6 of its size. Left out are times, file sizes, versions, and what is named with
---except, such as the random draws of a rival.
+`stage<TAB>old<TAB>new` for each name that changed: a part of a dotted path below that stage's folder. Every number of
+OLD must be in NEW under its new name, and agree to 1e-6 of its size. Left out are times, file sizes, versions, and what
+--except names, such as the random draws of a rival.
 """
 import argparse, json, math, re, sys
 from pathlib import Path
@@ -28,6 +28,7 @@ def read(folder: Path) -> dict:
     found = {}
     for file in sorted(folder.rglob("*")):
         where = ".".join(file.relative_to(folder).with_suffix("").parts)
+        if any(part.startswith(".") for part in file.relative_to(folder).parts): continue
         if file.name.endswith(".json") and not file.parent.name.startswith("."):
             found |= {f"{where}.{k}": v for k, v in flat(json.loads(file.read_text())).items()}
         elif file.suffix == ".csv": found |= {f"{where}.{k}": v for k, v in rows(pd.read_csv(file, dtype=str)).items()}
@@ -47,10 +48,10 @@ def rows(table: pd.DataFrame) -> dict:
     return found
 
 
-def renamed(name: str, whole: dict, parts: list) -> str:
-    "A dotted name in the new words."
-    if name in whole: return whole[name]
-    for old, new in parts: name = old.sub(new, name)
+def renamed(name: str, renames: list) -> str:
+    "A dotted name in the new words; renames are applied in their order."
+    for stage, old, new in renames:
+        if name.startswith(stage + "."): name = old.sub(new.replace("\\", "\\\\"), name)
     return name
 
 
@@ -61,18 +62,23 @@ def same(a, b) -> bool:
     return math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-12) or math.isnan(x) and math.isnan(y)
 
 
-def compare(old: dict, new: dict, renames: list[tuple[str, str]], leave_out: str | None = None) -> dict[str, list]:
+def compare(old: dict, new: dict, renames: list, leave_out: str | None = None) -> dict[str, list]:
     "The names that are missing, changed, and the same."
-    whole = {a: b for a, b in renames if "." in a}
-    parts = [(re.compile(rf"(?<![\w-]){re.escape(a)}(?![\w-])"), b) for a, b in renames if "." not in a]
     found = dict(missing=[], changed=[], same=[])
     for name, value in old.items():
-        target = renamed(name, whole, parts)
+        target = renamed(name, renames)
         if TIMES.search(name) or leave_out and re.search(leave_out, target): continue
         if target not in new: found["missing"].append((name, target, value))
         elif same(value, new[target]): found["same"].append(target)
         else: found["changed"].append((target, value, new[target]))
     return found
+
+
+def read_renames(file: Path) -> list:
+    "Stage, pattern of the old name, and new name of each line."
+    lines = [line.split("\t") for line in file.read_text().splitlines() if line.strip() and line[0] != "#"]
+    def pattern(old): return re.compile(rf"(?<![\w-]){re.escape(old)}" + r"(?![\w-])" * old[-1].isalnum())
+    return [(stage, pattern(old), new) for stage, old, new in lines]
 
 
 def main() -> int:
@@ -83,8 +89,7 @@ def main() -> int:
     parser.add_argument("--except", dest="leave_out", metavar="REGEX", help="names (new ones) that are not compared")
     parser.add_argument("--show", type=int, default=20, help="how many of the missing and changed ones to list")
     args = parser.parse_args()
-    lines = [line.split("\t") for line in args.renames.read_text().splitlines() if line.strip() and line[0] != "#"]
-    found = compare(read(args.old), read(args.new), [(a, b) for a, b in lines], args.leave_out)
+    found = compare(read(args.old), read(args.new), read_renames(args.renames), args.leave_out)
     for kind in ("missing", "changed"):
         for line in found[kind][: args.show]: print(kind, *line)
     print(", ".join(f"{len(names)} {kind}" for kind, names in found.items()))
