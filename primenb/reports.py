@@ -116,6 +116,7 @@ def _imported(text, package):
     files = {name.replace(".", "/") + ".py" for name in found if name.startswith("primenb.")}
     return {file for file in files if (root() / file).is_file()}
 
+# %% ../nbs/01_reports.ipynb #9072996b
 def used_modules(
     nb: str | Path,  # an experiment notebook
 ) -> list[str]:  # files from the project's folder, such as "primenb/media/video.py"
@@ -129,6 +130,7 @@ def used_modules(
         todo |= _imported((root() / file).read_text(encoding="utf-8"), package)
     return sorted(found)
 
+# %% ../nbs/01_reports.ipynb #0fbf8074
 def deps():
     "Write the modules that each stage uses into dvc.yaml."
     lines = []
@@ -274,6 +276,7 @@ def side_bar(
     if (pages / "exp").exists(): groups.append(("Experiments", "exp/**"))
     return groups
 
+# %% ../nbs/01_reports.ipynb #250bf6f9
 def docs():
     "Builds the site in _docs/html: all notebooks, the data card, and the reports of all experiments that were run."
     from sphinx.cmd.build import build_main
@@ -318,6 +321,7 @@ def _parser():
                               help="a value in YAML that goes before the file's")
     return parser
 
+# %% ../nbs/01_reports.ipynb #d6e47ee4
 def main(
     args: list[str] | None = None,  # the command line without the program's name; the process's own if None
 ) -> int:  # 0, or 1 after an error that was printed

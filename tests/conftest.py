@@ -1,4 +1,5 @@
 "What the tests share: the project's folder, its tools, a browser, and the folder with real footage."
+
 import os, shutil, subprocess, sys
 from dataclasses import fields
 from pathlib import Path
@@ -13,7 +14,9 @@ project = root(__file__)
 def tool(*command, cwd=project) -> str:
     "Runs a program of this environment in a folder; returns what it printed, or fails with it."
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(command, cwd=cwd, env={**os.environ, "PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}"
     return done.stdout
 
@@ -28,6 +31,7 @@ def train_until_killed(run, folder: Path, call: int = 5, given: str = "", names:
     what the function takes between run and folder.
     """
     import torch
+
     threads = torch.get_num_threads()  # sums are added up in the same order as here
     module, settings = type(run).__module__, {f.name: getattr(run, f.name) for f in fields(run)}
     program = f"""
@@ -53,8 +57,10 @@ def killed(self, trainer, batch, old={names[1]}.__call__):
 def browser():
     "Debian's Chromium without a window."
     from playwright.sync_api import sync_playwright
+
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium: pytest.skip("no Chromium on this machine")
+    if not chromium:
+        pytest.skip("no Chromium on this machine")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
@@ -65,7 +71,8 @@ def browser():
 def real() -> Path:
     "The folder with real footage that PRIMENB_REAL names."
     folder = (project / os.environ.get("PRIMENB_REAL", "data/real")).resolve()
-    if not folder.is_dir(): pytest.skip(f"no real footage in {folder}: set PRIMENB_REAL")
+    if not folder.is_dir():
+        pytest.skip(f"no real footage in {folder}: set PRIMENB_REAL")
     return folder
 
 
@@ -73,6 +80,7 @@ def real() -> Path:
 def one_thread():
     "PyTorch with one thread, so that sums are added up in one order."
     import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

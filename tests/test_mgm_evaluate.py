@@ -81,14 +81,14 @@ def test_crops_go_along_the_longer_side(size, axis):
 def test_an_evaluation_set_names_what_it_leaves_out():
     found = read_eval_set(
         [Film("good"), Film("short", frames=3), Film("torn", broken=True), Film("other", labels=dict(shape="box"))],
-        side=8, frames=4)
+        side=8, num_frames=4)
     assert len(found) == 2
     assert [d.cause for d in found.damages] == ["it has 3 frames, and a view of 4 spans 4", "it is damaged"]
     assert found.labels.to_dict("list") == dict(direction=["left", ""], shape=["", "box"])
     assert found.has_label("shape").tolist() == [False, True]
     with pytest.raises(PrimenbError, match="it is damaged"):
-        read_eval_set([Film(broken=True)], frames=4, damaged="raise")
-    with pytest.raises(PrimenbError, match="not one clip"): read_eval_set([Film(broken=True)], frames=4)
+        read_eval_set([Film(broken=True)], num_frames=4, damaged="raise")
+    with pytest.raises(PrimenbError, match="not one clip"): read_eval_set([Film(broken=True)], num_frames=4)
     with pytest.raises(PrimenbError, match="no such label"): found.has_label("colour")
 
 
@@ -97,7 +97,7 @@ def test_clips_of_the_records_make_an_evaluation_set(tmp_path):
     encode(tmp_path / "a.mp4", [np.full((16, 24, 3), 20 * t, np.uint8) for t in range(10)], 10)
     found = read_eval_set(
         [Clip("a", tmp_path / "a.mp4", dict(action="jump", number=3)), Clip("b", None, dict(action="run"))], side=16,
-        frames=4, windows=2)
+        num_frames=4, windows=2)
     assert found.clips.shape == (1, 2, 4, 3, 16, 16)
     assert found.labels.to_dict("list") == dict(action=["jump"], number=["3"])
     assert len(found.damages) == 1

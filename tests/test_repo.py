@@ -1,4 +1,5 @@
 "The repository keeps its own rules."
+
 import ast, filecmp, json, re, shutil, subprocess
 from pathlib import Path
 
@@ -13,15 +14,23 @@ library = sorted(nbs.rglob("[0-9][0-9]_*.ipynb"))
 experiments = sorted((nbs / "exp").glob("*.ipynb"))
 notebooks = [nbs / "index.ipynb", *library, *experiments]
 modules = sorted((project / "primenb").rglob("*.py"))
-def name_of(nb): return nb.relative_to(nbs).with_suffix("").as_posix()
+
+
+def name_of(nb):
+    return nb.relative_to(nbs).with_suffix("").as_posix()
+
+
 each_notebook = pytest.mark.parametrize("nb", notebooks, ids=name_of)
 each_library_notebook = pytest.mark.parametrize("nb", library, ids=name_of)
 
-FLOORS = dict(core=0, viz=0, reports=0, render=1, media=1, learn=1, data=2, sfm=3, clip=3, mgm=3, scenes=3, film=4, cli=5)
+FLOORS = dict(
+    core=0, viz=0, reports=0, render=1, media=1, learn=1, data=2, sfm=3, clip=3, mgm=3, scenes=3, film=4, cli=5
+)
 APPENDIX = "studio"  # may import from everywhere; imported by nothing but its own notebooks
 
 
-def code_cells(nb): return [cell for cell in read(nb)["cells"] if cell["cell_type"] == "code"]
+def code_cells(nb):
+    return [cell for cell in read(nb)["cells"] if cell["cell_type"] == "code"]
 
 
 def exports(nb):
@@ -34,20 +43,33 @@ def imports(nb):
     tree = ast.parse("\n".join(line for line in code(nb).splitlines() if line.lstrip()[:1] not in ("!", "%")))
     names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom): names |= {f"primenb.{a.name}" for a in node.names} if node.module == "primenb" else {node.module or ""}
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"primenb.{a.name}" for a in node.names} if node.module == "primenb" else {node.module or ""}
     return {name.removeprefix("primenb.") for name in names if name.startswith("primenb.")}
 
 
 def differences(a: Path, b: Path) -> list[str]:
     "Files of either folder that the other lacks or holds otherwise."
-    def files(top): return {f.relative_to(top) for f in top.rglob("*") if f.is_file() and not re.search("__pycache__|ipynb_checkpoints", str(f))}
-    return sorted(str(f) for f in files(a) | files(b) if not ((a / f).exists() and (b / f).exists() and filecmp.cmp(a / f, b / f, shallow=False)))
+
+    def files(top):
+        return {
+            f.relative_to(top)
+            for f in top.rglob("*")
+            if f.is_file() and not re.search("__pycache__|ipynb_checkpoints", str(f))
+        }
+
+    return sorted(
+        str(f)
+        for f in files(a) | files(b)
+        if not ((a / f).exists() and (b / f).exists() and filecmp.cmp(a / f, b / f, shallow=False))
+    )
 
 
 @pytest.fixture
 def copy(tmp_path):
     "The notebooks and the configuration in a folder of their own, without the library."
-    for name in ("settings.ini", "dvc.yaml", "README.md", "setup.py", "pyproject.toml"): shutil.copy(project / name, tmp_path)
+    for name in ("settings.ini", "dvc.yaml", "README.md", "setup.py", "pyproject.toml"):
+        shutil.copy(project / name, tmp_path)
     shutil.copytree(project / "nbs", tmp_path / "nbs")
     return tmp_path
 
@@ -59,31 +81,43 @@ def test_notebooks_are_clean(copy):
 
 def test_library_is_what_the_notebooks_export(copy):
     tool("nbdev_export", cwd=copy)
-    assert differences(project / "primenb", copy / "primenb") == [], "run `make check`; a module without a notebook must go"
+    assert differences(project / "primenb", copy / "primenb") == [], (
+        "run `make check`; a module without a notebook must go"
+    )
 
 
 def above(module: str, used: set[str]) -> set[str]:
     "Those of the used modules that lie on the same floor as a module, in another package, or above it."
     package = module.split(".")[0]
     floor = FLOORS.get(package, max(FLOORS.values()) + 1)
+
     def allowed(other):
         top = other.split(".")[0]
         return top == package or (top in FLOORS and (FLOORS[top] < floor or floor == 0 and FLOORS[top] == 0))
+
     return {other for other in used if not allowed(other)}
 
 
 @each_library_notebook
 def test_a_floor_imports_only_from_floors_below(nb):
-    "All cells of a notebook, those that only explore included: no import upwards, none between siblings, none of the studio."
-    module, = re.findall(r"^#\| *default_exp +(\S+)", code(nb), flags=re.M)
+    "All cells of a notebook, also those that explore: no import upwards, none between siblings, none of the studio."
+    (module,) = re.findall(r"^#\| *default_exp +(\S+)", code(nb), flags=re.M)
     assert above(module, imports(nb)) == set()
 
 
-@pytest.mark.parametrize("module, used, wrong", [
-    ("mgm.train", {"learn.engine", "mgm.masks", "core"}, set()), ("mgm.train", {"clip.model"}, {"clip.model"}),
-    ("media.video", {"data.corpus", "learn.jobs"}, {"data.corpus", "learn.jobs"}), ("sfm.insert", {"studio.world"}, {"studio.world"}),
-    ("studio.make", {"learn.jobs", "film.analyse", "studio.world"}, set()), ("core", {"viz", "media.video"}, {"media.video"})])
-def test_the_rule_of_floors_finds_what_breaks_it(module, used, wrong): assert above(module, used) == wrong
+@pytest.mark.parametrize(
+    "module, used, wrong",
+    [
+        ("mgm.train", {"learn.engine", "mgm.masks", "core"}, set()),
+        ("mgm.train", {"clip.model"}, {"clip.model"}),
+        ("media.video", {"data.corpus", "learn.jobs"}, {"data.corpus", "learn.jobs"}),
+        ("sfm.insert", {"studio.world"}, {"studio.world"}),
+        ("studio.make", {"learn.jobs", "film.analyse", "studio.world"}, set()),
+        ("core", {"viz", "media.video"}, {"media.video"}),
+    ],
+)
+def test_the_rule_of_floors_finds_what_breaks_it(module, used, wrong):
+    assert above(module, used) == wrong
 
 
 @each_library_notebook
@@ -96,9 +130,18 @@ def test_imports_within_a_folder_come_from_lower_numbers(nb):
 def test_modules_stand_where_their_notebooks_do():
     "nbs/sfm/06_mapper.ipynb makes sfm.mapper; no module is left over from a notebook that is gone."
     made = set().union(*map(exports, library))
-    there = {".".join(m.relative_to(project / "primenb").with_suffix("").parts) for m in modules if not m.name.startswith("_")}
+    there = {
+        ".".join(m.relative_to(project / "primenb").with_suffix("").parts)
+        for m in modules
+        if not m.name.startswith("_")
+    }
     assert there == made
-    apart = {name_of(nb) for nb in library for module in exports(nb) if Path(name_of(nb)).parent.as_posix() not in (".", module.split(".")[0])}
+    apart = {
+        name_of(nb)
+        for nb in library
+        for module in exports(nb)
+        if Path(name_of(nb)).parent.as_posix() not in (".", module.split(".")[0])
+    }
     assert apart == set()
 
 
@@ -108,7 +151,9 @@ def test_experiments_are_stored_without_outputs(nb):
     assert [cell["source"] for cell in code_cells(nb) if cell["outputs"] or cell["execution_count"]] == []
 
 
-@pytest.mark.parametrize("file", sorted((project / "params").rglob("*.yaml")), ids=lambda f: str(f.relative_to(project)))
+@pytest.mark.parametrize(
+    "file", sorted((project / "params").rglob("*.yaml")), ids=lambda f: str(f.relative_to(project))
+)
 def test_parameters_are_those_of_the_notebook(file):
     given = yaml.safe_load(file.read_text()) or {}
     typed_params(given, parameters(project / f"nbs/exp/{file.stem}.ipynb"), file)
@@ -124,7 +169,10 @@ def test_notebooks_are_small(nb):
 
 @each_library_notebook
 def test_cells_are_short(nb):
-    lines = [[line for line in cell["source"].splitlines() if line.strip() and not line.startswith("#|")] for cell in code_cells(nb)]
+    lines = [
+        [line for line in cell["source"].splitlines() if line.strip() and not line.startswith("#|")]
+        for cell in code_cells(nb)
+    ]
     assert [(cell[0], len(cell)) for cell in lines if len(cell) > 25] == []
 
 
@@ -132,7 +180,9 @@ def test_cells_are_short(nb):
 def test_public_functions_are_documented(module):
     tree = ast.parse(module.read_text())
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
-    nodes = [node for part in (tree, *classes) for node in part.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    nodes = [
+        node for part in (tree, *classes) for node in part.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    ]
     assert [node.name for node in nodes if not node.name.startswith("_") and not ast.get_docstring(node)] == []
 
 
@@ -157,11 +207,15 @@ def test_site_builds_without_a_warning():
 def test_no_machine_in_the_files():
     "No path of somebody's machine, no address of a package index."
     private = re.compile(r"(?<![\w.~/-])/(work|home|root|Users|tmp|opt)/\w|index-url|find-links|/simple/|@ file:")
-    files = subprocess.run(["git", "ls-files", "-z"], cwd=project, capture_output=True, text=True, check=True).stdout.split("\0")
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=project, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
     for file in filter(None, files):
-        if file.startswith("dvcstore/") or not (project / file).exists(): continue
+        if file.startswith("dvcstore/") or not (project / file).exists():
+            continue
         text = (project / file).read_bytes().decode("utf-8", errors="replace")
-        if file != "tests/test_repo.py": assert not private.search(text), f"{file}: {private.search(text)[0]}"
+        if file != "tests/test_repo.py":
+            assert not private.search(text), f"{file}: {private.search(text)[0]}"
 
 
 def test_store_is_small():

@@ -8,8 +8,19 @@ from scipy.spatial.transform import Rotation
 
 from primenb.core import PrimenbError
 from primenb.sfm.evaluate import (
-    AUCS, ERRORS, METRICS, THRESHOLDS, align, count_failures, draw_paths, evaluate_track, improvement, pair_errors,
-    pose_auc, rotation_angle, transform_cameras,
+    AUCS,
+    ERRORS,
+    METRICS,
+    THRESHOLDS,
+    align,
+    count_failures,
+    draw_paths,
+    evaluate_track,
+    improvement,
+    pair_errors,
+    pose_auc,
+    rotation_angle,
+    transform_cameras,
 )
 from primenb.sfm.geometry import CameraTrack, Tracks, inverse, pose, umeyama
 
@@ -18,7 +29,10 @@ K = np.array([[450.0, 0, 240], [0, 450, 135], [0, 0, 1]])
 
 def cameras(rng, T=20, path=1.0, turn=0.3):
     "Wandering cameras."
-    def walk(): return np.cumsum(rng.normal(size=(T, 3)), 0) / np.sqrt(T)
+
+    def walk():
+        return np.cumsum(rng.normal(size=(T, 3)), 0) / np.sqrt(T)
+
     R = Rotation.from_rotvec(turn * walk()).as_matrix()
     return pose(R, -np.einsum("tij,tj->ti", R, path * walk()))
 
@@ -38,13 +52,21 @@ def elsewhere(T, rng):
 
 def track(T, f=450.0):
     n, none = len(T), np.zeros(0, int)
-    return CameraTrack((480, 270), np.tile(
-        K * [[f / 450, f / 450, 1], [f / 450, f / 450, 1], [1, 1, 1]], (n, 1, 1)
-    ), T, np.full(n, "solved"), np.zeros((0, 3)), Tracks(none, none, np.zeros((0, 2)), n, (480, 270)),
-                       np.zeros((0, 3), np.uint8), np.zeros((n, 2)), np.full(n, np.nan))
+    return CameraTrack(
+        (480, 270),
+        np.tile(K * [[f / 450, f / 450, 1], [f / 450, f / 450, 1], [1, 1, 1]], (n, 1, 1)),
+        T,
+        np.full(n, "solved"),
+        np.zeros((0, 3)),
+        Tracks(none, none, np.zeros((0, 2)), n, (480, 270)),
+        np.zeros((0, 3), np.uint8),
+        np.zeros((n, 2)),
+        np.full(n, np.nan),
+    )
 
 
-def measured(T, gt, depth=5.0, **more): return evaluate_track(track(T), np.tile(K, (len(gt), 1, 1)), gt, depth, **more)
+def measured(T, gt, depth=5.0, **more):
+    return evaluate_track(track(T), np.tile(K, (len(gt), 1, 1)), gt, depth, **more)
 
 
 def missing(T, frames):
@@ -71,12 +93,11 @@ def test_ate_and_rpe_are_those_of_evo(seed):
     under_test = measured(found, gt)
     reference, other = (trajectory.PosePath3D(poses_se3=list(inverse(T))) for T in (gt, found))
     other.align(reference, correct_scale=True)
-    for name, metric in dict(ate=metrics.APE(metrics.PoseRelation.translation_part), rpe_translation=metrics.RPE(
-        metrics.PoseRelation.translation_part, delta=1, delta_unit=metrics.Unit.frames
-    ),
-                             rpe_rotation=metrics.RPE(
-                                 metrics.PoseRelation.rotation_angle_deg, delta=1, delta_unit=metrics.Unit.frames
-                             )).items():
+    for name, metric in dict(
+        ate=metrics.APE(metrics.PoseRelation.translation_part),
+        rpe_translation=metrics.RPE(metrics.PoseRelation.translation_part, delta=1, delta_unit=metrics.Unit.frames),
+        rpe_rotation=metrics.RPE(metrics.PoseRelation.rotation_angle_deg, delta=1, delta_unit=metrics.Unit.frames),
+    ).items():
         metric.process_data((reference, other))
         assert under_test[name] == pytest.approx(metric.get_statistic(metrics.StatisticsType.rmse), abs=1e-6), name
 
@@ -89,23 +110,29 @@ def test_pair_errors_are_those_of_a_slow_loop():
     n = 0
     for i in range(9):
         for j in range(9):
-            if i == j: continue
+            if i == j:
+                continue
             a, b = found[i] @ np.linalg.inv(found[j]), gt[i] @ np.linalg.inv(gt[j])  # camera j in the axes of camera i
-            turn = np.degrees(
-                np.arccos(np.clip((np.trace(a[:3, :3].T @ b[:3, :3]) - 1) / 2, -1, 1))
-            ) if 4 not in (i, j) else 180
+            turn = (
+                np.degrees(np.arccos(np.clip((np.trace(a[:3, :3].T @ b[:3, :3]) - 1) / 2, -1, 1)))
+                if 4 not in (i, j)
+                else 180
+            )
             cosine = abs(a[:3, 3] @ b[:3, 3]) / np.linalg.norm(a[:3, 3]) / np.linalg.norm(b[:3, 3])
             aside = np.degrees(np.arccos(min(cosine, 1))) if 4 not in (i, j) else 180
             assert rotation[n] == pytest.approx(turn, abs=1e-5)
-            if np.linalg.norm(b[:3, 3]) > 0.4: assert direction[n] == pytest.approx(aside, abs=1e-5)
-            else: assert np.isnan(direction[n])
+            if np.linalg.norm(b[:3, 3]) > 0.4:
+                assert direction[n] == pytest.approx(aside, abs=1e-5)
+            else:
+                assert np.isnan(direction[n])
             n += 1
     assert n == len(rotation) and np.isnan(direction).any() and (rotation == 180).sum() == 16
 
 
 def test_area_is_that_of_a_fine_sum():
     errors = np.random.default_rng(0).exponential(3, 4000)
-    for t in THRESHOLDS: assert pose_auc(errors, t) == pytest.approx(np.clip(1 - errors / t, 0, None).mean(), abs=1e-3)
+    for t in THRESHOLDS:
+        assert pose_auc(errors, t) == pytest.approx(np.clip(1 - errors / t, 0, None).mean(), abs=1e-3)
     assert pose_auc(np.zeros(3), 5) == 1 and pose_auc(np.full(3, 180.0), 20) == 0
 
 
@@ -126,15 +153,19 @@ def test_bent_paths_are_aligned_as_by_their_centres():
 def test_a_copy_in_another_world_has_no_error(seed, kind, size):
     rng = np.random.default_rng(seed)
     gt = cameras(rng, 12, path=size)
-    if kind != "bent": gt = along_a_line(gt, size * (np.sort(rng.uniform(size=12)) if kind == "line" else np.ones(12)))
+    if kind != "bent":
+        gt = along_a_line(gt, size * (np.sort(rng.uniform(size=12)) if kind == "line" else np.ones(12)))
     m = measured(elsewhere(gt, rng), gt, depth=5 * size)
     assert m["rpe_rotation"] < 1e-6 and m["auc_rotation"] > 1 - 1e-5 and not m["failed"]
     if kind == "place":
         assert [m[name] for name in ("ate", "rpe_translation", "jitter", "auc_translation", "auc_both")] == [None] * 5
     else:
-        assert m["ate_over_path"] < 1e-5 and m[
-            "rpe_translation_over_path"
-        ] < 1e-5 and m["jitter"] < 1e-4 and m["auc_both"] > 1 - 1e-4
+        assert (
+            m["ate_over_path"] < 1e-5
+            and m["rpe_translation_over_path"] < 1e-5
+            and m["jitter"] < 1e-4
+            and m["auc_both"] > 1 - 1e-4
+        )
 
 
 @settings(max_examples=25, deadline=None)
@@ -142,7 +173,8 @@ def test_a_copy_in_another_world_has_no_error(seed, kind, size):
 def test_no_measure_depends_on_the_worlds(seed, straight):
     rng = np.random.default_rng(seed)
     gt = cameras(rng, 12)
-    if straight: gt = along_a_line(gt, np.linspace(0, 1, 12) ** 2)
+    if straight:
+        gt = along_a_line(gt, np.linspace(0, 1, 12) ** 2)
     found = missing(shaken(gt, rng, 0.03), [5])
     a = measured(found, gt)
     b = measured(elsewhere(found, rng), elsewhere(gt, np.random.default_rng(7)), depth=5 * scale_of(gt))
@@ -178,12 +210,18 @@ def test_missing_frames():
     assert holes["rpe_rotation"] == pytest.approx(np.sqrt((turn[2:5] ** 2).sum() / 19), abs=1e-5)
     assert lost["rpe_translation"] == lost["still_translation"] == pytest.approx(np.sqrt((step**2).mean()))
     assert lost["rpe_rotation"] == lost["still_rotation"] == pytest.approx(np.sqrt((turn**2).mean()))
-    assert holes["auc_rotation"] == pytest.approx(18 * 17 / (20 * 19), abs=1e-4) and [
-        lost[name] for name in AUCS
-    ] == [0, 0, 0]
-    assert (
-        holes["registered"], holes["failed"], lost["registered"], lost["failed"], lost["seconds"]
-    ) == (0.9, False, 0, True, 2.5)
+    assert holes["auc_rotation"] == pytest.approx(18 * 17 / (20 * 19), abs=1e-4) and [lost[name] for name in AUCS] == [
+        0,
+        0,
+        0,
+    ]
+    assert (holes["registered"], holes["failed"], lost["registered"], lost["failed"], lost["seconds"]) == (
+        0.9,
+        False,
+        0,
+        True,
+        2.5,
+    )
     assert measured(missing(gt, slice(0, 5)), gt)["failed"] and not measured(missing(gt, slice(0, 4)), gt)["failed"]
     assert lost["focal_error"] is None and lost["jitter"] is None
 
@@ -206,9 +244,10 @@ def test_one_place_shows_no_direction():
 def test_near_pairs_have_no_direction():
     gt = along_a_line(cameras(np.random.default_rng(6), 3), np.array([0, 1e-3, 1.0]))
     assert np.isnan(pair_errors(gt, gt, min_distance=0.01)[1]).sum() == 2
-    assert measured(gt, gt, depth=5.0)["auc_translation"] == pytest.approx(1) and measured(gt, gt, depth=5000.0)[
-        "auc_translation"
-    ] is None
+    assert (
+        measured(gt, gt, depth=5.0)["auc_translation"] == pytest.approx(1)
+        and measured(gt, gt, depth=5000.0)["auc_translation"] is None
+    )
 
 
 def test_focal_error_is_a_median():
@@ -220,10 +259,12 @@ def test_focal_error_is_a_median():
 
 def test_jitter_is_noise_and_not_drift():
     gt, rng = along_a_line(cameras(np.random.default_rng(0), 40), np.linspace(0, 1, 40)), np.random.default_rng(1)
+
     def moved(d):
         T = gt.copy()
         T[:, :3, 3] -= np.einsum("tij,tj->ti", T[:, :3, :3], d)
         return measured(T, gt)
+
     noise = moved(0.01 * rng.normal(size=(40, 3)))
     drift = moved(0.02 * np.sin(np.linspace(0, 6, 40))[:, None] * [0, 1, 2])
     assert drift["ate"] > noise["ate"] and noise["jitter"] > 10 * drift["jitter"]
@@ -255,7 +296,8 @@ def rows():
     for shot in range(8):
         rng = np.random.default_rng(shot)
         gt = cameras(rng, 15)
-        if shot == 7: gt = along_a_line(gt, np.zeros(15))
+        if shot == 7:
+            gt = along_a_line(gt, np.zeros(15))
         for method, noise in dict(under_test=0.002, a=0.004, b=0.003, none=0).items():
             found = shaken(gt, rng, noise)
             if method == "none" or (method == "b" and shot == 3):
@@ -283,9 +325,10 @@ def test_improvement_is_over_the_best_of_each_measure(rows):
         m = means[name] if name in ERRORS else 1 - means[name]
         best = m.drop("under_test").min()
         assert got[name]["best"] == m.drop("under_test").idxmin()
-        assert got[name]["value"] == pytest.approx(
-            (best - m["under_test"]) / best
-        ) and got[name]["low"] <= got[name]["value"] <= got[name]["high"]
+        assert (
+            got[name]["value"] == pytest.approx((best - m["under_test"]) / best)
+            and got[name]["low"] <= got[name]["value"] <= got[name]["high"]
+        )
     assert got["ate_over_path"]["best"] == "a"  # b is better but for the shot it lost
     assert got == improvement(under_test.sample(frac=1, random_state=0), others)
     assert got != improvement(under_test, others, seed=1)
@@ -298,7 +341,8 @@ def test_improvement_wants_the_same_shots(rows):
     under_test, others = rows[rows.method == "under_test"], rows[rows.method == "a"]
     twice = pd.concat([under_test, under_test])
     for a, b in ((under_test, others.iloc[1:]), (under_test.iloc[1:], others), (twice, others)):
-        with pytest.raises(PrimenbError, match="same shots"): improvement(a, b)
+        with pytest.raises(PrimenbError, match="same shots"):
+            improvement(a, b)
     only_pan = improvement(under_test[under_test.shot == "s7"], others[others.shot == "s7"])
     assert only_pan["ate_over_path"] is None and only_pan["rpe_rotation"] is not None
 
@@ -309,5 +353,9 @@ def test_paths_are_drawn(tmp_path):
     fig = draw_paths(
         gt, dict(one=track(shaken(gt, rng)), holes=track(missing(gt, [3])), none=track(missing(gt, slice(None))))
     )
-    assert [line.get_label() for line in fig.axes[0].lines if line.get_label()[0] != "_"] == ["ground truth", "one", "holes"]
+    assert [line.get_label() for line in fig.axes[0].lines if line.get_label()[0] != "_"] == [
+        "ground truth",
+        "one",
+        "holes",
+    ]
     fig.savefig(tmp_path / "paths.png")

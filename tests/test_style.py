@@ -1,4 +1,5 @@
 "How the code is written: short lines, one idea a line, one meaning for each public name, no path of one machine."
+
 import ast, collections, re, subprocess
 
 import pytest
@@ -12,10 +13,12 @@ each_notebook = pytest.mark.parametrize("nb", notebooks, ids=lambda p: p.relativ
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
-def sources(nb): return [cell["source"] for cell in read(nb)["cells"] if cell["cell_type"] == "code"]
+def sources(nb):
+    return [cell["source"] for cell in read(nb)["cells"] if cell["cell_type"] == "code"]
 
 
-def python(source): return "\n".join("" if line.lstrip()[:1] in ("!", "%") else line for line in source.split("\n"))
+def python(source):
+    return "\n".join("" if line.lstrip()[:1] in ("!", "%") else line for line in source.split("\n"))
 
 
 def nesting(node) -> int:
@@ -27,7 +30,11 @@ def nesting(node) -> int:
 def wide_assignments(tree) -> list[str]:
     "Tuple assignments of more than two targets."
     found = [node for node in ast.walk(tree) if isinstance(node, ast.Assign)]
-    return [ast.unparse(node)[:80] for node in found if isinstance(node.targets[0], ast.Tuple) and len(node.targets[0].elts) > 2]
+    return [
+        ast.unparse(node)[:80]
+        for node in found
+        if isinstance(node.targets[0], ast.Tuple) and len(node.targets[0].elts) > 2
+    ]
 
 
 def test_the_rules_find_what_breaks_them():
@@ -59,7 +66,8 @@ def test_no_cell_is_hidden_from_jupyter(nb):
 
 def public_names(file) -> list[str]:
     for node in ast.parse(file.read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__": return ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            return ast.literal_eval(node.value)
     return []
 
 
@@ -67,15 +75,25 @@ def test_a_public_name_means_one_thing():
     "No name of `__all__` stands in two modules, apart from the command lines' `main`."
     where = collections.defaultdict(list)
     for file in sorted((project / "primenb").rglob("*.py")):
-        for name in public_names(file): where[name].append(file.relative_to(project).as_posix())
+        for name in public_names(file):
+            where[name].append(file.relative_to(project).as_posix())
     assert {name: files for name, files in where.items() if len(files) > 1 and name != "main"} == {}
 
 
 def test_real_footage_is_found_through_the_environment():
     "No default names a folder outside the repository."
-    files = subprocess.run(["git", "ls-files", "-z", "nbs", "tests", "bench", "scripts", "params", "Makefile"],
-                           cwd=project, capture_output=True, text=True, check=True).stdout.split("\0")
-    texts = {f: (project / f).read_bytes().decode("utf-8", errors="replace") for f in filter(None, files) if (project / f).exists()}
+    files = subprocess.run(
+        ["git", "ls-files", "-z", "nbs", "tests", "bench", "scripts", "params", "Makefile"],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
+    texts = {
+        f: (project / f).read_bytes().decode("utf-8", errors="replace")
+        for f in filter(None, files)
+        if (project / f).exists()
+    }
     assert [f for f, text in texts.items() if "shared/" + "real" in text] == []
 
 
@@ -84,5 +102,6 @@ def test_links_between_notebooks_lead_somewhere():
     for nb in notebooks:
         prose = "\n".join(cell["source"] for cell in read(nb)["cells"] if cell["cell_type"] == "markdown")
         for link in re.findall(r"\]\(([^)\s]+\.ipynb)(?:#[^)]*)?\)", prose):
-            if not link.startswith("http") and not (nb.parent / link).exists(): broken.append(f"{nb.name}: {link}")
+            if not link.startswith("http") and not (nb.parent / link).exists():
+                broken.append(f"{nb.name}: {link}")
     assert broken == []

@@ -111,12 +111,10 @@ class Trainer:
         settings: dict | None = None,    # whatever else the result depends on; compared when a run is resumed
         device: str = "auto",            # as in `primenb.core.choose_device`
     ):
-        store_attr("objective,schedule,mixed_precision,accumulation,clip_norm,ema,save_every,monitor")
-        store_attr("trackers,seed,settings,device")
-        self.folder = Path(folder)
+        store_attr(but="model,optimizer,folder")
+        self.folder, self._sums = Path(folder), {}
         self.step = self.total = self.epoch = self.batch = self.batches = self.seconds = self._count = 0
         self.rows, self._pending = [], []
-        self._sums, self._stop = {}, False
         self._prepare(model, optimizer)
 
 # %% ../../nbs/learn/00_engine.ipynb #8834242c

@@ -51,6 +51,7 @@ def run_jobs(
             function(*arguments)
             bar.update()
 
+# %% ../../nbs/learn/02_jobs.ipynb #0b0b90d0
 def _in_processes(todo, workers, label, bar):
     "Does jobs in processes of their own, which end with this one."
     with _one_thread(), ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:

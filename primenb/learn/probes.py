@@ -85,6 +85,7 @@ def _standardised(train, test):
     size = max(float(np.sqrt(((train - mean) ** 2).mean())), 1e-12)
     return (train - mean) / size, (test - mean) / size
 
+# %% ../../nbs/learn/04_probes.ipynb #1a9d85c2
 def linear_probe(
     train_x,  # (n,d) unit embeddings of the training samples
     train_y,  # (n,) their classes, whole numbers
@@ -160,8 +161,7 @@ class AttentiveProbe(nn.Module):
     ):
         super().__init__()
         d, flat = tokens.shape[-1], tokens.flatten(0, 1)
-        self.register_buffer("mean", flat.mean(0))
-        self.register_buffer("spread", flat.std(0) + 1e-6)
+        for name, v in dict(mean=flat.mean(0), spread=flat.std(0) + 1e-6).items(): self.register_buffer(name, v)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.query = nn.Linear(d, heads, bias=False)
@@ -174,8 +174,8 @@ class AttentiveProbe(nn.Module):
         return self.query((tokens - self.mean) / self.spread).softmax(1)
     def forward(self, tokens):
         "Logits, (n,classes)."
-        means = self.weights(tokens).transpose(1, 2) @ ((tokens - self.mean) / self.spread)
-        return self.classify(means.flatten(1))
+        x = (tokens - self.mean) / self.spread
+        return self.classify((self.weights(tokens).transpose(1, 2) @ x).flatten(1))
 
 # %% ../../nbs/learn/04_probes.ipynb #c4359660
 def fit_attentive_probe(
@@ -218,6 +218,7 @@ def mean_answers(
     with torch.no_grad(): answers = torch.cat([probe(some) for some in x.flatten(0, 1).split(512)])
     return answers.unflatten(0, x.shape[:2]).mean(1)
 
+# %% ../../nbs/learn/04_probes.ipynb #0137dfb5
 def attentive_probe(
     train_x: torch.Tensor, train_y: np.ndarray,  # as in `mean_token_probe`; each view is one more sample
     test_x: torch.Tensor, test_y: np.ndarray,    # of several views, answers are averaged

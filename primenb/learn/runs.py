@@ -177,6 +177,19 @@ def _curve(history):
     "The columns that do not depend on the machine."
     return history.drop(columns=["lr", "seconds", "samples_per_second"]).to_dict("list")
 
+# %% ../../nbs/learn/01_runs.ipynb #2b12dc12
+def _kept(trainer, result, form, finish):
+    "Stores what is needed to read the model again, and the result, which is written last."
+    main = trainer.accelerator.is_main_process
+    for which in ("last", "best") if trainer.monitor else ("last",):
+        if which == "best": trainer.load("best")  # the last weights are in the model already
+        if finish: result[which] = finish(trainer, which)
+        if main: form.describe(unwrap_model(trainer), trainer.folder / which)
+    result = rounded(result)
+    if main:
+        with atomic(trainer.folder / "run.json") as f: f.write_text(json.dumps(result) + "\n")
+    return result
+
 # %% ../../nbs/learn/01_runs.ipynb #71d2bca6
 def conduct(
     run: Run,
@@ -201,15 +214,7 @@ def conduct(
     trainer = _trainer(run, out, made, objective, key, monitor, ema, adamw or {}, save_every)
     history = trainer.fit(made.loader, made.epochs or run.epochs, evaluate)
     result = dict(run=key, seconds=float(history.seconds.sum()), curve=_curve(history), format=name_of(form.read))
-    main = trainer.accelerator.is_main_process
-    for which in ("last", "best") if monitor else ("last",):
-        if which == "best": trainer.load("best")  # the last weights are in the model
-        if finish: result[which] = finish(trainer, which)
-        if main: form.describe(unwrap_model(trainer), out / which)
-    result = rounded(result)
-    if main:
-        with atomic(out / "run.json") as f: f.write_text(json.dumps(result) + "\n")
-    return result
+    return _kept(trainer, result, form, finish)
 
 # %% ../../nbs/learn/01_runs.ipynb #dffa9bf3
 def load(

@@ -47,6 +47,7 @@ def _pairs(a, b):
         raise PrimenbError("paired_gain", "a result is NaN or infinite", "find out which run failed")
     return a, b
 
+# %% ../../nbs/learn/03_stats.ipynb #e940eaf4
 def paired_gain(
     a,  # (n,) results of a method, one for each seed
     b,  # (n,) results of the other with the same seeds
