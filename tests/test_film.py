@@ -352,7 +352,8 @@ def test_an_export_that_fails_is_named_and_the_others_are_written(tmp_path, monk
 
 
 def test_a_shot_that_fails_does_not_take_the_others_down(tmp_path, monkeypatch):
-    film = encode(tmp_path / "film.mp4", [*shot_of_size(320, 180, 24), *[np.full((180, 320, 3), 90, np.uint8)] * 24], 24)
+    grey = [np.full((180, 320, 3), 90, np.uint8)] * 24
+    film = encode(tmp_path / "film.mp4", [*shot_of_size(320, 180, 24), *grey], 24)
     track, calls = film_module.track_camera, []
     def fails(frames, **how):
         calls.append(len(frames))
