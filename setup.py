@@ -18,6 +18,7 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     packages=find_packages(include=["primenb", "primenb.*"]),
+    package_data={"primenb.film": ["templates/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

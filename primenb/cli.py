@@ -10,48 +10,79 @@ import argparse, signal, sys, warnings
 from importlib.metadata import version
 
 from .core import PrimenbError
-from .film.analyse import PARTS, analyse
+from .film.analyse import PAGE_PARTS, analyse
 
 # %% ../nbs/90_cli.ipynb #fdb7d197
-def _parser():
-    parser = argparse.ArgumentParser(prog="primenb", description="Understand films: shots, scenes, key-frames, motion, and a report to look at.")
-    parser.add_argument("--version", action="version", version=version("primenb"))
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    a = commands.add_parser("analyse", help="analyse one film into a folder with report.html", description="Analyse one film into a folder with report.html. Stopped, it continues when started again.")
+def _add_analyse(commands):
+    "The options of `primenb analyse`."
+    a = commands.add_parser(
+        "analyse", help="analyse one film into a folder with report.html",
+        description="Analyse one film into a folder with report.html. Stopped, it continues when started again.")
+    a.set_defaults(run=_analyse)
+    names = ", ".join(p.name + (" (only when named)" if p.extra else "") for p in PAGE_PARTS)
     a.add_argument("film", metavar="FILM", help="the film's file")
     a.add_argument("-o", "--out", metavar="OUT", required=True, help="the folder to write")
-    a.add_argument("--parts", metavar="A,B", help=f"only these parts and what they need: {', '.join(p.name + (' (only when named)' if p.extra else '') for p in PARTS)}")
-    a.add_argument("--depth", metavar="PATH", help="for cameras: a folder of depth maps numbered as the frames, or a depth network (folder or hub name)")
-    a.add_argument("--scenes-per-hour", metavar="N", type=float, help="how many scenes an hour of film; as many as there seem to be if not given")
-    a.add_argument("--detector", default="adaptive", help="how shots are found: adaptive, content, hash, histogram or threshold")
-    a.add_argument("--skip-damaged", action="store_true", help="leave out frames that cannot be decoded, instead of stopping")
+    a.add_argument("--parts", metavar="A,B", help=f"only these parts and what they need: {names}")
+    a.add_argument("--depth", metavar="PATH", help="for cameras: a folder of depth maps numbered as the frames, "
+                                                   "or a depth network (folder or hub name)")
+    a.add_argument("--scenes-per-hour", metavar="N", type=float,
+                   help="how many scenes an hour of film; as many as there seem to be if not given")
+    a.add_argument("--detector", default="adaptive",
+                   help="how shots are found: adaptive, content, hash, histogram or threshold")
+    a.add_argument("--skip-damaged", action="store_true",
+                   help="leave out frames that cannot be decoded, instead of stopping")
     a.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a report")
+
+# %% ../nbs/90_cli.ipynb #60b85e2e
+def _analyse(args):
+    "Runs `primenb analyse` and prints the path of the page."
+    report = analyse(
+        args.film, args.out,
+        parts=[name.strip() for name in args.parts.split(",")] if args.parts else None,
+        detector=args.detector,
+        damaged="skip" if args.skip_damaged else "raise",
+        depth=args.depth,
+        scenes_per_hour=args.scenes_per_hour,
+        overwrite=args.overwrite,
+        log=lambda line: print(line, file=sys.stderr),
+    )
+    print(report.out / "report.html")
+
+# %% ../nbs/90_cli.ipynb #ee1b2d5f
+_commands = [_add_analyse]
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="primenb", description="Understand films: shots, scenes, key-frames, motion, and a report to look at.")
+    parser.add_argument("--version", action="version", version=version("primenb"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in _commands: add(commands)
     return parser
 
-# %% ../nbs/90_cli.ipynb #5f9aeea8
+def _fail(message, code):
+    print(f"primenb: {message}", file=sys.stderr)
+    return code
+
 def _stop(number, frame): raise SystemExit(128 + number)
 
+# %% ../nbs/90_cli.ipynb #5f9aeea8
 def main(
     argv: list[str] | None = None,  # the arguments; None for those of the process
 ) -> int:  # the exit code
     "The command `primenb`."
     args = _parser().parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)
-    how = dict(detector=args.detector, damaged="skip" if args.skip_damaged else "raise", overwrite=args.overwrite, depth=args.depth, scenes_per_hour=args.scenes_per_hour)
+    again = "the same command without --overwrite" if getattr(args, "overwrite", False) else "the same command"
     try:
-        with warnings.catch_warnings(record=True) as warned:
-            report = analyse(args.film, args.out, parts=[name.strip() for name in args.parts.split(",")] if args.parts else None, tell=lambda line: print(line, file=sys.stderr), **how)
-        if warned: _fail(str(warned[0].message), 0)
+        with warnings.catch_warnings(record=True) as caught: args.run(args)
+        if caught: _fail(str(caught[0].message), 0)
     except PrimenbError as e: return _fail(str(e), 1)
-    except OSError as e: return _fail(f"{e.filename or args.out}: {e.strerror}; see that it can be written and that the disk is not full", 1)
+    except OSError as e:
+        remedy = "see that it can be written and that the disk is not full"
+        return _fail(f"{e.filename or args.out}: {e.strerror}; {remedy}", 1)
     except (KeyboardInterrupt, SystemExit) as e:
-        return _fail(f"stopped; the same command{' without --overwrite' if args.overwrite else ''} continues", getattr(e, "code", 130))
-    print(report.out / "report.html")
+        return _fail(f"stopped; {again} continues", getattr(e, "code", 130))
     return 0
-
-def _fail(message, code):
-    print(f"primenb: {message}", file=sys.stderr)
-    return code
 
 # %% ../nbs/90_cli.ipynb #d5bc4188
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -49,14 +49,13 @@ def imports(nb):
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    "Files of either folder that the other lacks or holds otherwise."
+    "Files of either folder that the other lacks or holds otherwise; templates are written by hand, not exported."
+
+    def made(f):
+        return f.is_file() and not re.search("__pycache__|ipynb_checkpoints|film/templates/", f.as_posix())
 
     def files(top):
-        return {
-            f.relative_to(top)
-            for f in top.rglob("*")
-            if f.is_file() and not re.search("__pycache__|ipynb_checkpoints", str(f))
-        }
+        return {f.relative_to(top) for f in top.rglob("*") if made(f)}
 
     return sorted(
         str(f)
