@@ -80,7 +80,7 @@ def test_the_covariance_may_be_wrong_by_a_factor():
     gt = walked(40)
     cameras, C = jittered(gt, 1e-3, 5e-3)
     after, _, learnt = smooth(cameras, C / 4)
-    assert bent(after) < 0.15 * bent(cameras) and 1.3 < learnt["noise"] < 3
+    assert bent(after) < 0.15 * bent(cameras) and 1.3 < learnt["noise_factor"] < 3
 
 
 def test_the_path_neither_grows_nor_shrinks():

@@ -6,6 +6,7 @@
 __all__ = ['SCALE_SIGMA', 'ZOOM_SIGMA', 'SHIFT_SIGMA', 'Reconstruction', 'Adjustment', 'inlier_sigma']
 
 # %% ../../nbs/sfm/03_adjust.ipynb #e164e3d3
+from collections import namedtuple
 from copy import copy
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -188,6 +189,8 @@ def _by_motion(D, X):
     return np.concatenate([np.stack(turns, 2), D], 2)
 
 # %% ../../nbs/sfm/03_adjust.ipynb #5e03c0c4
+_Linear = namedtuple("_Linear", "r C G J")  # (O,3), (O,3,width), (O,3,extra), (O,3,3)
+
 @patch
 def _derivatives(self: Adjustment, scene):
     "Weighted residuals and their derivatives by the unknowns of the frame, of the shot, and by the point."
@@ -201,8 +204,7 @@ def _derivatives(self: Adjustment, scene):
     if self.focal == "each": C[:, :, -1] = by_focal
     if self.focal == "one": G[:, :, 0] = by_focal
     if self.shift: G[:, 2, -1] = root[:, 2] / total
-    # (O,3), (O,3,width), (O,3,extra), (O,3,3)
-    return r * root, C, G, D @ scene.cam_from_world[self.tracks.frame, :3, :3]
+    return _Linear(r * root, C, G, D @ scene.cam_from_world[self.tracks.frame, :3, :3])
 
 # %% ../../nbs/sfm/03_adjust.ipynb #d351b6fd
 @patch
@@ -254,25 +256,26 @@ def _frames_block(self: Adjustment, scene, r, C, G):
     return U, g
 
 # %% ../../nbs/sfm/03_adjust.ipynb #78207ef5
-@patch
-def _reduced(self: Adjustment, scene, damping=0.):
-    "The reduced equations S x = b of the free unknowns without points: S, b, and what back-substitution needs."
-    r, C, G, J = self._derivatives(scene)
-    L, e = self._points_block(r, J, damping)
-    Y = self._coupling(C, G, J, L)
-    U, g = self._frames_block(scene, r, C, G)
-    U[range(len(U)), range(len(U))] *= 1 + damping
-    free = Y[self.free]
-    return U[np.ix_(self.free, self.free)] - free @ free.T, free @ e - g[self.free], (L, Y, e)
+_Reduced = namedtuple("_Reduced", "S b L Y e")  # the equations S x = b, and what back-substitution needs
 
 @patch
-def _moved(self: Adjustment, scene, step, back):
+def _reduced(self: Adjustment, scene, damping=0.):
+    "The reduced equations of the free unknowns, without points."
+    linear = self._derivatives(scene)
+    L, e = self._points_block(linear.r, linear.J, damping)
+    Y = self._coupling(linear.C, linear.G, linear.J, L)
+    U, g = self._frames_block(scene, linear.r, linear.C, linear.G)
+    U[range(len(U)), range(len(U))] *= 1 + damping
+    free = Y[self.free]
+    return _Reduced(U[np.ix_(self.free, self.free)] - free @ free.T, free @ e - g[self.free], L, Y, e)
+
+@patch
+def _moved(self: Adjustment, scene, step, reduced):
     "The scene after a step of the free unknowns; the points follow by back-substitution."
-    L, Y, e = back
     change = np.zeros(len(self.free))
     change[self.free] = step
-    points = scene.points - (L.transpose(0, 2, 1) @ (e + Y.T @ change).reshape(-1, 3, 1))[..., 0]
-    return self._changed(scene, change, points)
+    moves = reduced.L.transpose(0, 2, 1) @ (reduced.e + reduced.Y.T @ change).reshape(-1, 3, 1)
+    return self._changed(scene, change, scene.points - moves[..., 0])
 
 # %% ../../nbs/sfm/03_adjust.ipynb #408566a6
 @patch
@@ -284,8 +287,9 @@ def solve(self: Adjustment,
     "The local minimum of the cost near this scene (Levenberg-Marquardt)."
     damping, cost = 1e-4, self.cost(scene)
     for _ in range(steps):
-        S, b, back = self._reduced(scene, damping)
-        try: new = self._moved(scene, cho_solve(cho_factor(S + 1e-9 * np.eye(len(S))), b), back)
+        reduced = self._reduced(scene, damping)
+        S, b = reduced.S, reduced.b
+        try: new = self._moved(scene, cho_solve(cho_factor(S + 1e-9 * np.eye(len(S))), b), reduced)
         except np.linalg.LinAlgError: new = None
         now = np.inf if new is None else self.cost(new)
         if now < cost:
@@ -360,9 +364,9 @@ def refine_points(self: Adjustment,
 ) -> Reconstruction:
     "Refines each point on its own, with the cameras fixed."
     for _ in range(steps):
-        r, _, _, J = self._derivatives(scene)
-        Jt = J.transpose(0, 2, 1)
-        V, v = self._by_track(Jt @ J), self._by_track(Jt @ r[:, :, None])
+        linear = self._derivatives(scene)
+        Jt = linear.J.transpose(0, 2, 1)
+        V, v = self._by_track(Jt @ linear.J), self._by_track(Jt @ linear.r[:, :, None])
         V += (1e-3 * np.einsum("pii->p", V) + 1e-12)[:, None, None] * np.eye(3)
         scene = replace(scene, points=scene.points - np.linalg.solve(V, v)[..., 0])
     return scene
@@ -371,7 +375,7 @@ def refine_points(self: Adjustment,
 @patch
 def _camera_steps(self: Adjustment, scene):
     "(T,6,6) information matrix of each camera, and (T,6) its Gauss-Newton step; zero where it is not determined."
-    r, C, _, _ = self._derivatives(scene)
+    r, C = self._derivatives(scene)[:2]
     C, T = C[:, :, :6], self.tracks.frames
     information, step = np.zeros((T, 6, 6)), np.zeros((T, 6))
     Ct = C.transpose(0, 2, 1)

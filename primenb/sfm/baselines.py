@@ -119,7 +119,8 @@ def _write_matches(db, tracks, which, min_matches):
         db.write_image(image, use_image_id=True)
         db.write_keypoints(i + 1, tracks.xy[row].astype(np.float32).reshape(-1, 2))
     for i, j in frame_pairs(tracks.frames):
-        _, a, b = np.intersect1d(tracks.track[rows[i]], tracks.track[rows[j]], assume_unique=True, return_indices=True)
+        here, there = tracks.track[rows[i]], tracks.track[rows[j]]
+        a, b = np.intersect1d(here, there, assume_unique=True, return_indices=True)[1:]
         if len(a) >= min_matches: db.write_matches(i + 1, j + 1, np.stack([a, b], 1).astype(np.uint32))
 
 # %% ../../nbs/sfm/08_baselines.ipynb #aaa5bee3

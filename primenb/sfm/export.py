@@ -7,6 +7,7 @@ __all__ = ['SENSOR_WIDTH', 'track_from_cameras', 'upright_rotation', 'srgb_to_li
 
 # %% ../../nbs/sfm/09_export.ipynb #472ba0dc
 import json, os
+from collections import namedtuple
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,11 +25,18 @@ from .geometry import CameraTrack, Tracks, inverse, unproject, project
 # %% ../../nbs/sfm/09_export.ipynb #6706f4ab
 def _visible(xy, z, depth, size):
     "(T,n) whether each frame sees a point: inside the image, and at the depth of the map to within 3 %."
-    (T, h, w), (W, H) = depth.shape, size
+    (h, w), (W, H) = depth.shape[1:], size
     inside = (z > 0) & (xy >= 0).all(-1) & (xy < size).all(-1)
     column, row = (np.where(inside, xy[..., i] * n / side, 0).astype(int) for i, n, side in ((0, w, W), (1, h, H)))
-    shown = depth[np.arange(T)[:, None], row, column]
+    shown = depth[np.arange(len(depth))[:, None], row, column]
     return inside & (np.abs(z / np.where(shown > 0, shown, np.nan) - 1) < 0.03)
+
+def _some_pixels(depth, most, seed):
+    "Frames, rows and columns (n,) of a random choice of the pixels that have a depth."
+    usable = np.flatnonzero(np.isfinite(depth) & (depth > 0))
+    if not len(usable): raise PrimenbError("depth", "no pixel of it is finite", "give depth maps")
+    picked = np.random.default_rng(seed).permutation(usable)[:most]
+    return np.unravel_index(picked, depth.shape)
 
 # %% ../../nbs/sfm/09_export.ipynb #e82af89f
 def track_from_cameras(
@@ -41,11 +49,10 @@ def track_from_cameras(
     seed: int = 0,               # of the sampling
 ) -> CameraTrack:
     "A track of known cameras, with points sampled from depth maps; raises `PrimenbError` if there is no depth."
-    (T, h, w), (H, W) = depth.shape, frames.shape[1:3]
-    usable = np.flatnonzero(np.isfinite(depth) & (depth > 0))
-    if not len(usable): raise PrimenbError("depth", "no pixel of it is finite", "give depth maps")
-    picked = np.random.default_rng(seed).permutation(usable)[:points]
-    t, y, x = np.unravel_index(picked, depth.shape)
+    (h, w), (H, W) = depth.shape[1:], frames.shape[1:3]
+    T = len(depth)
+    t, *place = _some_pixels(depth, points, seed)
+    y, x = place
     xy = np.stack([(x + 0.5) * W / w, (y + 0.5) * H / h], -1)
     X = unproject(xy, depth[t, y, x].astype(float), cam_from_world[t], K[t])
     colours = frames[t, xy[:, 1].astype(int), xy[:, 0].astype(int)]
@@ -131,12 +138,14 @@ def _for_films(track, where, up):
 
 # %% ../../nbs/sfm/09_export.ipynb #801daf20
 SENSOR_WIDTH = 36.0  # mm, the sensor's width in every tool
+_Lens = namedtuple("_Lens", "mm tall right above")
 
 def _lens(track, frames):
     "(n,) each: focal length, height, shift to the right and shift upwards of a sensor `SENSOR_WIDTH` wide; all in mm."
     (W, H), K = track.size, track.K[frames]
     mm = SENSOR_WIDTH * K[:, 0, 0] / W
-    return mm, mm * H / K[:, 1, 1], SENSOR_WIDTH * (0.5 - K[:, 0, 2] / W), mm / K[:, 1, 1] * (K[:, 1, 2] - H / 2)
+    right, above = SENSOR_WIDTH * (0.5 - K[:, 0, 2] / W), mm / K[:, 1, 1] * (K[:, 1, 2] - H / 2)
+    return _Lens(mm, mm * H / K[:, 1, 1], right, above)
 
 # %% ../../nbs/sfm/09_export.ipynb #5c225acf
 def srgb_to_linear(
@@ -158,12 +167,12 @@ def _usd_camera(stage, track, frames, placed, codes):
     camera = UsdGeom.Camera.Define(stage, "/track/camera")
     transform = camera.AddTransformOp()
     for M, code in zip(placed, codes): transform.Set(Gf.Matrix4d(M.T.tolist()), code)  # USD multiplies rows
-    mm, tall, right, above = _lens(track, frames)
-    _animate(camera.CreateFocalLengthAttr(), mm, codes)
+    lens = _lens(track, frames)
+    _animate(camera.CreateFocalLengthAttr(), lens.mm, codes)
     _animate(camera.CreateHorizontalApertureAttr(), np.full(len(frames), SENSOR_WIDTH), codes)
-    _animate(camera.CreateVerticalApertureAttr(), tall, codes)
-    _animate(camera.CreateHorizontalApertureOffsetAttr(), right, codes)
-    _animate(camera.CreateVerticalApertureOffsetAttr(), above, codes)
+    _animate(camera.CreateVerticalApertureAttr(), lens.tall, codes)
+    _animate(camera.CreateHorizontalApertureOffsetAttr(), lens.right, codes)
+    _animate(camera.CreateVerticalApertureOffsetAttr(), lens.above, codes)
 
 def _usd_points(stage, points, colours, size):
     "Adds the points, drawn as dots of a size."
@@ -199,7 +208,9 @@ def to_usd(self: CameraTrack,
     path = Path(path)
     if path.suffix not in (".usd", ".usda", ".usdc"):
         raise PrimenbError(path, "USD does not know this ending", "use .usda, .usdc or .usd")
-    (frames, placed, points, colours), stage = _for_films(self, path, up), Usd.Stage.CreateInMemory()
+    films = _for_films(self, path, up)
+    (frames, placed), stage = films[:2], Usd.Stage.CreateInMemory()
+    points, colours = films[2:]
     UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.z)
     UsdGeom.SetStageMetersPerUnit(stage, metres)
     _usd_times(stage, self.rate, first, first + len(self.K) - 1)
@@ -231,7 +242,7 @@ def to_nuke(self: CameraTrack,
 ) -> Path:
     "Writes a Nuke `.chan` file, rotation order ZXY, y up; raises `PrimenbError` for a lens it cannot describe."
     path = Path(path)
-    frames, placed, _, _ = _for_films(self, path, up)
+    frames, placed = _for_films(self, path, up)[:2]
     if not _is_plain(self, frames):
         raise PrimenbError(
             path,
@@ -239,11 +250,10 @@ def to_nuke(self: CameraTrack,
             "use `to_usd`, which Nuke reads too",
         )
     placed = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1.]]) @ placed
-    z, x, y = np.unwrap(Rotation.from_matrix(placed[:, :3, :3]).as_euler("zxy", degrees=True), period=360, axis=0).T
+    zxy = np.unwrap(Rotation.from_matrix(placed[:, :3, :3]).as_euler("zxy", degrees=True), period=360, axis=0)
     view = np.degrees(2 * np.arctan(self.size[1] / 2 / self.K[frames, 1, 1]))
-    lines = [
-        " ".join(f"{value:.10g}" for value in row) for row in np.c_[frames + first, placed[:, :3, 3], x, y, z, view]
-    ]
+    rows = np.c_[frames + first, placed[:, :3, 3], zxy[:, [1, 2, 0]], view]
+    lines = [" ".join(f"{value:.10g}" for value in row) for row in rows]
     with atomic(path) as temporary: temporary.write_text("\n".join(lines) + "\n")
     return path
 
@@ -302,14 +312,16 @@ def to_blender(self: CameraTrack,
 ) -> Path:
     "Writes a Python script for Blender with camera and points; raises `PrimenbError` if no frame has a camera."
     path = Path(path)
-    frames, placed, points, colours = _for_films(self, path, up)
-    mm, tall, right, above = _lens(self, frames)
+    films = _for_films(self, path, up)
+    frames, placed = films[:2]
+    points, colours = films[2:]
+    lens = _lens(self, frames)
     oblong = float(np.median(self.K[frames, 0, 0] / self.K[frames, 1, 1]))  # height of a pixel over its width
     values = dict(size=self.size, rate=float(self.rate), first=first, last=first + len(self.K) - 1, wide=SENSOR_WIDTH)
     values |= dict(aspect=(max(1, 1 / oblong), max(1, oblong)), reach=_reach(placed, points))
     values |= dict(frames=(frames + first).tolist(), places=placed[:, :3, 3].round(9).tolist())
-    values |= dict(turns=_turns(placed[:, :3, :3]).round(12).tolist(), lenses=mm.round(9).tolist())
-    values |= dict(shifts=(np.c_[right, above] / SENSOR_WIDTH).round(12).tolist(), points=points.round(7).tolist())
+    values |= dict(turns=_turns(placed[:, :3, :3]).round(12).tolist(), lenses=lens.mm.round(9).tolist())
+    values |= dict(shifts=(np.stack(lens[2:], 1) / SENSOR_WIDTH).round(12).tolist(), points=points.round(7).tolist())
     values |= dict(colours=srgb_to_linear(colours).round(4).tolist(), video=video and str(Path(video).resolve()))
     assignments = "".join(f"{name} = {value!r}\n" for name, value in values.items())
     text = '"A tracked camera and its points: run with blender --python, or in the text editor."\n' + assignments

@@ -164,8 +164,8 @@ def umeyama(
 ) -> tuple[float, np.ndarray, np.ndarray]:  # scale s, rotation R (3,3), shift t (3,)
     "The similarity s R a + t that best aligns `a` to `b` (Umeyama 1991); of scale 1 where `a` is a single place."
     ma, mb = a.mean(0), b.mean(0)
-    U, S, Vt = np.linalg.svd((b - mb).T @ (a - ma) / len(a))
-    sign = np.diag([1, 1, np.sign(np.linalg.det(U) * np.linalg.det(Vt)) or 1])
-    R, spread = U @ sign @ Vt, ((a - ma) ** 2).sum() / len(a)
-    s = float((S * np.diag(sign)).sum() / spread) if spread > 1e-18 else 1.
+    svd = np.linalg.svd((b - mb).T @ (a - ma) / len(a))
+    sign = np.diag([1, 1, np.sign(np.linalg.det(svd.U) * np.linalg.det(svd.Vh)) or 1])
+    R, spread = svd.U @ sign @ svd.Vh, ((a - ma) ** 2).sum() / len(a)
+    s = float((svd.S * np.diag(sign)).sum() / spread) if spread > 1e-18 else 1.
     return s, R, mb - s * R @ ma

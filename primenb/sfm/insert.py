@@ -36,10 +36,11 @@ MIN_GROUND_POINTS = 30  # inliers that a ground plane needs
 def _plane(points, eye, up):
     "The ground among points (n,3) seen from `eye`, or None."
     slack = 0.02 * np.linalg.norm(points - eye, axis=1)
-    a, b, c = points[
+    corners = points[
         np.random.default_rng(0).integers(len(points), size=(3, 800))
     ] if len(points) else np.zeros((3, 0, 3))
-    normal = np.cross(b - a, c - a)
+    a = corners[0]
+    normal = np.cross(corners[1] - a, corners[2] - a)
     normal *= (np.sign(normal @ up) / np.maximum(np.linalg.norm(normal, axis=1), 1e-12))[:, None]
     level = (normal * a).sum(1)
     above = points @ normal.T - level
@@ -169,9 +170,10 @@ def _penalty(track, spot, frames, scene, maps, mask, wide=0.35):
     covered = np.zeros(len(frames), bool)
     if maps is not None: covered |= _shown(maps, frames, foot, size) < 0.85 * z
     if mask is not None: covered |= _shown(mask, frames, foot, size) > 0
-    x, y, z = ((scene - spot.position) @ M[:3, :3] / spot.height**2).T
-    within = ((np.hypot(x, y) < 0.6) & (z > 0.2) & (z < 1.2)).sum()
-    carries = ((np.hypot(x, y) < 0.6) & (np.abs(z) < 0.15)).sum()
+    near = (scene - spot.position) @ M[:3, :3] / spot.height**2
+    aside, above = np.hypot(near[:, 0], near[:, 1]), near[:, 2]
+    within = ((aside < 0.6) & (above > 0.2) & (above < 1.2)).sum()
+    carries = ((aside < 0.6) & (np.abs(above) < 0.15)).sum()
     return 4 * leaves + 2 * covered.mean() + 3 * within / (within + 1.5) + 3 / (1 + carries)
 
 # %% ../../nbs/sfm/10_insert.ipynb #5feb9db4
@@ -604,12 +606,11 @@ def _part(self: Prop, t, kept):
 @patch
 def _object(self: Prop, t, corner, size):
     "The object's light (h,w,3), cover (h,w) and depth (h,w) in a part of the image, as soft as the footage."
-    colour, cover, z = self.shade(t)
-    z = np.where(cover > 0, z, np.min(z[cover > 0], initial=1e9))
-    if self.lighting.blur > 0.1:
-        colour, cover = (cv2.GaussianBlur(a, (0, 0), self.lighting.blur) for a in (colour, cover))
+    *light, z = self.shade(t)
+    z = np.where(light[1] > 0, z, np.min(z[light[1] > 0], initial=1e9))
+    if self.lighting.blur > 0.1: light = [cv2.GaussianBlur(a, (0, 0), self.lighting.blur) for a in light]
     (x, y), outs = self.corner[t] - corner, []
-    for a, empty in ((colour, 0), (cover, 0), (z, 1e9)):
+    for a, empty in zip((*light, z), (0, 0, 1e9)):
         outs.append(np.full((size[1], size[0], *a.shape[2:]), empty, float))
         outs[-1][y : y + self.crop[1], x : x + self.crop[0]] = a
     return outs
@@ -630,7 +631,8 @@ def into(self: Prop,
     hidden = self._cover(t, corner, size, frame, depth, mask)
     floor, part = self._floor(t, corner, size), np.s_[y : y + h, x : x + w]
     dim = (1 - kept[part]) * np.where(floor > 0, 1 - hidden(floor), 0)[..., None]
-    colour, cover, z = self._object(t, corner, size)
+    *light, z = self._object(t, corner, size)
+    colour, cover = light
     open_ = 1 - hidden(z)
     seen = (cover * open_)[..., None]
     out = linear_to_srgb(srgb_to_linear(frame[part]) * (1 - dim) * (1 - seen) + colour * open_[..., None])

@@ -158,7 +158,8 @@ def prepare(
     ) if K is None else check_intrinsics(K, tracks.size, tracks.frames)
     disparity, unit = disparity_of(depth, tracks)
     keys = select_key_frames(tracks)
-    some, rows, names = restrict_frames(tracks, keys)
+    *part, names = restrict_frames(tracks, keys)
+    some, rows = part
     prior = dict(metric=depth is not None and depth.metric, sigma_track=0.1 if depth is not None else 0.7)
     problem = Adjustment(some, K[keys], disparity[rows], focal=focal, shift=shift, **prior)
     problem, old = problem.subset(thin_tracks(some, MAX_PER_FRAME))
@@ -197,8 +198,9 @@ def _attempt(problem, a, use_depth):
     placed, posed = np.isfinite(scene.points[:, 0]), np.isfinite(scene.cam_from_world[:, 0, 0])
     if posed.sum() < 2 or placed.sum() < MIN_POINTS: return None
     part, old = problem.subset(placed[problem.tracks.track] & posed[problem.tracks.frame])
-    try: part, known, names = reject_outliers(part, _whole(scene, scene.points[old]), 1)
+    try: *kept, names = reject_outliers(part, _whole(scene, scene.points[old]), 1)
     except PrimenbError: return None
+    part, known = kept
     known.cam_from_world[~posed] = np.nan
     return part, known, old[names]
 
@@ -322,7 +324,8 @@ def keep_inliers(
     rounds: int = 3,
 ) -> Shot:
     "The state without outlier tracks, as `reject_outliers`."
-    problem, scene, stayed = reject_outliers(shot.problem, shot.scene, rounds)
+    *kept, stayed = reject_outliers(shot.problem, shot.scene, rounds)
+    problem, scene = kept
     return replace(shot, problem=problem, scene=scene, names=shot.names[stayed])
 
 # %% ../../nbs/sfm/06_mapper.ipynb #698c60cd
@@ -474,7 +477,8 @@ def smooth_path(
     covariance: np.ndarray,  # (6T,6T) of its cameras
 ) -> tuple[Shot, np.ndarray]:  # and their covariance afterwards
     "The path without what the solver's own uncertainty explains of its jitter, as `primenb.sfm.path.smooth`."
-    cameras, covariance, learnt = smooth(shot.scene.cam_from_world, covariance)
+    *path, learnt = smooth(shot.scene.cam_from_world, covariance)
+    cameras, covariance = path
     if shot.problem.nodal: cameras = pose(cameras[:, :3, :3], np.zeros((len(cameras), 3)))
     return replace(shot, scene=replace(shot.scene, cam_from_world=cameras), facts=shot.facts | learnt), covariance
 

@@ -77,7 +77,8 @@ def smooth(
     covariance = _without_scale(cam_from_world, covariance)
     m, first = min(T, max_frames) - 2, (T - min(T, max_frames)) // 2
     some = slice(6 * first, 6 * (first + m))
-    turn, move, factor = fit_path_prior(accelerations[some], B[some] @ covariance @ B[some].T)
+    *variances, factor = fit_path_prior(accelerations[some], B[some] @ covariance @ B[some].T)
+    turn, move = variances
     C = factor * covariance
     own = np.tile(np.repeat([turn, move], 3), T - 2)
     gain = C @ B.T @ np.linalg.pinv(B @ C @ B.T + np.diag(own + 1e-18), hermitian=True)

@@ -71,7 +71,8 @@ def check_fit(
     tolerance: float = 0.02,  # by how much the ratio of the sides may differ, as a share
 ):
     "Raises `PrimenbError` unless there is a map for each frame, of the shape of the images at any resolution."
-    T, h, w = depths.maps.shape
+    T = len(depths.maps)
+    h, w = depths.maps.shape[1:]
     if T != frames:
         raise PrimenbError(
             depths.source,
@@ -316,7 +317,8 @@ def depth_network(
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise PrimenbError("frames", f"an array {frames.dtype} {frames.shape} is no shot", "give (T,H,W,3) uint8")
     about = dict(model=str(model), images=[zlib.crc32(f.tobytes()) for f in frames])
-    folder, done, stated = _resume(cache, about)
+    *kept, stated = _resume(cache, about)
+    folder, done = kept
     maps = {n: _read(path, "depth") for n, path in enumerate(done)}
     if len(done) < len(frames):
         net = _network(model, device)
@@ -500,7 +502,8 @@ def _of_tracks(values, tracks, known):
 def _correlation(residual, tracks, max_tracks=1000, cell=0.02):
     "Correlation of two tracks' errors by their distance in cells, (m,m) that distance, and tracks per sampled one."
     known = np.isfinite(residual)
-    (error, n), (x, _), (y, _) = (_of_tracks(v, tracks, known) for v in (residual, *tracks.xy.T))
+    error, n = _of_tracks(residual, tracks, known)
+    x, y = (_of_tracks(v, tracks, known)[0] for v in tracks.xy.T)
     some = np.flatnonzero(n)
     some = some[np.linspace(0, len(some) - 1, min(max_tracks, len(some))).astype(int)]
     error, xy = error[some] - np.median(error[some]), np.stack([x, y], -1)[some]
@@ -518,7 +521,8 @@ def design_effect(
 ) -> float:  # at least 1
     "Tracks per independent one: the number of tracks over their effective sample size."
     if np.isfinite(residual).sum() < 2: return 1.0
-    alike, apart, part = _correlation(residual, tracks)
+    *found, part = _correlation(residual, tracks)
+    alike, apart = found
     reach = int(np.argmax(np.append(alike, 0) <= 0))
     near = np.where(apart < reach, np.append(alike, 0)[apart], 0)
     return float(max(1, 1 + part * near.sum() / len(apart)))

@@ -175,7 +175,8 @@ def read_sequence(
 ) -> Sequence:
     "A real sequence with its reference."
     posed = list(posed_frames(folder))
-    images, K, poses = (np.stack([getattr(f, name) for f in posed]) for name in ("image", "K", "cam_from_world"))
+    images, K = (np.stack([getattr(f, name) for f in posed]) for name in ("image", "K"))
+    poses = np.stack([f.cam_from_world for f in posed])
     whole = Sequence(Path(folder).name, images, K, poses, posed)
     tracks = sift_tracks(images, max_features=max_features, neighbours=10)
     found = {m: solve_baseline(tracks, m, K)[0].cam_from_world for m in ("colmap", "glomap")}

@@ -47,7 +47,7 @@ def resect(
 def _common(tracks, a, b):
     "Rows of frame a and rows of frame b that belong to the same tracks."
     rows = [np.flatnonzero(tracks.frame == n) for n in (a, b)]
-    _, i, j = np.intersect1d(tracks.track[rows[0]], tracks.track[rows[1]], return_indices=True)
+    i, j = np.intersect1d(tracks.track[rows[0]], tracks.track[rows[1]], return_indices=True)[1:]
     return rows[0][i], rows[1][j]
 
 # %% ../../nbs/sfm/04_start.ipynb #fa280dac

@@ -57,8 +57,8 @@ _search = dict(winSize=(15, 15), maxLevel=3, criteria=(3, 30, 0.01))
 def _follow(a, b, p, max_error=0.5):
     "Where the points of image a are in image b, and whether tracking them back returns to the start."
     if not len(p): return p, np.zeros(0, bool)
-    q, found, _ = cv2.calcOpticalFlowPyrLK(a, b, p, None, **_search)
-    r, back, _ = cv2.calcOpticalFlowPyrLK(b, a, q, None, **_search)
+    q, found = cv2.calcOpticalFlowPyrLK(a, b, p, None, **_search)[:2]
+    r, back = cv2.calcOpticalFlowPyrLK(b, a, q, None, **_search)[:2]
     inside = ((q >= 0) & (q <= np.array(b.shape[::-1]) - 1)).all(1)
     return q, (found[:, 0] > 0) & (back[:, 0] > 0) & inside & (np.linalg.norm(r - p, axis=1) < max_error)
 
@@ -126,9 +126,9 @@ def klt_tracks(
     "Tracks of corners, followed from frame to frame and checked backwards (Lucas, Kanade, Tomasi)."
     mask = check_frames(frames, mask)
     rows = _follow_corners(frames, [None] * len(frames) if mask is None else mask, max_tracks, min_distance)
-    frame, track, xy = (np.concatenate(c) for c in zip(*rows))
+    columns = [np.concatenate(c) for c in zip(*rows)]  # frames, tracks and pixels
     size = frames.shape[2], frames.shape[1]
-    return _tracks(frame, track, xy, np.ones(len(frame), bool), len(frames), size, min_length)
+    return _tracks(*columns, np.ones(len(columns[0]), bool), len(frames), size, min_length)
 
 # %% ../../nbs/sfm/01_tracks.ipynb #fbac81f5
 @contextmanager
@@ -189,7 +189,7 @@ def join_matches(
     _, track = connected_components(coo_matrix((np.ones(len(a)), (a, b)), (first[-1], first[-1])), directed=False)
     frame = np.repeat(np.arange(len(points)), np.diff(first))
     place = track.astype(np.int64) * len(points) + frame
-    _, at, times = np.unique(place, return_inverse=True, return_counts=True)
+    at, times = np.unique(place, return_inverse=True, return_counts=True)[1:]
     return _tracks(frame, track, np.concatenate(points), times[at] == 1, len(points), size, min_length)
 
 # %% ../../nbs/sfm/01_tracks.ipynb #96fb0ed3
