@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHOT_HEADS', 'LABEL_FRACTIONS', 'RAW_FEATURES', 'FilmSource', 'FilmSet', 'film_set', 'with_embeddings',
-           'raw_features', 'evaluate_shot_run', 'scored_films', 'SceneSet', 'scene_set', 'evaluate_scene_run']
+           'raw_features', 'evaluate_shot_run', 'scored_films', 'SceneSet', 'scene_set', 'evaluate_scene_run',
+           'CorpusShotRun', 'train_corpus_shots', 'CorpusSceneRun', 'train_corpus_scenes']
 
 # %% ../../nbs/scenes/12_protocol.ipynb #ca8cb957
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -176,6 +177,10 @@ def scene_set(
     return SceneSet(scenes, np.repeat(third, [len(m) for m in made]), catalogue)
 
 # %% ../../nbs/scenes/12_protocol.ipynb #eabf647f
+def _alike(films, by):
+    "The similarity of films by several sources of equal weight."
+    return film_similarity(films, **dict.fromkeys(by, 1.0))
+
 def evaluate_scene_run(
     run: SceneRun | None,  # None for the mean features of the shots
     folder: str,       # of the corpus
@@ -193,10 +198,46 @@ def evaluate_scene_run(
     else:
         seen = [s for s, t in zip(scenes, test) if not t]
         known = {s.film for s in seen}
-        similarity = film_similarity([f for f in data.catalogue if f.key in known], **{name: 1.0 for name in by})
+        similarity = _alike([f for f in data.catalogue if f.key in known], by)
         train_scenes(run, seen, similarity, out)
         embeddings = embed_scenes(load(out), Scenes(scenes))
     table = evaluate_scenes(embeddings, labels_of(scenes), ~test, test, [s.film for s in scenes])
     result = rounded(dict(run=settings, scores=table.score.to_dict(), chance=table.chance.to_dict()))
     with atomic(path) as f: f.write_text(json.dumps(result) + "\n")
     return result
+
+# %% ../../nbs/scenes/12_protocol.ipynb #5f6c638b
+def _without_source(run, kind):
+    "The run as one of `kind`: the settings that say where films come from are left out."
+    return kind(**{f.name: getattr(run, f.name) for f in fields(kind)})
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusShotRun(ShotRun):
+    "One training of an encoder of shots, and the films that it sees."
+    folder: str = "data"    # as in `FilmSource`
+    features: str = ""      # the name of features; empty for key-frames of the corpus
+    frame_width: int = 48   # of key-frames, pixels
+    frame_height: int = 27  # of key-frames, pixels
+
+def train_corpus_shots(
+    run: CorpusShotRun,
+    out: str | Path,  # folder for its checkpoint, curve, model and result
+) -> dict:  # as from `train_shots`
+    "Trains an encoder on the shots of all films of a source; raises what `film_set` and `train_shots` raise."
+    source = FilmSource(run.folder, run.features, run.frame_width, run.frame_height)
+    return train_shots(_without_source(run, ShotRun), film_set(source).shots, out)
+
+# %% ../../nbs/scenes/12_protocol.ipynb #afb0719c
+@dataclass(frozen=True, kw_only=True)
+class CorpusSceneRun(SceneRun):
+    "One training of an encoder of scenes, the films that it sees, and what makes them similar."
+    folder: str = "data"  # of the corpus
+    similarity: tuple = ("genre", "synopsis", "cast", "co_watch")  # keys of `SIMILARITY_SOURCES`, of equal weight
+
+def train_corpus_scenes(
+    run: CorpusSceneRun,
+    out: str | Path,  # folder for its checkpoint, curve, model and result
+) -> dict:  # as from `train_scenes`
+    "Trains an encoder on the scenes of all films of a corpus; raises `PrimenbError` for an unknown similarity."
+    data = scene_set(run.folder)
+    return train_scenes(_without_source(run, SceneRun), data.scenes, _alike(data.catalogue, run.similarity), out)
