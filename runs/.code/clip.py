@@ -1,22 +1,23 @@
 # %% parameters
 data = "stills"  # the corpus' stills, or a folder of labelled shards, such as $PRIMENB_REAL/cifar10
 folder = "data"  # of the corpus
-noises = "0.0 0.4"  # shares of captions that are exchanged; for labelled shards also labels, such as human_worse
-worst = "0.4"  # the noise that all methods are compared at
-methods = "clip label_smoothing albef psd_self psd_ema psd_outdone oracle"  # compared at the worst noise
-few = "clip psd_outdone"  # the methods that are compared at every noise and size
-ours = "psd_outdone"  # methods held against clip; the first is drawn
-sizes = ""  # smaller numbers of training pictures, at the worst noise
-lengths = ""  # other numbers of epochs, at the worst noise
-seeds = "0 1 2"
-pictures = 2000  # training pictures; 0 for all
+noises = ["0.0", "0.4"]  # shares of exchanged captions; for labelled shards also labels, such as human_worse
+main_noise = "0.4"  # the noise at which all methods are compared
+methods = ["clip", "label_smoothing", "albef", "psd_self", "psd_ema", "psd_mismatch", "oracle"]  # at the main noise
+core_methods = ["clip", "psd_mismatch"]  # the methods that are compared at every noise, size and length
+under_test = ["psd_mismatch"]  # methods compared with clip; the first is drawn
+train_sizes = []  # smaller numbers of training images, at the main noise
+epoch_counts = []  # other numbers of epochs, at the main noise
+seeds = [0, 1, 2]
+num_images = 2000  # training images; 0 for all
 image_size = 32  # side, pixels
 epochs = 24
-batch = 128  # pairs of a step
-rate = 0.002  # highest learning rate
-crop = 0.9  # smallest part of a picture that training sees
+batch_size = 128  # pairs of a step
+lr = 0.002  # highest learning rate
+warmup = 0.055  # share of all steps over which the learning rate rises
+min_crop = 0.9  # smallest random crop in training, share of the area
 workers = 2  # processes
-models = ""  # folder that keeps the trained models; empty to keep them only until all is done, so that an interrupted experiment goes on
+models = ""  # folder that keeps the trained models; empty to keep them only until all is done
 date = ""  # the day, for results that are kept outside the pipeline; in the pipeline it would make every run differ
 metrics = "runs/clip/metrics.json"  # where the metrics go
 out = "runs/clip"  # where all else goes
@@ -24,147 +25,241 @@ out = "runs/clip"  # where all else goes
 # %%
 import os, shutil, time
 from dataclasses import replace
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has one core
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 
-from primenb.clip.evaluate import class_probabilities, class_vectors, compare_families, draw_prediction, draw_robustness, paired_gain
+from primenb.clip.evaluate import class_embeddings, class_probabilities, compare_robustness
+from primenb.clip.evaluate import draw_prediction, draw_robustness
 from primenb.clip.model import to_rgb
-from primenb.clip.train import Run, load_task, load_trained, train
-from primenb.cluster import run_jobs
+from primenb.clip.protocol import load_clip_data, run_clip
+from primenb.clip.train import ClipRun
 from primenb.core import root, save_metrics, seed_all
+from primenb.learn.jobs import run_jobs
+from primenb.learn.runs import load
+from primenb.learn.stats import paired_gain
 from primenb.viz import style
 
 # %%
 started = time.perf_counter()
 seed_all(0)
 style()
-place = lambda path: root() / os.path.expandvars(path)
+def place(path): return root() / os.path.expandvars(path)
 out = place(out)
 kept = place(models) if models else out / ".models"
-seed_list = [int(s) for s in seeds.split()]
-claimed = ours.split()
-ours = claimed[0]
+drawn = under_test[0]
 
 # %%
-base = Run(data=data, folder=folder, pictures=pictures, image_size=image_size, epochs=epochs, batch=batch, rate=rate, crop=crop, device="cpu")
-total = len(load_task(data, "class", folder).splits["train"])
-steps = (pictures or total) // batch
+every = load_clip_data(data, "class", folder)
+total = len(every.splits["train"])
+full_size = num_images or total
+shared = dict(data=data, folder=folder, image_size=image_size, min_crop=min_crop, device="cpu")
+base = ClipRun(**shared, num_images=num_images, epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup)
+steps = full_size // batch_size
 
-def planned():
-    "Every run of this experiment."
-    for noise in noises.split():
-        for method in methods.split() if noise == worst else few.split():
-            yield from (replace(base, noise=noise, method=method, seed=s) for s in seed_list)
-    for size in map(int, sizes.split()):
-        for method in few.split(): yield from (replace(base, noise=worst, method=method, seed=s, pictures=size, steps=steps) for s in seed_list)
-    for length in map(int, lengths.split()):
-        for method in few.split(): yield from (replace(base, noise=worst, method=method, seed=s, epochs=length) for s in seed_list)
+def with_seeds(methods, **changes):
+    "A run for each method and seed."
+    return [replace(base, method=method, seed=seed, **changes) for method in methods for seed in seeds]
 
-runs = list(planned())
-folder_of = lambda run: kept / f"{run.name}-{run.epochs}"
-run_jobs([(folder_of(run) / "result.json", train, (run, folder_of(run))) for run in runs], workers, "trainings")
-results = {run: train(run, folder_of(run)) for run in runs}
-same = [run for run in runs if (run.pictures, run.epochs) == (pictures, epochs)]  # of the full number of pictures and epochs
+runs = []
+for noise in noises: runs += with_seeds(methods if noise == main_noise else core_methods, noise=noise)
+for size in train_sizes: runs += with_seeds(core_methods, noise=main_noise, num_images=size, steps_per_epoch=steps)
+for count in epoch_counts: runs += with_seeds(core_methods, noise=main_noise, epochs=count)
 
 # %%
-MEASURES = ["test_accuracy", "renditions_accuracy", "image_to_text_r1", "text_to_image_r1", "image_to_text_map", "text_to_image_map", "linear_probe"]
-rows = pd.DataFrame([dict(noise=run.noise, method=run.method, pictures=run.pictures or total, epochs=run.epochs, seed=run.seed, which=which, epoch=1 + (int(np.argmax(r["curve"]["validation_accuracy"])) if which == "best" else run.epochs - 1),
-                          **{m: r[which][m] for m in MEASURES if m in r[which]}) for run, r in results.items() for which in ("best", "last")])
+def folder_of(run): return kept / f"{run.name}-{run.epochs}"
+run_jobs([(folder_of(run) / "run.json", run_clip, (run, folder_of(run))) for run in runs], workers, "trainings")
+results = {run: run_clip(run, folder_of(run)) for run in runs}
+same = [run for run in runs if (run.num_images, run.epochs) == (num_images, epochs)]  # of the full size and length
+
+def result_of(noise, method):
+    "Run and curve of each seed at the full size and length."
+    return [(run, results[run]["curve"]) for run in same if (run.noise, run.method) == (noise, method)]
+
+# %%
+SIDES = ("image_to_text", "text_to_image")
+MEASURES = [
+    "test_accuracy", "renditions_accuracy", *(f"{s}_r1" for s in SIDES), *(f"{s}_map" for s in SIDES), "linear_probe"
+]
+
+def settings_of(run):
+    "What tells the runs apart."
+    size = run.num_images or total
+    return dict(noise=run.noise, method=run.method, num_images=size, epochs=run.epochs, seed=run.seed)
+
+records = []
+for run, result in results.items():
+    best = int(np.argmax(result["curve"]["validation_accuracy"]))
+    for which, epoch in (("best", best), ("last", run.epochs - 1)):
+        values = {m: result[which][m] for m in MEASURES if m in result[which]}
+        records.append(settings_of(run) | dict(which=which, epoch=1 + epoch) | values)
+rows = pd.DataFrame(records)
 MEASURES = [m for m in MEASURES if m in rows]
-whole = rows[(rows.pictures == (pictures or total)) & (rows.epochs == epochs)]
+whole = rows[(rows.num_images == full_size) & (rows.epochs == epochs)]
 table = whole.groupby(["noise", "which", "method"], sort=False)[MEASURES + ["epoch"]].agg(["mean", "sem"])
 table.xs("mean", axis=1, level=1).round(3)
 
 # %%
-def gain(noise, which, measure, method=ours, size=pictures or total, length=epochs):
-    "What a method has over clip, seed by seed."
-    pick = lambda m: rows[(rows.noise == noise) & (rows.which == which) & (rows.method == m) & (rows.pictures == size) & (rows.epochs == length)].sort_values("seed")[measure].to_numpy()
-    return paired_gain(pick(method), pick("clip"))
+def gain(noise, which, measure, method=drawn, size=full_size, count=epochs):
+    "The gain of a method over clip, paired by seed."
+    part = rows[(rows.noise == noise) & (rows.which == which) & (rows.num_images == size) & (rows.epochs == count)]
+    def values(method): return part[part.method == method].sort_values("seed")[measure].to_numpy()
+    return paired_gain(values(method), values("clip"))
 
-gains = {noise: {method: {which: {m: gain(noise, which, m, method) for m in MEASURES} for which in ("best", "last")} for method in claimed} for noise in noises.split()}
-flat = [dict(noise=n, method=method, which=w, measure=m, **g) for n, a in gains.items() for method, b in a.items() for w, c in b.items() for m, g in c.items()]
-pd.DataFrame(flat)[["noise", "method", "which", "measure", "gain", "standard_error", "standard_errors", "low", "high"]].round(3)
+gains = []
+for noise in noises:
+    for method in under_test:
+        for which in ("best", "last"):
+            for m in MEASURES:
+                gains.append(dict(noise=noise, method=method, which=which, measure=m, **gain(noise, which, m, method)))
+gains = pd.DataFrame(gains)
+gains.drop(columns=["p", "n"]).round(3)
 
 # %%
-fig, axes = plt.subplots(1, len(noises.split()), figsize=(4.2 * len(noises.split()), 3), sharey=True, squeeze=False)
-for ax, noise in zip(axes[0], noises.split()):
-    for method in methods.split():
-        curves = np.array([results[run]["curve"]["test_accuracy"] for run in same if (run.noise, run.method) == (noise, method)])
-        if len(curves): ax.plot(range(1, epochs + 1), curves.mean(0), label=method, lw=2 if method == ours else 1)
+fig, axes = plt.subplots(1, len(noises), figsize=(4.2 * len(noises), 3), sharey=True, squeeze=False)
+for ax, noise in zip(axes[0], noises):
+    for method in methods:
+        curves = np.array([curve["test_accuracy"] for _, curve in result_of(noise, method)])
+        if len(curves): ax.plot(range(1, epochs + 1), curves.mean(0), label=method, lw=2 if method == drawn else 1)
     ax.set(title=f"noise {noise}", xlabel="epoch", ylabel="zero-shot accuracy")
 axes[0, 0].legend(fontsize=7);
 
 # %%
-def family(method, noise=worst):
-    "Accuracies on ordinary pictures and on renditions of all epochs, and the seed of each."
-    of = [(run.seed, results[run]["curve"]) for run in same if (run.noise, run.method) == (noise, method)]
-    x, y = (np.concatenate([c[name] for _, c in of]) for name in ("test_accuracy", "renditions_accuracy"))
-    good = x > 2 / len(load_task(data, "class", folder).prompts)  # untrained models tell nothing
-    return x[good], y[good], np.repeat([s for s, _ in of], epochs)[good]
+def points(method, noise=main_noise):
+    "Accuracies on ordinary images and on renditions of all epochs, and the seed of each."
+    found = result_of(noise, method)
+    x, y = (np.concatenate([curve[f"{name}_accuracy"] for _, curve in found]) for name in ("test", "renditions"))
+    good = x > 2 / len(every.prompts)  # an untrained model shows nothing
+    return x[good], y[good], np.repeat([run.seed for run, _ in found], epochs)[good]
+
+def enough(noise): return all(len(points(method, noise)[0]) > 2 for method in ("clip", drawn))
 
 robustness = {}
-if "renditions_accuracy" in rows and all(len(family(method, noise)[0]) > 2 for noise in noises.split() for method in ("clip", ours)):
-    line = family("clip")
-    robustness = {noise: compare_families(*family("clip", noise), *family(ours, noise)) for noise in noises.split()}
-    draw_robustness(*line[:2], {ours: family(ours)[:2]}, runs=line[2], name="clip")
+if "renditions_accuracy" in rows and all(enough(noise) for noise in noises):
+    line = points("clip")
+    robustness = {noise: compare_robustness(*points("clip", noise), *points(drawn, noise)) for noise in noises}
+    draw_robustness(*line[:2], {drawn: points(drawn)[:2]}, runs=line[2], name="clip")
 
 # %%
-def gains_over(values, **name):
-    "The gain in accuracy at the worst noise for each size or length."
-    return {n: {w: gain(worst, w, "test_accuracy", **{name["of"]: n}) for w in ("best", "last")} for n in values}
+def gains_over(values, name):
+    "The gain in accuracy at the main noise for each size or number of epochs."
+    found = {}
+    for n in values:
+        found[n] = {which: gain(main_noise, which, "test_accuracy", **{name: n}) for which in ("best", "last")}
+    return found
 
-by_size = gains_over([int(s) for s in sizes.split()] + [pictures or total], of="size")
-by_length = gains_over(sorted([int(s) for s in lengths.split()] + [epochs]), of="length")
-if sizes or lengths:
+by_size = gains_over(train_sizes + [full_size], "size")
+by_count = gains_over(sorted(epoch_counts + [epochs]), "count")
+
+def draw_gains(ax, by, label):
+    for which in ("best", "last"):
+        found = [g[which] for g in by.values()]
+        points, errors = ([100 * g[name] for g in found] for name in ("gain", "standard_error"))
+        ax.errorbar(list(by), points, errors, label=f"{which} epoch", capsize=3, marker="o")
+    ax.axhline(0, color="grey", lw=0.5)
+    ax.set(xlabel=label, ylabel="gain over clip, points")
+
+# %%
+if train_sizes or epoch_counts:
     fig, axes = plt.subplots(1, 2, figsize=(8, 2.6), sharey=True)
-    for ax, by, label in zip(axes, (by_size, by_length), ("training pictures", "epochs")):
-        for w in ("best", "last"): ax.errorbar(list(by), [100 * g[w]["gain"] for g in by.values()], [100 * g[w]["standard_error"] for g in by.values()], label=f"{w} epoch", capsize=3, marker="o")
-        ax.axhline(0, color="grey", lw=0.5)
-        ax.set(xlabel=label, ylabel="gain over clip, points")
-    axes[0].set(xscale="log"); axes[0].legend();
+    draw_gains(axes[0], by_size, "training images")
+    draw_gains(axes[1], by_count, "epochs")
+    axes[0].set(xscale="log")
+    axes[0].legend();
 
 # %%
-over_lengths = rows[(rows.noise == worst) & (rows.pictures == (pictures or total)) & rows.method.isin(few.split())].groupby(["which", "epochs", "method"]).test_accuracy.mean().unstack()
-over_lengths.round(3)
+part = rows[(rows.noise == main_noise) & (rows.num_images == full_size) & rows.method.isin(core_methods)]
+over_counts = part.groupby(["which", "epochs", "method"]).test_accuracy.mean().unstack()
+over_counts.round(3)
 
 # %%
-AGREEMENT = ["soft_biserial_rows", "hard_biserial_rows", "soft_spearman_rows", "hard_spearman_rows", "wrong_pair_auroc"]
-targets = pd.DataFrame([dict(method=run.method, which=which, **{a: r[which].get(a, np.nan) for a in AGREEMENT}) for run in same if run.noise == worst for r in [results[run]] for which in ("best", "last")])
-agreement = targets.groupby(["method", "which"], sort=False).mean()
+AGREEMENT = [
+    f"{kind}_{measure}_rows" for measure in ("biserial", "spearman") for kind in ("soft", "hard")
+] + ["wrong_pair_auroc"]
+records = []
+for run in same:
+    if run.noise != main_noise: continue
+    for which in ("best", "last"):
+        values = {a: results[run][which].get(a, np.nan) for a in AGREEMENT}
+        records.append(dict(method=run.method, which=which) | values)
+agreement = pd.DataFrame(records).groupby(["method", "which"], sort=False).mean()
 agreement.round(3)
 
 # %%
-task = load_task(data, "class", folder)
-split = "renditions" if "renditions" in task.splits else "test"
-names = [p[0] for p in task.prompts]
-n = int(np.random.default_rng(1).integers(len(task.splits[split])))
-chosen = task.splits[split][n]
-def chances(method):
-    run = next(run for run in same if (run.noise, run.method, run.seed) == (worst, method, seed_list[0]))
-    clip = load_trained(run, folder_of(run))
-    return class_probabilities(clip.encode_images([chosen.source]), class_vectors(clip, task.prompts), float(clip.model.logit_scale.detach().exp()))[0]
-draw_prediction(np.asarray(to_rgb(chosen.source)), {m: chances(m) for m in few.split()}, names, true=names[task.labels[split][n]]);
+split = "renditions" if "renditions" in every.splits else "test"
+names = [prompts[0] for prompts in every.prompts]
+n = int(np.random.default_rng(1).integers(len(every.splits[split])))
+image = every.splits[split][n].source
+
+def probabilities(method):
+    "The prediction of the first seed's model."
+    clip = load(folder_of(result_of(main_noise, method)[0][0]))
+    scale = float(clip.model.logit_scale.detach().exp())
+    return class_probabilities(clip.encode_images([image]), class_embeddings(clip, every.prompts), scale)[0]
+
+predictions = {method: probabilities(method) for method in core_methods}
+draw_prediction(np.asarray(to_rgb(image)), predictions, names, true=every.labels[split][n]);
 
 # %%
-accuracy = {noise: {m: {w: whole[(whole.noise == noise) & (whole.method == m) & (whole.which == w)].test_accuracy.mean() for w in ("best", "last")} for m in dict.fromkeys(whole[whole.noise == noise].method)} for noise in noises.split()}
-short = lambda g: {name: g[name] for name in ("gain", "standard_errors", "low", "high")}
-found = dict(accuracy=accuracy,
-             gain={n: {method: {w: {m: short(g) for m, g in of.items()} for w, of in by.items()} for method, by in of_noise.items()} for n, of_noise in gains.items()},
-             robustness={n: {k: r[k] for k in ("effective", "low", "high", "outside")} for n, r in robustness.items()},
-             pictures={n: {w: short(g) for w, g in by.items()} for n, by in by_size.items()},
-             epochs={n: {w: {**short(by[w]), **over_lengths.loc[(w, n)].to_dict()} for w in by} for n, by in by_length.items()},
-             targets={m: {w: agreement.loc[(m, w)].dropna().to_dict() for w in ("best", "last")} for m in dict.fromkeys(agreement.index.get_level_values(0))})
+def short(g):
+    return {name: None if pd.isna(g[name]) else g[name] for name in ("gain", "standard_errors", "low", "high")}
+
+def nested(table, keys, leaf):
+    "A table as dictionaries, one level for each key."
+    found = {}
+    for row in table.to_dict("records"):
+        inner = found
+        for key in keys[:-1]: inner = inner.setdefault(row[key], {})
+        inner[row[keys[-1]]] = leaf(row)
+    return found
+
+means = whole.groupby(["noise", "method", "which"], sort=False).test_accuracy.mean().reset_index()
+found = dict(accuracy=nested(means, ["noise", "method", "which"], lambda row: row["test_accuracy"]))
+found["gain"] = nested(gains, ["noise", "method", "which", "measure"], short)
+found["robustness"] = {}
+for noise, r in robustness.items():
+    found["robustness"][noise] = {k: r[k] for k in ("effective", "low", "high", "outside")}
+found["num_images"] = {n: {which: short(g) for which, g in by.items()} for n, by in by_size.items()}
+found["epochs"] = {}
+for n, by in by_count.items():
+    found["epochs"][n] = {which: short(by[which]) | over_counts.loc[(which, n)].to_dict() for which in by}
+found["targets"] = nested(
+    agreement.reset_index(), ["method", "which"], lambda row: {a: row[a] for a in AGREEMENT if not np.isnan(row[a])}
+)
 
 # %%
 out.mkdir(parents=True, exist_ok=True)
 table.round(4).to_csv(out / "summary.csv")
 rows.round(4).to_csv(out / "runs.csv", index=False)
-epochs_of = lambda run, r: ({**dict(noise=run.noise, method=run.method, pictures=run.pictures or total, epochs=run.epochs, seed=run.seed, epoch=e + 1), **{k: v[e] for k, v in r["curve"].items()}} for e in range(run.epochs))
-pd.DataFrame([row for run, r in results.items() for row in epochs_of(run, r)]).round(4).to_csv(out / "curves.csv", index=False)
-save_metrics(place(metrics), found, seconds=max(time.perf_counter() - started, sum(r["seconds"] for r in results.values()) / workers), seeds=seed_list, sizes=dict(pictures=pictures or total, trainings=len(runs), epochs=epochs), **(dict(date=date) if date else {}))
+records = []
+for run, result in results.items():
+    curve = {k: v for k, v in result["curve"].items() if k.endswith("_accuracy") or k == "distilled"}
+    for e in range(run.epochs):
+        records.append(settings_of(run) | dict(epoch=e + 1) | {k: v[e] for k, v in curve.items()})
+pd.DataFrame(records).round(4).to_csv(out / "curves.csv", index=False)
+
+# %%
+trained = sum(result["seconds"] for result in results.values()) / workers
+seconds = max(time.perf_counter() - started, trained)
+sizes = dict(num_images=full_size, trainings=len(runs), epochs=epochs)
+save_metrics(place(metrics), found, seconds=seconds, seeds=seeds, sizes=sizes, **(dict(date=date) if date else {}))
 if not models: shutil.rmtree(kept)
+
+# %%
+def sentence(noise, method, which):
+    "The result of a method at one noise, in words."
+    accuracy_gains = gains[gains.measure == "test_accuracy"].set_index(["noise", "method", "which"])
+    g = accuracy_gains.loc[(noise, method, which)]
+    if pd.isna(g.low): verdict = "no interval"
+    else: verdict = "better" if g.low > 0 else "worse" if g.high < 0 else "no clear difference"
+    reached = found["accuracy"][noise]
+    interval = "" if verdict == "no interval" else f" [{100 * g.low:+.1f}, {100 * g.high:+.1f}]"
+    numbers = f"`{method}` {reached[method][which]:.3f}, `clip` {reached['clip'][which]:.3f}"
+    difference = f"{100 * g.gain:+.1f} points{interval} over {len(seeds)} seeds"
+    return f"- noise {noise}, {which} epoch: {numbers}; {difference}: {verdict}"
+
+Markdown("\n".join(sentence(n, m, w) for n in noises for m in under_test for w in ("best", "last")))

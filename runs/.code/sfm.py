@@ -1,14 +1,14 @@
 # %% parameters
 data = "data"  # folder of the corpus; relative to the project
-shots = 30  # how many of its tracking shots, the first ones
-corners = 200  # tracks at a time in a tracking shot
-noise = 0.25  # a second, worse noise of the simulated depth, for shots with path/depth up to 0.05
-unknown_every = 3  # baselines without known focal length run on every so many shots
-longest = 256  # frames of the longest shot in the measurement of growth; 0 leaves it out
-sequences = ""  # folders of real sequences, separated by spaces, in place of the corpus; may name variables such as $PRIMENB_REAL
-lengths = "8 12 20 40"  # frames of the windows cut from them
+num_shots = 30  # how many of its tracking shots, the first ones
+max_tracks = 200  # tracks at a time in a tracking shot
+high_noise = 0.25  # a second, larger noise of the simulated depth, for shots with path/depth up to 0.05
+unknown_every = 3  # baselines with unknown focal length run on every n-th shot
+max_timing_frames = 256  # frames of the longest shot in the measurement of growth; 0 leaves it out
+sequences = []  # folders of real sequences in place of the corpus; may name variables such as $PRIMENB_REAL
+lengths = [8, 12, 20, 40]  # frames of the windows cut from them
 windows = 3  # windows of each length and sequence
-features = 400  # SIFT features of a frame of them
+max_features = 400  # SIFT features of a frame of them
 workers = 2  # processes
 seed = 0
 date = ""  # the day, for results that are kept outside the pipeline; in the pipeline it would make every run differ
@@ -24,16 +24,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has one core
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import Markdown
 
-from primenb.cluster import run_jobs
 from primenb.core import root, save_metrics, seed_all
-from primenb.corpus import tracking_shots
-from primenb.sfm.baselines import METHODS
-from primenb.sfm.evaluate import AREAS, ERRORS, MEASURES, count_failures, draw_paths, improvement
+from primenb.data.corpus import tracking_shots
+from primenb.learn.jobs import run_jobs
+from primenb.sfm.baselines import SFM_BASELINES
+from primenb.sfm.evaluate import AUCS, METRICS, count_failures, draw_paths, improvement
 from primenb.sfm.insert import insert
 from primenb.sfm.mapper import solve_tracks
-from primenb.sfm.priors import depth_of
-from primenb.sfm.protocol import Entry, answer, read_rows, read_sequence, run_starter, run_window, starter_case, window
+from primenb.sfm.protocol import (
+    VARIANTS, MethodRun, read_rows, read_sequence, run_method, run_starter, run_window, starter_case,
+)
 from primenb.sfm.tracks import klt_tracks
 from primenb.viz import label, sheet, show, style
 
@@ -41,36 +43,41 @@ from primenb.viz import label, sheet, show, style
 started = time.perf_counter()
 seed_all(seed)
 style()
-place = lambda path: root() / os.path.expandvars(path)
-out, folder, real = place(out), place(data), sequences.split()
+def place(path): return root() / os.path.expandvars(path)
+out, folder = place(out), place(data)
+real = bool(sequences)
 
 # %%
-OURS = ["depth_guided", "depth_init", "depth_ba", "not_evened", "no_depth"]
+high_prior = f"scaled_{round(100 * high_noise)}"
 
-def entries_of(n, low):
-    "What runs on the n-th tracking shot."
-    known = [Entry(m) for m in METHODS] + [Entry(m, "scaled_10") for m in OURS] + [Entry("depth_guided", "shifted_10")]
-    worse = [Entry("depth_guided", f"scaled_{round(100 * noise)}")] if low else []
-    return known + worse + [Entry("depth_guided", "scaled_10", known=False)] + ([Entry(m, known=False) for m in METHODS] if n % unknown_every == 0 else [])
+def runs_of(n, low):
+    "The methods that run on the n-th tracking shot."
+    runs = [MethodRun(m) for m in SFM_BASELINES] + [MethodRun(m, "scaled_10") for m in VARIANTS]
+    runs.append(MethodRun("depth_guided", "shifted_10"))
+    if low: runs.append(MethodRun("depth_guided", high_prior))
+    runs.append(MethodRun("depth_guided", "scaled_10", known_K=False))
+    if n % unknown_every == 0: runs += [MethodRun(m, known_K=False) for m in SFM_BASELINES]
+    return runs
 
 def starter_jobs(place):
-    for n, shot in enumerate(list(tracking_shots(folder=folder, check=False))[:shots]):
+    for n, shot in enumerate(list(tracking_shots(folder=folder, check=False))[:num_shots]):
         low = 1e-6 < shot.facts["path_over_depth"] < 0.051
         file = place / f"{shot.key}.json"
-        yield file, run_starter, (shot.key, str(folder), corners, (0.1, noise), entries_of(n, low), str(file))
+        yield file, run_starter, (shot.key, str(folder), max_tracks, (0.1, high_noise), runs_of(n, low), str(file))
 
 # %%
 def window_jobs(wholes, place):
     "Windows spread over each sequence."
-    entries = [Entry(m, known=k) for m in METHODS for k in (True, False)] + [Entry(m, "sensor") for m in OURS] + [Entry("depth_guided", "sensor", known=False)]
+    runs = [MethodRun(m, known_K=known) for m in SFM_BASELINES for known in (True, False)]
+    runs += [MethodRun(m, "sensor") for m in VARIANTS] + [MethodRun("depth_guided", "sensor", known_K=False)]
     for whole in wholes:
-        for length in map(int, lengths.split()):
+        for length in lengths:
             for first in np.unique(np.linspace(0, len(whole.images) - length, windows).round().astype(int)):
                 file = place / f"{whole.name}-{first}-{length}.json"
-                yield file, run_window, (whole, int(first), length, features, entries, str(file))
+                yield file, run_window, (whole, int(first), length, max_features, runs, str(file))
 
 # %%
-wholes = [read_sequence(place(s)) for s in real]
+wholes = [read_sequence(place(s)) for s in sequences]
 with tempfile.TemporaryDirectory() as work:
     jobs = list(window_jobs(wholes, Path(work)) if real else starter_jobs(Path(work)))
     run_jobs(jobs, workers, "shots")
@@ -79,138 +86,215 @@ table.drop(columns=["seconds", "reason"]).to_csv(out / "cameras.csv", index=Fals
 len(table)
 
 # %%
-name = lambda r: r.method + ("" if r.prior in (None, "scaled_10", "sensor") or r.method not in OURS else f" {r.prior}") + ("" if r.known else ", unknown lens")
-table["name"] = [name(r) for r in table.where(table.notna(), None).itertuples()]
-known, whole_table = table[table.known], table
-columns = [*MEASURES, "registered", "seconds", "points"]
+def name(row):
+    "The method, with its prior and its lens where these are not the usual ones."
+    usual = row.prior in (None, "scaled_10", "sensor") or row.method not in VARIANTS
+    return row.method + ("" if usual else f" {row.prior}") + ("" if row.known_K else ", unknown lens")
+
+table["name"] = [name(row) for row in table.where(table.notna(), None).itertuples()]
+known = table[table.known_K]
+columns = [*METRICS, "registered", "seconds", "points"]
 def summary(rows):
     "Means over shots, failures counted, and how many failed."
-    counted = count_failures(rows)
-    return counted.groupby("name")[columns].mean().assign(failures=rows.groupby("name").failed.sum())
-groups = {} if real else dict(low=table[table.path_over_depth.between(1e-6, 0.051)], high=table[table.path_over_depth > 0.099], turning=table[table.move == "nodal_pan"])
+    means = count_failures(rows).groupby("name")[columns].mean()
+    return means.assign(failures=rows.groupby("name").failed.sum())
+
+# %%
+groups = {}
+if not real:
+    groups["low"] = table[table.path_over_depth.between(1e-6, 0.051)]
+    groups["high"] = table[table.path_over_depth > 0.099]
+    groups["nodal_pan"] = table[table.move == "nodal_pan"]
 for title, rows in groups.items(): display(title, summary(rows).round(4))
 
 # %%
-def against(rows, ours):
-    "What ours removes of the error of the best of the three baselines, per measure."
+gains = []
+def gain(group, under_test):
+    "The share of the best baseline's error that a method removes, by metric; adds a row for each to `summary.csv`."
+    rows = groups[group]
     if rows.empty: return {}
-    found = improvement(rows[rows.name == ours], rows[rows.method.isin(METHODS) & rows.known], seed=seed)
-    return {m: v for m, v in found.items() if v}
+    baselines = rows[rows.method.isin(SFM_BASELINES) & rows.known_K]
+    found = improvement(rows[rows.name == under_test], baselines, seed=seed)
+    found = {metric: values for metric, values in found.items() if values}
+    for metric, values in found.items(): gains.append(dict(group=group, method=under_test, metric=metric, **values))
+    return {metric: values["value"] for metric, values in found.items()}
 
-starter, gains = {}, []
-def gain(group, ours):
-    "The improvement by measure, and a row for each in `summary.csv`: with its 95 % interval over shots, and whom it is against."
-    found = against(groups[group], ours)
-    gains.extend(dict(group=group, method=ours, measure=m, **v) for m, v in found.items())
-    return {m: v["value"] for m, v in found.items()}
+compared = (*SFM_BASELINES, "depth_guided")
+def mean_of(rows, column):
+    "The mean of a column for each compared method."
+    return {m: float(rows[rows.name == m][column].mean()) for m in compared}
 
+# %%
+starter = {}
 if not real:
-    worse, other = f"depth_guided scaled_{round(100 * noise)}", "depth_guided shifted_10"
     for group in ("low", "high"):
         rows = groups[group]
-        starter[group] = dict(improvement=gain(group, "depth_guided"), registered=float(rows[rows.name == "depth_guided"].registered.mean()), failures={m: int(rows[rows.name == m].failed.sum()) for m in (*METHODS, "depth_guided")}, shots=int(rows.shot.nunique()))
-    turning = groups["turning"][groups["turning"].known]
-    starter["turning"] = dict(rotation_only=float((turning[turning.name == "depth_guided"].status == "rotation_only").mean()), rpe_rotation={m: float(turning[turning.name == m].rpe_rotation.mean()) for m in (*METHODS, "depth_guided")})
+        starter[group] = dict(
+            improvement=gain(group, "depth_guided"), registered=mean_of(rows, "registered")["depth_guided"]
+        )
+        starter[group]["failures"] = {m: int(rows[rows.name == m].failed.sum()) for m in compared}
+        starter[group]["shots"] = int(rows.shot.nunique())
+    pans = groups["nodal_pan"][groups["nodal_pan"].known_K]
+    detected = pans[pans.name == "depth_guided"].status == "rotation_only"
+    starter["nodal_pan"] = dict(rotation_only=float(detected.mean()), rpe_rotation=mean_of(pans, "rpe_rotation"))
 pd.json_normalize(starter).T.rename(columns={0: "value"})
 
 # %%
 if not real:
-    for m in OURS[1:]:
-        for group in ("low", "high"): gain(group, m)
-    groups["tiny"] = low = groups["low"][groups["low"].path_over_depth < 0.0101]
-    mean = {n: count_failures(groups["low"][groups["low"].name == n])[list(MEASURES)].mean() for n in ("depth_guided", other)}
-    apart = (mean["depth_guided"] - mean[other]).abs() / pd.concat(mean.values(), axis=1).max(axis=1)
-    starter["estimators"] = dict(apart=apart.to_dict(), worse_noise=gain("tiny", worse))
+    for variant in list(VARIANTS)[1:]:
+        for group in ("low", "high"): gain(group, variant)
+    groups["tiny"] = groups["low"][groups["low"].path_over_depth < 0.0101]
+    means = {}
+    for method in ("depth_guided", "depth_guided shifted_10"):
+        means[method] = count_failures(groups["low"][groups["low"].name == method])[list(METRICS)].mean()
+    scaled, shifted = means.values()
+    difference = (scaled - shifted).abs() / pd.concat(means.values(), axis=1).max(axis=1)
+    high = gain("tiny", f"depth_guided {high_prior}")
+    starter["estimators"] = dict(relative_difference=difference.to_dict(), high_noise=high)
 summary_table = pd.DataFrame(gains)
 summary_table.round(4).to_csv(out / "summary.csv", index=False)
-summary_table.pivot(index=["group", "method"], columns="measure", values="value").round(3) if gains else None
+summary_table.pivot(index=["group", "method"], columns="metric", values="value").round(3) if gains else None
 
 # %%
 if not real:
     fig, axes = plt.subplots(1, 3, figsize=(10, 3))
-    moving = table[(table.path_over_depth > 1e-6) & table.known & table.name.isin([*METHODS, "depth_guided", "not_evened"])]
-    for ax, measure in zip(axes, ("ate_over_path", "rpe_rotation", "auc_translation")):
-        for m, rows in count_failures(moving).groupby("name"):
-            mean = rows.assign(bin=rows.path_over_depth.round(3)).groupby("bin")[measure].mean()
-            ax.plot(mean.index, mean.values, "o-", lw=2.5 if m == "depth_guided" else 1, ms=3, label=m.replace("_", " "))
-        ax.set(xscale="log", yscale="linear" if measure in AREAS else "log", xlabel="path / depth", title=measure.replace("_", " "))
+    moving = table[(table.path_over_depth > 1e-6) & table.known_K & table.name.isin([*compared, "no_smoothing"])]
+    for ax, metric in zip(axes, ("ate_over_path", "rpe_rotation", "auc_translation")):
+        for method, rows in count_failures(moving).groupby("name"):
+            mean = rows.assign(bin=rows.path_over_depth.round(3)).groupby("bin")[metric].mean()
+            width = 2.5 if method == "depth_guided" else 1
+            ax.plot(mean.index, mean.values, "o-", lw=width, ms=3, label=method.replace("_", " "))
+        scale = "linear" if metric in AUCS else "log"
+        ax.set(xscale="log", yscale=scale, xlabel="path / depth", title=metric.replace("_", " "))
     axes[0].legend(frameon=False, fontsize=8)
 
 # %%
 if not real:
-    case = starter_case("track_00", folder, corners)
-    found = {m: answer(case, Entry(m, p))[0] for m, p in (("colmap_relaxed", None), ("not_evened", "scaled_10"), ("depth_guided", "scaled_10"))}
-    draw_paths(case.truths["truth"], found)
+    case = starter_case("track_00", folder, max_tracks)
+    priors = dict(colmap_relaxed=None, no_smoothing="scaled_10", depth_guided="scaled_10")
+    found = {method: run_method(case, MethodRun(method, prior))[0] for method, prior in priors.items()}
+    draw_paths(case.gt_poses["exact"], found)
 
 # %%
-unknown = whole_table[~whole_table.known & (whole_table.truth == whole_table.truth.iloc[0])]
+unknown = table[~table.known_K & (table["gt"] == table["gt"].iloc[0])]
 TURNS = ("hand_held", "orbit", "pan", "tilt", "nodal_pan")
 focal = {m: float(rows.focal_error.median()) for m, rows in unknown.groupby("method")}
-lens = dict(median_error=focal["depth_guided"], baselines={m: focal[m] for m in METHODS})
+lens = dict(median_error=focal["depth_guided"], baselines={m: focal[m] for m in SFM_BASELINES})
 if not real:
-    ours_unknown = unknown[unknown.method == "depth_guided"]
-    lens |= dict(median_error_turning=float(ours_unknown[ours_unknown.move.isin(TURNS)].focal_error.median()), turning=int(ours_unknown.move.isin(TURNS).sum()), shots=len(ours_unknown),
-                 ate_over_path_low=float(count_failures(ours_unknown[ours_unknown.path_over_depth.between(1e-6, 0.051)]).ate_over_path.mean()))
+    guided = unknown[unknown.method == "depth_guided"]
+    turning = guided[guided.move.isin(TURNS)]
+    lens |= dict(median_error_turning=float(turning.focal_error.median()), turning=len(turning), shots=len(guided))
+    low = count_failures(guided[guided.path_over_depth.between(1e-6, 0.051)])
+    lens["ate_over_path_low"] = float(low.ate_over_path.mean())
 lens
 
 # %%
 insertion = {}
 if not real:
     drifts = known[(known.name == "depth_guided") & known.drift.notna()]
-    insertion = dict(median_drift=float(drifts.drift.median()), worst_shot=float(drifts.drift.max()), shots=len(drifts))
-    guided, clip = found["depth_guided"], next(s for s in tracking_shots(folder=folder, check=False) if s.key == "track_00")
-    pictures = insert(guided, clip.frames(), mask=clip.masks)
-    display(show(sheet([label(pictures[t], f"frame {t}") for t in (0, 10, 20, 31)], columns=2)))
+    worst = float(drifts.drift.max())
+    insertion = dict(median_drift=float(drifts.drift.median()), worst_shot=worst, shots=len(drifts))
+    clip = next(s for s in tracking_shots(folder=folder, check=False) if s.key == "track_00")
+    images = insert(found["depth_guided"], clip.frames(), mask=clip.masks)
+    display(show(sheet([label(images[t], f"frame {t}") for t in (0, 10, 20, 31)], columns=2)))
 insertion
 
 # %%
-def growth(key, most):
-    "Seconds for ever longer shots: the same shot played forth and back."
+def growth(key, max_frames):
+    "Seconds for ever longer shots: the same shot played forward and backward."
     shot = next(s for s in tracking_shots(folder=folder, check=False) if s.key == key)
-    frames, K, times, n = shot.frames(), shot.cameras.K[0], {}, 16
-    while n <= most:
+    frames, K = shot.frames(), shot.cameras.K[0]
+    times, n = {}, 16
+    while n <= max_frames:
         order = np.abs((np.arange(n) + 31) % 62 - 31)
-        tracks = klt_tracks(frames[order], most=corners, apart=9)
+        tracks = klt_tracks(frames[order], max_tracks=max_tracks, min_distance=9)
         begun = time.perf_counter()
         solve_tracks(tracks, K)
-        times[n], n = time.perf_counter() - begun, 2 * n
+        times[n] = time.perf_counter() - begun
+        n = 2 * n
     return times
 
+# %%
 timing = {m: float(rows.seconds.median()) for m, rows in known.groupby("name")}
-solved = known[~known.failed & known.method.isin(METHODS)].groupby("shot").seconds.min()
-ours_seconds = known[known.name == "depth_guided"].groupby("shot").seconds.min()
-speed = dict(median_seconds={m: timing[m] for m in (*METHODS, "depth_guided")}, share_of_fastest_solving_baseline=float((ours_seconds / solved).median()), faster_on=float((ours_seconds.reindex(solved.index) <= solved).mean()))
-if longest and not real:
-    times = growth("track_12", longest)
-    speed |= dict(seconds_by_frames={str(n): s for n, s in times.items()}, exponent=float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0]))
+solved = known[~known.failed & known.method.isin(SFM_BASELINES)].groupby("shot").seconds.min()
+seconds = known[known.name == "depth_guided"].groupby("shot").seconds.min()
+speed = dict(median_seconds={m: timing[m] for m in compared})
+speed["share_of_fastest_solving_baseline"] = float((seconds / solved).median())
+speed["faster_on"] = float((seconds.reindex(solved.index) <= solved).mean())
+if max_timing_frames and not real:
+    times = growth("track_12", max_timing_frames)
+    slope = np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0]
+    speed |= dict(seconds_by_frames={str(n): s for n, s in times.items()}, exponent=float(slope))
 speed
 
 # %%
+window_metrics = ["ate_over_path", "rpe_rotation", "registered", "seconds"]
+def window_results(rows):
+    "The means of all methods on windows of one length, and the share of the best baseline's error that is removed."
+    counted = count_failures(rows).groupby("name")[window_metrics].mean()
+    best = counted.loc[list(SFM_BASELINES)].min()
+    gain = {m: 1 - counted.loc["depth_guided", m] / best[m] for m in window_metrics[:2]}
+    failures = {m: int(rows[rows.name == m].failed.sum()) for m in (*SFM_BASELINES, *VARIANTS)}
+    return dict(gain=gain, **{m: counted[m].to_dict() for m in window_metrics[:2]}, failures=failures)
+
 sequences_found = {}
 for whole in wholes:
-    own = known[known.sequence == whole.name]
-    sequences_found[whole.name] = dict(floors=whole.floors, reference=whole.reference is not None, lengths={})
-    for length, rows in own.groupby("frames"):
-        entry = sequences_found[whole.name]["lengths"][str(length)] = {}
-        for truth, some in rows.groupby("truth"):
-            counted = count_failures(some).groupby("name")[["ate_over_path", "rpe_rotation", "registered", "seconds"]].mean()
-            base = counted.loc[list(METHODS)]
-            gain = {m: 1 - counted.loc["depth_guided", m] / base[m].min() for m in ("ate_over_path", "rpe_rotation")}
-            entry[truth] = dict(gain=gain, ate_over_path=counted.ate_over_path.to_dict(), rpe_rotation=counted.rpe_rotation.to_dict(), failures={m: int(some[some.name == m].failed.sum()) for m in (*METHODS, *OURS)})
-if real:
-    display(pd.DataFrame([dict(sequence=s, frames=n, truth=t, **{f"gain_{k}": v for k, v in e["gain"].items()}, **{f"ate_{k}": v for k, v in e["ate_over_path"].items()}) for s, a in sequences_found.items() for n, b in a["lengths"].items() for t, e in b.items()]).round(4))
+    results = dict(floors=whole.floors, reference=whole.reference is not None, lengths={})
+    for length, rows in known[known.sequence == whole.name].groupby("frames"):
+        results["lengths"][str(length)] = {gt: window_results(some) for gt, some in rows.groupby("gt")}
+    sequences_found[whole.name] = results
+
+# %%
+rows = []
+for sequence, results in sequences_found.items():
+    for length, by_gt in results["lengths"].items():
+        for gt, found in by_gt.items():
+            gain_columns = {f"gain_{m}": v for m, v in found["gain"].items()}
+            ate_columns = {f"ate_{m}": v for m, v in found["ate_over_path"].items()}
+            rows.append(dict(sequence=sequence, frames=length, gt=gt, **gain_columns, **ate_columns))
+pd.DataFrame(rows).round(4) if real else None
 
 # %%
 pooled = {}
 for short, some in (("8_12", ["8", "12"]), ("20_40", ["20", "40"])):
     if not real: break
-    rows = known[known.frames.astype(str).isin(some) & (known.truth == "reference")]
+    rows = known[known.frames.astype(str).isin(some) & (known["gt"] == "reference")]
     counted = count_failures(rows).groupby("name")[["ate_over_path", "rpe_rotation"]].mean()
-    pooled[short] = {m: float(1 - counted.loc["depth_guided", m] / counted.loc[list(METHODS), m].min()) for m in counted} | dict(refused=int(rows[rows.name == "depth_guided"].reason.notna().sum()), failures=int(rows[rows.name == "depth_guided"].failed.sum()), windows=int(rows.shot.nunique()))
+    best = counted.loc[list(SFM_BASELINES)].min()
+    guided = rows[rows.name == "depth_guided"]
+    pooled[short] = {m: float(1 - counted.loc["depth_guided", m] / best[m]) for m in counted}
+    pooled[short] |= dict(refused=int(guided.reason.notna().sum()), failures=int(guided.failed.sum()))
+    pooled[short]["windows"] = int(rows.shot.nunique())
 pooled
 
 # %%
-sizes = dict(shots=int(table.shot.nunique()), rows=len(table), tracks=corners if not real else features)
-results = (dict(sequences=sequences_found, pooled=pooled, focal=lens, speed=speed) if real else dict(starter=starter, focal=lens, insertion=insertion, speed=speed))
-save_metrics(place(metrics), results, seconds=time.perf_counter() - started, seeds=[seed], sizes=sizes, **(dict(date=date) if date else {}))
+sizes = dict(shots=int(table.shot.nunique()), rows=len(table), tracks=max_features if real else max_tracks)
+results = dict(sequences=sequences_found, pooled=pooled) if real else dict(starter=starter)
+results["focal"] = lens
+if not real: results["insertion"] = insertion
+results["speed"] = speed
+dated = dict(date=date) if date else {}
+save_metrics(place(metrics), results, seconds=time.perf_counter() - started, seeds=[seed], sizes=sizes, **dated)
 pd.json_normalize(results).T.rename(columns={0: "value"})
+
+# %%
+def sentence(group):
+    "What the method removes of the best baseline's error on a group of shots."
+    found = [row for row in gains if row["group"] == group and row["method"] == "depth_guided"]
+    parts = [f"{r['value']:.0%} [{r['low']:.0%}, {r['high']:.0%}] in `{r['metric']}`" for r in found]
+    start = f"- **{group} parallax** ({starter[group]['shots']} shots): share of the best baseline's error removed: "
+    return start + ", ".join(parts) + "."
+
+lines = []
+if not real:
+    lines += [sentence(group) for group in ("low", "high")]
+    drift = f"{insertion['median_drift']:.2f} pixels over {insertion['shots']} shots"
+    lines.append(f"- Median drift of an inserted object: {drift}.")
+for short, values in pooled.items():
+    removed = f"{values['ate_over_path']:.0%} in `ate_over_path`, {values['rpe_rotation']:.0%} in `rpe_rotation`"
+    windows_of = f"**Windows of {short.replace('_', ' and ')} frames** ({values['windows']})"
+    lines.append(f"- {windows_of}: {removed}; {values['failures']} failures.")
+lines.append(f"- Median focal error without known intrinsics: {lens['median_error']:.1%}.")
+share = speed["share_of_fastest_solving_baseline"]
+lines.append(f"- Median time over that of the fastest baseline that solves the shot: {share:.2f}.")
+Markdown("\n".join(lines))
