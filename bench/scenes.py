@@ -7,7 +7,8 @@ embeddings of 512 numbers that change at scene ends. Heads are fitted to other s
 (one for places, one for people) on three key-frames of 224x224 of each shot stand for the features that LGSS-style
 methods need; an untrained network costs what a trained one does. `vectors` are the embeddings of one ResNet-50
 that takes the three key-frames at once. Methods take turns, and a ratio is that of the medians. Films of two and four
-hours say how time and memory grow: `grows` is what four hours take, in multiples of one; 4 is linear in the film's length, 16 quadratic.
+hours say how time and memory grow: `grows` is what four hours take, in multiples of one; 4 is linear in the film's
+length, 16 quadratic.
 Writes runs/bench/scenes.json.
 """
 

@@ -65,12 +65,12 @@ TRAININGS = {
 def _add_train(commands):
     "The options of `primenb train`."
     t = commands.add_parser("train", help="train what a file of settings lists",
-                            description="Train what a YAML file of settings lists. Stopped, it continues when started again.")
+                            description="Train what a YAML file lists. Stopped, it continues when started again.")
     t.set_defaults(run=_train)
     t.add_argument("name", metavar="NAME", choices=list(TRAININGS), help=", ".join(TRAININGS))
     t.add_argument("params", metavar="PARAMS", help="a YAML file; a setting given as a list stands for several runs")
     t.add_argument("-o", "--out", metavar="DIR", required=True, help="the folder of the run, or of the runs' folders")
-    t.add_argument("--device", metavar="DEVICE", help='where to compute, such as "cpu" or "cuda:1", whatever the file says')
+    t.add_argument("--device", metavar="DEVICE", help='where to compute, such as "cpu" or "cuda:1"')
     t.add_argument("--trackers", metavar="A,B", help="what Accelerate reports to, such as tensorboard")
 
 # %% ../nbs/90_cli.ipynb #19b78af7

@@ -383,5 +383,4 @@ def main(arguments: list[str] | None = None):  # None for those of the command l
     print(f"{arguments[0]} is complete ({(time.time() - begin) / 60:.1f} min)")
 
 # %% ../../nbs/studio/09_make.ipynb #48a86eac
-#| eval: false
 if __name__ == "__main__" and "__file__" in globals(): main()
