@@ -548,9 +548,30 @@ def test_another_run_is_refused(tmp_path, new, words):
 
 
 def test_other_data_and_epochs_are_refused(tmp_path):
-    make(tmp_path).fit(data(11), 1)
-    refused(lambda: make(tmp_path).fit(data(11), 2), "epochs was 1 and is 2")
-    refused(lambda: make(tmp_path).fit(data(4), 1), "batches was 2 and is 6")
+    make(tmp_path).fit(data(11), 3)
+    refused(lambda: make(tmp_path).fit(data(11), 4), "4 epochs", "another course of the learning rate", "constant")
+    refused(lambda: make(tmp_path).fit(data(11), 2), "epochs was 3 and is 2")
+    refused(lambda: make(tmp_path).fit(data(4), 3), "batches was 2 and is 6")
+
+
+def test_a_finished_run_is_lengthened_where_the_longer_one_would_have_been_the_same(tmp_path):
+    flat = dict(schedule=lambda step, total: 0.5, ema=0.9)
+    make(tmp_path / "two parts", **flat).fit(data(), 2)
+    two_parts, at_once = make(tmp_path / "two parts", **flat), make(tmp_path / "at once", **flat)
+    two_parts.fit(data(), 5)
+    at_once.fit(data(), 5)
+    same(two_parts, at_once)
+
+
+def test_a_loss_that_depends_on_the_end_of_the_run_is_not_lengthened(tmp_path):
+    class Ramp:
+        depends_on_total = True
+
+        def __call__(self, trainer, batch):
+            return loss(trainer, batch)
+
+    make(tmp_path, Ramp(), schedule=None).fit(data(), 1)
+    refused(lambda: make(tmp_path, Ramp(), schedule=None).fit(data(), 2), "depends on its end, after 1 epochs")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"nonsense" * 99])
@@ -730,7 +751,7 @@ def test_what_cannot_be_understood_is_refused(tmp_path):
     refused(lambda: make(tmp_path, lambda t, b: dict(loss=torch.zeros(()))).fit(data(), 1), "objective", "_loss")
     refused(lambda: make(tmp_path, monitor="acuracy").fit(data(), 1, lambda t: dict(accuracy=1)), "acuracy", "accuracy")
     refused(lambda: make(tmp_path).fit(data(), 1, lambda t: dict(square_loss=1)), "square_loss", "another name")
-    refused(lambda: make(tmp_path).fit((b for b in data()), 1), "how many batches")
+    refused(lambda: make(tmp_path).fit((b for b in data()), 1), "its number of batches is not known")
     refused(lambda: make(tmp_path).fit([], 1), "epoch 0 has no batch")
     refused(lambda: make(tmp_path / "new").load(), "no such file", "monitor")
     refused(lambda: make(tmp_path, mixed_precision="fp16"), "fp16 needs a GPU")
