@@ -123,7 +123,7 @@ class ClipObjective:
         if method not in CLIP_METHODS:
             raise PrimenbError(f"method {method!r}", "there is no such method", f"use one of {', '.join(CLIP_METHODS)}")
         self.method, self.loss = method, None
-        self.depends_on_total = CLIP_METHODS[method][0] not in (ClipLoss, SmoothedClipLoss)  # targets change with the run
+        self.depends_on_total = issubclass(CLIP_METHODS[method][0], PSDClipLoss)  # targets change with the run
     def __call__(self, trainer, batch):
         with torch.no_grad(): trainer.accelerator.unwrap_model(trainer.model).logit_scale.clamp_(0, math.log(100))
         if self.loss is None: self.loss = _make_loss(self.method, trainer)
