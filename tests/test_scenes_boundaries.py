@@ -197,11 +197,11 @@ def test_the_knob_and_a_head():
         == len(find_scenes(record, head=head))
         == 1 + (head.scores(record) >= 0.5).sum()
     )
-    named = Head(Evidence("similarity", "vectors")).fit(
-        [replace(f, features=dict(vectors=f.features["v"])) for f in FILMS[1:]]
+    named = Head(Evidence("similarity", "embeddings")).fit(
+        [replace(f, features=dict(embeddings=f.features["v"])) for f in FILMS[1:]]
     )
     scenes = find_scenes(record, features="v", head=named)
-    assert len(scenes) == 1 + (named.scores(replace(record, features=dict(vectors=record.features["v"]))) >= 0.5).sum()
+    assert len(scenes) == 1 + (named.scores(replace(record, features=dict(embeddings=record.features["v"]))) >= 0.5).sum()
 
 
 def test_a_hole_in_the_features_of_a_film():
