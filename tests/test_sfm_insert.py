@@ -256,15 +256,15 @@ def test_frames_without_camera_or_object_stay_as_they_are():
     made = insert(track, frames, spot=here)
     assert (made[1] == frames[1]).all() and (made[0] != frames[0]).any()
     assert (made == insert(track, frames, spot=here)).all(), "the same again"
-    behind = replace(here, place=np.array([0, -9.0, 0]))
+    behind = replace(here, position=np.array([0, -9.0, 0]))
     assert (insert(track, frames, spot=behind) == frames).all()
-    aside = replace(here, place=np.array([40.0, 3, 0]))
+    aside = replace(here, position=np.array([40.0, 3, 0]))
     assert (insert(track, frames, spot=aside) == frames).all()
 
 
 def test_a_camera_inside_the_object_does_no_harm():
     track = set_up()
-    inside = replace(here, place=np.array([0, -2.0, 0]), height=4.0)
+    inside = replace(here, position=np.array([0, -2.0, 0]), height=4.0)
     assert insert(track, grey(track), spot=inside).shape == grey(track).shape
 
 
@@ -386,7 +386,7 @@ def test_drift_where_nothing_is_known():
     K, A, depth = flat_truth(track)
     with pytest.raises(PrimenbError, match="not known"): insertion_drift(track, here, K, A, np.full_like(depth, np.nan))
     with pytest.raises(PrimenbError, match="not known"):
-        insertion_drift(track, replace(here, place=np.array([30.0, 3, 0])), K, A, depth)
+        insertion_drift(track, replace(here, position=np.array([30.0, 3, 0])), K, A, depth)
     track.cam_from_world[0] = np.nan
     found = insertion_drift(track, here, K, A, depth)
     assert np.isnan(found[0]).all() and np.isfinite(found[1:]).all()

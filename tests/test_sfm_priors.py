@@ -294,7 +294,7 @@ frames = np.random.default_rng(0).integers(0, 256, (5, 54, 96, 3), dtype=np.uint
 
 @pytest.mark.parametrize("name, kind", [("relative", "disparity"), ("metric", "depth"), ("dpt", "disparity")])
 def test_a_network_says_what_it_answers_with_and_batches_do_not_matter(networks, name, kind):
-    one, three = (depth_network(frames, networks / name, device="cpu", batch=batch) for batch in (1, 3))
+    one, three = (depth_network(frames, networks / name, device="cpu", batch_size=batch) for batch in (1, 3))
     assert (one.kind, one.metric, one.maps.shape) == (kind, False, (5, 54, 96)) and one.maps.dtype == np.float32
     np.testing.assert_allclose(one.maps, three.maps, rtol=1e-4, atol=1e-6)
     other = dict(depth="disparity", disparity="depth")[kind]
@@ -329,10 +329,10 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_needs_no_network(netw
     monkeypatch.setattr(priors, "_network", counting)
     monkeypatch_done = False
     with pytest.raises(KeyboardInterrupt):
-        depth_network(frames, networks / "relative", device="cpu", batch=1, cache=cache)
+        depth_network(frames, networks / "relative", device="cpu", batch_size=1, cache=cache)
     assert len(list(cache.glob("*.npy"))) == 3
     monkeypatch_done = True
-    whole = depth_network(frames, networks / "relative", device="cpu", batch=1, cache=cache)
+    whole = depth_network(frames, networks / "relative", device="cpu", batch_size=1, cache=cache)
     assert len(seen) == 5
     monkeypatch.setattr(priors, "_network", lambda *_: pytest.fail("there is nothing to do"))
     np.testing.assert_array_equal(depth_network(frames, networks / "relative", cache=cache).maps, whole.maps)

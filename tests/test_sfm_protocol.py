@@ -58,11 +58,11 @@ def test_the_job_writes_what_can_be_read_again(tmp_path):
 
 @pytest.mark.slow
 def test_real_windows(real):
-    whole = read_sequence(real / "hololens", features=800)
+    whole = read_sequence(real / "hololens", max_features=800)
     assert whole.floors["colmap_to_glomap"] < 0.02 and whole.reference is not None and whole.floors[
         "glomap_to_published"
     ] < 0.02
-    case = window_case(whole, 30, 8, features=400)
+    case = window_case(whole, 30, 8, max_features=400)
     assert case.tracks.frames == 8 and case.tracks.frame.max() < 8 and set(case.gt_poses) == {"published", "reference"}
     track, facts = run_method(case, MethodRun("depth_guided", "sensor"))
     assert facts["reason"] is None and track.posed.all()
