@@ -30,7 +30,7 @@ check: $(ready)  ## clean the notebooks, export the library, look at names and s
 	nbdev_clean && nbdev_export
 	python -m primenb.reports deps
 	ruff check
-	pyright --warnings
+	pyright
 	pytest -m "not slow" $(networks)
 	pytest -m "not slow" --ignore $(networks)
 
