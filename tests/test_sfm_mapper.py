@@ -164,7 +164,7 @@ def test_masks_that_hide_too_much_are_refused():
     hidden = np.ones(frames.shape[:3], bool)
     refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden), "hides everything")
     hidden[:, :10, :10] = False
-    refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden), "less of the mask")
+    refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden), "mask less of it")
     refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden[:5]), "mask")
     hidden[0] = False
     refused(lambda: track_camera(frames, K=K, depth=depth, mask=hidden), "tracks")
