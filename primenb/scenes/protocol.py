@@ -57,6 +57,7 @@ def _films_with_features(source):
     parts = [(fit_to.tolist(), held_out.tolist()) for fit_to, held_out in folds.split(records)]
     return FilmSet(records, feature_shots(records, source.features), parts)
 
+# %% ../../nbs/scenes/12_protocol.ipynb #c8a17f97
 @lru_cache(maxsize=2)
 def film_set(
     source: FilmSource,
@@ -181,6 +182,7 @@ def _alike(films, by):
     "The similarity of films by several sources of equal weight."
     return film_similarity(films, **dict.fromkeys(by, 1.0))
 
+# %% ../../nbs/scenes/12_protocol.ipynb #e468b02a
 def evaluate_scene_run(
     run: SceneRun | None,  # None for the mean features of the shots
     folder: str,       # of the corpus
