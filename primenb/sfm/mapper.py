@@ -711,7 +711,7 @@ def draw_keypoints(
 
 # %% ../../nbs/sfm/06_mapper.ipynb #49c1fc2b
 @patch
-def look(self: CameraTrack,
+def render(self: CameraTrack,
     width: int = 320,  # of each of the four images, pixels
 ) -> np.ndarray:  # (H,W,3) uint8
     "Cameras and points in 3-D, from four sides, as one image."
