@@ -413,7 +413,7 @@ def test_the_probe_is_scikit_learns_regression_at_the_chosen_strength():
     found = LogisticRegression(C=got["C"], max_iter=2000).fit(z, y).predict((xt - x.mean(0)) / (x - x.mean(0)).std())
     assert got["accuracy"] == pytest.approx((found == yt).mean(), abs=0.006)
     assert got["per_class"] == pytest.approx(balanced_accuracy_score(yt, found), abs=0.006)
-    assert got["validation"][got["C"]] == max(got["validation"].values()) and got["pictures"] == 400
+    assert got["validation"][got["C"]] == max(got["validation"].values()) and got["samples"] == 400
     json.dumps(rounded(got))
 
 

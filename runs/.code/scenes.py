@@ -283,7 +283,7 @@ if scene_positives:
         over[variant] = dict(genre=clean(by["genre"]), tasks_above=above, tasks_below=below)
 
 # %%
-scores.round(4).to_csv(out / "marks.csv", index=False)
+scores.round(4).to_csv(out / "scores.csv", index=False)
 few.round(4).to_csv(out / "labels.csv", index=False)
 if scene_positives: read.round(4).to_csv(out / "scenes.csv", index=False)
 sizes = dict(films=len(records), shots=len(shots), epochs=epochs, trainings=len(plan) + len(scene_plan))
@@ -292,7 +292,7 @@ save_metrics(place(metrics), numbers, seeds=seeds, seconds=time.perf_counter() -
 if not models: shutil.rmtree(kept)
 
 # %%
-def verdict(g): return "is a gain" if g["low"] > 0 else "is a loss" if g["high"] < 0 else "cannot be told from zero"
+def verdict(g): return "is a gain" if g["low"] > 0 else "is a loss" if g["high"] < 0 else "cannot be separated from zero"
 
 lines = []
 for seen, by in gains.items():
