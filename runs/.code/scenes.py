@@ -292,7 +292,9 @@ save_metrics(place(metrics), numbers, seeds=seeds, seconds=time.perf_counter() -
 if not models: shutil.rmtree(kept)
 
 # %%
-def verdict(g): return "is a gain" if g["low"] > 0 else "is a loss" if g["high"] < 0 else "cannot be separated from zero"
+def verdict(g):
+    if g["low"] > 0: return "is a gain"
+    return "is a loss" if g["high"] < 0 else "cannot be separated from zero"
 
 lines = []
 for seen, by in gains.items():
