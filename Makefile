@@ -4,10 +4,6 @@ export PRIMENB_REAL
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 ready := .venv/.ready
 
-# Depth networks have a process of their own: what loads LLVM with torch clashes with the LLVM of Mesa, once something
-# has been drawn.
-networks := tests/test_sfm_priors.py
-
 .PHONY: help repro test check lab docs readme bench real full data
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -17,22 +13,21 @@ repro: $(ready)  ## run every experiment whose inputs changed, and print the tab
 	dvc repro
 	python -m primenb.reports table
 
-# Without a GPU and with one thread for each of two notebooks, so that the tests are the same everywhere; each notebook in a
-# process of its own, with all its cells, as a reader runs it.
+# Without a GPU, and two at a time with one thread each, so that the tests are the same everywhere. Each notebook, with all
+# its cells as a reader runs it, and each file of tests has a process of its own: what loads LLVM with torch clashes with
+# the LLVM of Mesa, once something has been drawn.
 test: export CUDA_VISIBLE_DEVICES :=
 test: $(ready)  ## run all notebooks of the library and all tests
 	dvc pull
 	find nbs -name "*.ipynb" -not -path "nbs/exp/*" -not -path "*/.*" | sort | OMP_NUM_THREADS=1 xargs -P 2 -n 1 python -m primenb.reports run_all
-	pytest $(networks)
-	pytest --ignore $(networks)
+	ls tests/test_*.py | OMP_NUM_THREADS=1 xargs -P 2 -n 1 pytest -q
 
 check: $(ready)  ## clean the notebooks, export the library, look at names and signatures, run the fast tests: before every commit
 	nbdev_clean && nbdev_export
 	python -m primenb.reports deps
 	ruff check
 	pyright
-	pytest -m "not slow" $(networks)
-	pytest -m "not slow" --ignore $(networks)
+	ls tests/test_*.py | OMP_NUM_THREADS=1 xargs -P 2 -n 1 pytest -q -m "not slow"
 
 lab: $(ready)  ## open the notebooks in JupyterLab
 	jupyter lab nbs
