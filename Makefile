@@ -23,7 +23,7 @@ test: $(ready)  ## run all notebooks of the library and all tests
 	ls tests/test_*.py | OMP_NUM_THREADS=1 xargs -P 2 -n 1 pytest -q
 
 check: $(ready)  ## clean the notebooks, export the library, look at names and signatures, run the fast tests: before every commit
-	nbdev_clean && nbdev_export
+	nbdev_clean && python -m primenb.docstrings
 	python -m primenb.reports deps
 	ruff check
 	pyright
@@ -66,5 +66,5 @@ data: $(ready)  ## make the starter corpus again, or what is missing of it, and 
 $(ready): constraints.txt settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed. Name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	pip install -q -c constraints.txt -e ".[dev,learn]"
+	pip install -q -c constraints.txt -e ".[dev,all]"
 	@touch $@

@@ -8,6 +8,8 @@ config = ConfigParser()
 config.read(here / "settings.ini")
 cfg = config["DEFAULT"]
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
+# everything that a user may want, in one word
+extras["all"] = sorted({need for name in ("cameras", "studio", "learn") for need in extras[name]})
 
 setup(
     name=cfg["lib_name"],
@@ -18,7 +20,7 @@ setup(
     author=cfg["author"],
     license="Apache-2.0",
     packages=find_packages(include=["primenb", "primenb.*"]),
-    package_data={"primenb.film": ["templates/*"]},
+    package_data={"primenb": ["py.typed"], "primenb.film": ["templates/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

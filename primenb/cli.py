@@ -128,7 +128,18 @@ def _stop(number, frame): raise SystemExit(128 + number)
 def main(
     argv: list[str] | None = None,  # the arguments; None for those of the process
 ) -> int:  # the exit code
-    "The command `primenb`."
+    """The command `primenb`.
+
+    Parameters
+    ----------
+    argv : list[str] | None, default None
+        the arguments; None for those of the process
+
+    Returns
+    -------
+    int
+        the exit code
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser(argv).parse_args(argv)
     signal.signal(signal.SIGTERM, _stop)

@@ -11,14 +11,36 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
-import pyvista as pv
-import vtk
-from vtk.util.numpy_support import vtk_to_numpy
+from .core import extra
+with extra("studio"):
+    import pyvista as pv
+    import vtk
+    from vtk.util.numpy_support import vtk_to_numpy
 
 # %% ../nbs/03_render.ipynb #bd4f60a8
 @dataclass(frozen=True, eq=False)
 class Item:
-    "One rigid thing, or one piece of a thing: pieces of a lamp are several items of that name."
+    """One rigid thing, or one piece of a thing: pieces of a lamp are several items of that name.
+
+    Parameters
+    ----------
+    name : str
+        the word for it: "table", "wall"
+    mesh : pv.PolyData
+        triangles in metres in its own frame, with point normals, and texture coordinates if it has a texture
+    colour : tuple, default (0.8, 0.8, 0.8)
+        0..1, multiplied with the texture
+    texture : np.ndarray | None, default None
+        (h,w,3) uint8, repeats
+    pose : np.ndarray, default field(default_factory=lambda: np.eye(4))
+        (4,4) world_from_item
+    shine : float, default 0.0
+        0..1, how strongly lamps are mirrored
+    glow : bool, default False
+        shows its own colour whatever the light: lamps, screens
+    one_sided : bool, default False
+        seen only from the front: walls, so that a camera may stand behind them
+    """
     name: str  # the word for it: "table", "wall"
     mesh: (
         pv.PolyData
@@ -33,14 +55,34 @@ class Item:
 # %% ../nbs/03_render.ipynb #8124218f
 @dataclass(frozen=True, eq=False)
 class Surface:
-    "A picture and how many metres it covers."
+    """A picture and how many metres it covers.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (SIZE,SIZE,3) uint8
+    span : tuple
+        (width, height) metres
+    """
     image: np.ndarray  # (SIZE,SIZE,3) uint8
     span: tuple  # (width, height) metres
 
 # %% ../nbs/03_render.ipynb #c905827a
 @dataclass(frozen=True, eq=False)
 class Shape:
-    "Triangles with normals and texture coordinates in metres; anticlockwise seen from the front. Shapes add up."
+    """Triangles with normals and texture coordinates in metres; anticlockwise seen from the front. Shapes add up.
+
+    Parameters
+    ----------
+    points : np.ndarray
+        (n,3) metres
+    normals : np.ndarray
+        (n,3)
+    uv : np.ndarray
+        (n,2) metres, right and up
+    faces : np.ndarray
+        (m,3) indices
+    """
     points: np.ndarray  # (n,3) metres
     normals: np.ndarray  # (n,3)
     uv: np.ndarray  # (n,2) metres, right and up
@@ -56,7 +98,16 @@ class Shape:
         return self
 
     def at(self, x=0.0, y=0.0, z=0.0, turn=0.0, tip=0.0):
-        "Tipped about the x axis, turned about the vertical [radians], then moved [metres]."
+        """Tipped about the x axis, turned about the vertical [radians], then moved [metres].
+
+        Parameters
+        ----------
+        x : default 0.0
+        y : default 0.0
+        z : default 0.0
+        turn : default 0.0
+        tip : default 0.0
+        """
         R = placed_at(0, 0, 0, turn)[:3, :3] @ np.array(
             [(1, 0, 0), (0, np.cos(tip), -np.sin(tip)), (0, np.sin(tip), np.cos(tip))]
         )
@@ -67,7 +118,24 @@ def placed_at(
     x: float, y: float, z: float = 0.0,  # metres
     turn: float = 0.0,  # radians about the vertical
 ) -> np.ndarray:  # (4,4) world_from_item
-    "The matrix that turns about the vertical, then moves."
+    """The matrix that turns about the vertical, then moves.
+
+    Parameters
+    ----------
+    x : float
+        metres
+    y : float
+        metres
+    z : float, default 0.0
+        metres
+    turn : float, default 0.0
+        radians about the vertical
+
+    Returns
+    -------
+    np.ndarray
+        (4,4) world_from_item
+    """
     c, s = np.cos(turn), np.sin(turn)
     return np.array([(c, -s, 0, x), (s, c, 0, y), (0, 0, 1, z), (0, 0, 0, 1)], float)
 
@@ -76,7 +144,21 @@ def loft(
     top: np.ndarray,  # (n,2) outline at z = height; points may fall together
     height: float,  # metres
 ) -> Shape:
-    "Flat sides between two outlines, with a lid and a floor."
+    """Flat sides between two outlines, with a lid and a floor.
+
+    Parameters
+    ----------
+    bottom : np.ndarray
+        (n,2) outline at z = 0, anticlockwise from above, metres
+    top : np.ndarray
+        (n,2) outline at z = height; points may fall together
+    height : float
+        metres
+
+    Returns
+    -------
+    Shape
+    """
     a, b = (np.column_stack([p, np.full(len(p), z)]) for p, z in ((bottom, 0.0), (top, height)))
     sides = [np.array([a[i - 1], a[i], b[i], b[i - 1]]) for i in range(len(a))]
     return sum(polygon(p) for p in (*sides, b, a[::-1]) if _area(p) > 1e-9)
@@ -92,7 +174,17 @@ def _area(p): return np.linalg.norm(_cross(p[1:-1] - p[0], p[2:] - p[0]).sum(0))
 def polygon(
     p: np.ndarray,  # (n,3) corners, anticlockwise seen from the front, metres
 ) -> "Shape":
-    "A convex flat polygon: u runs level, v upwards, both from 0."
+    """A convex flat polygon: u runs level, v upwards, both from 0.
+
+    Parameters
+    ----------
+    p : np.ndarray
+        (n,3) corners, anticlockwise seen from the front, metres
+
+    Returns
+    -------
+    'Shape'
+    """
     normal = _cross(p[1:-1] - p[0], p[2:] - p[0]).sum(0)
     normal = normal / np.linalg.norm(normal)
     right = _cross(np.array((0, 0, 1.0)), normal) if abs(normal[2]) < 0.99 else np.array((1.0, 0, 0))
@@ -107,7 +199,20 @@ def rectangle(
     w: float,  # metres along x
     d: float,  # along y
 ) -> np.ndarray:  # (4,2) corners, anticlockwise from above
-    "The outline of a rectangle around the origin."
+    """The outline of a rectangle around the origin.
+
+    Parameters
+    ----------
+    w : float
+        metres along x
+    d : float
+        along y
+
+    Returns
+    -------
+    np.ndarray
+        (4,2) corners, anticlockwise from above
+    """
     return np.array([(-w, -d), (w, -d), (w, d), (-w, d)]) / 2
 
 @lru_cache(maxsize=512)
@@ -116,7 +221,21 @@ def box(
     d: float,  # along y
     h: float,  # along z
 ) -> Shape:
-    "A box that stands on the origin."
+    """A box that stands on the origin.
+
+    Parameters
+    ----------
+    w : float
+        metres along x
+    d : float
+        along y
+    h : float
+        along z
+
+    Returns
+    -------
+    Shape
+    """
     return loft(rectangle(w, d), rectangle(w, d), h)
 
 @lru_cache(maxsize=256)
@@ -124,7 +243,19 @@ def panel(
     w: float,  # metres along x
     h: float,  # along z
 ) -> Shape:
-    "An upright rectangle on the x axis that faces -y."
+    """An upright rectangle on the x axis that faces -y.
+
+    Parameters
+    ----------
+    w : float
+        metres along x
+    h : float
+        along z
+
+    Returns
+    -------
+    Shape
+    """
     return polygon(np.array([(-w / 2, 0, 0), (w / 2, 0, 0), (w / 2, 0, h), (-w / 2, 0, h)]))
 
 # %% ../nbs/03_render.ipynb #48df8b61
@@ -133,7 +264,27 @@ def slab(
     z: float = 0.0,  # metres
     down: bool = False,  # a ceiling looks down
 ) -> Shape:
-    "A level rectangle."
+    """A level rectangle.
+
+    Parameters
+    ----------
+    x0 : float
+        metres
+    x1 : float
+        metres
+    y0 : float
+        metres
+    y1 : float
+        metres
+    z : float, default 0.0
+        metres
+    down : bool, default False
+        a ceiling looks down
+
+    Returns
+    -------
+    Shape
+    """
     p = np.array([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)])
     return polygon(p[::-1] if down else p)
 
@@ -161,7 +312,21 @@ def lathe(
     sides: int = 10,  # of the polygon that stands for a circle
     smooth: bool = False,  # a round profile rather than one with edges
 ) -> Shape:
-    "A profile turned around the vertical."
+    """A profile turned around the vertical.
+
+    Parameters
+    ----------
+    profile : tuple
+        pairs (radius, height) from the bottom up, metres
+    sides : int, default 10
+        of the polygon that stands for a circle
+    smooth : bool, default False
+        a round profile rather than one with edges
+
+    Returns
+    -------
+    Shape
+    """
     p = np.array(profile, float)
     d = np.diff(p, axis=0)
     low, high = _profile_normals(d, smooth)
@@ -181,7 +346,16 @@ def lathe(
 def smooth_normals(
     shape: Shape,
 ) -> Shape:
-    "The shape with normals averaged over the triangles that meet in a point."
+    """The shape with normals averaged over the triangles that meet in a point.
+
+    Parameters
+    ----------
+    shape : Shape
+
+    Returns
+    -------
+    Shape
+    """
     p, f = shape.points, shape.faces
     _, same = np.unique(np.round(p, 5), axis=0, return_inverse=True)
     sums = np.zeros((same.max() + 1, 3))
@@ -196,7 +370,22 @@ def thing(
     look: Surface | np.ndarray,  # what it is covered with; a picture is stretched over the shape once
     **more,  # colour, shine, glow, one_sided of `Item`
 ) -> Item:
-    "An item in its own frame."
+    """An item in its own frame.
+
+    Parameters
+    ----------
+    name : str
+        the word for it
+    shape : Shape
+    look : Surface | np.ndarray
+        what it is covered with; a picture is stretched over the shape once
+    **more
+        colour, shine, glow, one_sided of `Item`
+
+    Returns
+    -------
+    Item
+    """
     if isinstance(look, Surface): image, uv = look.image, shape.uv / look.span
     else: image, uv = look, (shape.uv - shape.uv.min(0)) / np.ptp(shape.uv, axis=0)
     mesh = pv.PolyData(
@@ -211,13 +400,36 @@ def put(
     x: float, y: float, z: float = 0.0,  # metres
     turn: float = 0.0,  # radians about the vertical
 ) -> list[Item]:
-    "The items turned and moved together."
+    """The items turned and moved together.
+
+    Parameters
+    ----------
+    items : list[Item] | Item
+    x : float
+        metres
+    y : float
+        metres
+    z : float, default 0.0
+        metres
+    turn : float, default 0.0
+        radians about the vertical
+
+    Returns
+    -------
+    list[Item]
+    """
     M = placed_at(x, y, z, turn)
     return [replace(i, pose=M @ i.pose) for i in ([items] if isinstance(items, Item) else items)]
 
 # %% ../nbs/03_render.ipynb #0547926a
 class Window:
-    "A PyVista plotter without lamps that draws into memory."
+    """A PyVista plotter without lamps that draws into memory.
+
+    Parameters
+    ----------
+    size : tuple
+        (width, height), pixels
+    """
     def __init__(self,
         size: tuple,  # (width, height), pixels
     ):
@@ -230,7 +442,17 @@ class Window:
         mesh: pv.PolyData,
         texture: pv.Texture | None = None,
     ) -> vtk.vtkActor:
-        "A new actor."
+        """A new actor.
+
+        Parameters
+        ----------
+        mesh : pv.PolyData
+        texture : pv.Texture | None, default None
+
+        Returns
+        -------
+        vtk.vtkActor
+        """
         mapper, actor = vtk.vtkPolyDataMapper(), vtk.vtkActor()
         mapper.SetInputData(mesh)
         mapper.ScalarVisibilityOff()
@@ -247,7 +469,17 @@ class Window:
 def read_colours(
     window: Window,
 ) -> np.ndarray:  # (H,W,3) uint8
-    "The image that was rendered last."
+    """The image that was rendered last.
+
+    Parameters
+    ----------
+    window : Window
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     (w, h), values = window.plotter.window_size, vtk.vtkUnsignedCharArray()
     window.plotter.render_window.GetPixelData(0, 0, w - 1, h - 1, 0, values, 0)
     return vtk_to_numpy(values).reshape(h, w, 3)[::-1]
@@ -255,7 +487,17 @@ def read_colours(
 def read_depth_buffer(
     window: Window,
 ) -> np.ndarray:  # (H,W) float32 from 0 at the near plane to 1 at the far plane, which is also where there is nothing
-    "The depth buffer of what was rendered last."
+    """The depth buffer of what was rendered last.
+
+    Parameters
+    ----------
+    window : Window
+
+    Returns
+    -------
+    np.ndarray
+        (H,W) float32 from 0 at the near plane to 1 at the far plane, which is also where there is nothing
+    """
     (w, h), values = window.plotter.window_size, vtk.vtkFloatArray()
     window.plotter.render_window.GetZbufferData(0, 0, w - 1, h - 1, values)
     return vtk_to_numpy(values).reshape(h, w)[::-1]

@@ -20,7 +20,18 @@ from .core import PrimenbError, atomic, root, typed_params
 def read(
     nb: str | Path,  # a notebook file
 ) -> dict:  # the notebook, each cell's source one string
-    "A notebook as plain dictionaries."
+    """A notebook as plain dictionaries.
+
+    Parameters
+    ----------
+    nb : str | Path
+        a notebook file
+
+    Returns
+    -------
+    dict
+        the notebook, each cell's source one string
+    """
     notebook = json.loads(Path(nb).read_text(encoding="utf-8"))
     for cell in notebook["cells"]: cell["source"] = "".join(cell["source"])
     return notebook
@@ -29,7 +40,15 @@ def write(
     notebook: dict,  # as `read` gives it
     path: str | Path,  # where to write it
 ):
-    "Writes a notebook at once, laid out as Jupyter does."
+    """Writes a notebook at once, laid out as Jupyter does.
+
+    Parameters
+    ----------
+    notebook : dict
+        as `read` gives it
+    path : str | Path
+        where to write it
+    """
     text = json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     with atomic(path) as f: f.write_text(text, encoding="utf-8")
 
@@ -37,7 +56,18 @@ def write(
 def parameters(
     nb: str | Path,  # an experiment notebook
 ) -> dict:  # name -> default, in the notebook's order
-    "The defaults in the one cell tagged `parameters`."
+    """The defaults in the one cell tagged `parameters`.
+
+    Parameters
+    ----------
+    nb : str | Path
+        an experiment notebook
+
+    Returns
+    -------
+    dict
+        name -> default, in the notebook's order
+    """
     cells = [c["source"] for c in read(nb)["cells"] if "parameters" in c["metadata"].get("tags", [])]
     if len(cells) != 1: raise PrimenbError(nb, f"{len(cells)} cells are tagged `parameters`", "tag exactly one")
     values = {}
@@ -53,7 +83,18 @@ def parameters(
 def code(
     nb: str | Path,  # any notebook
 ) -> str:  # Python in the "percent" format that editors know
-    "The code cells and nothing else: what a result can depend on."
+    """The code cells and nothing else: what a result can depend on.
+
+    Parameters
+    ----------
+    nb : str | Path
+        any notebook
+
+    Returns
+    -------
+    str
+        Python in the "percent" format that editors know
+    """
     cells = [c for c in read(nb)["cells"] if c["cell_type"] == "code"]
     heads = [" ".join(["# %%", *c["metadata"].get("tags", [])]) for c in cells]
     return "\n".join(f"{head}\n{c['source']}\n" for head, c in zip(heads, cells))
@@ -67,7 +108,18 @@ volatile = [
 def stamp(
     notebook: dict,  # an executed notebook
 ) -> dict:  # the same notebook, changed in place
-    "Takes out of an executed notebook what changes from run to run."
+    """Takes out of an executed notebook what changes from run to run.
+
+    Parameters
+    ----------
+    notebook : dict
+        an executed notebook
+
+    Returns
+    -------
+    dict
+        the same notebook, changed in place
+    """
     notebook["metadata"].pop("papermill", None)
     for cell in notebook["cells"]:
         cell["metadata"] = {key: value for key, value in cell["metadata"].items() if key == "tags"}
@@ -89,7 +141,24 @@ def run(
     out: str | Path,  # folder for the report and for whatever the notebook writes; made if it is missing
     **overrides,  # values that go before those of the file
 ) -> Path:  # the report: `out`/report.ipynb
-    "Executes an experiment notebook in this folder with checked parameters; raises `PrimenbError` if a cell fails."
+    """Executes an experiment notebook in this folder with checked parameters; raises `PrimenbError` if a cell fails.
+
+    Parameters
+    ----------
+    nb : str | Path
+        an experiment notebook with a parameter `out`
+    params : str | Path
+        YAML file: name -> value
+    out : str | Path
+        folder for the report and for whatever the notebook writes; made if it is missing
+    **overrides
+        values that go before those of the file
+
+    Returns
+    -------
+    Path
+        the report: `out`/report.ipynb
+    """
     from papermill import PapermillExecutionError, execute_notebook
     given = yaml.safe_load(Path(params).read_text(encoding="utf-8")) or {}
     values = typed_params({**given, **overrides, "out": str(out)}, parameters(nb), params)
@@ -120,7 +189,18 @@ def _imported(text, package):
 def used_modules(
     nb: str | Path,  # an experiment notebook
 ) -> list[str]:  # files from the project's folder, such as "primenb/media/video.py"
-    "The modules of the library that a notebook imports, and those that they import."
+    """The modules of the library that a notebook imports, and those that they import.
+
+    Parameters
+    ----------
+    nb : str | Path
+        an experiment notebook
+
+    Returns
+    -------
+    list[str]
+        files from the project's folder, such as "primenb/media/video.py"
+    """
     found, todo = set(), _imported(code(nb), "")
     while todo:
         file = todo.pop()
@@ -143,7 +223,12 @@ def deps():
 
 # %% ../nbs/01_reports.ipynb #4be1cf8b
 def run_all(nb):
-    "Run all cells of the notebook NB as JupyterLab does."
+    """Run all cells of the notebook NB as JupyterLab does.
+
+    Parameters
+    ----------
+    nb
+    """
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -158,7 +243,20 @@ def flat(
     metrics: dict,  # dictionaries in dictionaries
     prefix: str = "",  # put before each name
 ) -> dict:  # "shots.f1" -> value; lists, such as curves, are left out
-    "Nested metrics under dotted names."
+    """Nested metrics under dotted names.
+
+    Parameters
+    ----------
+    metrics : dict
+        dictionaries in dictionaries
+    prefix : str, default ''
+        put before each name
+
+    Returns
+    -------
+    dict
+        "shots.f1" -> value; lists, such as curves, are left out
+    """
     pairs = {}
     for name, value in metrics.items():
         if isinstance(value, dict): pairs |= flat(value, f"{prefix}{name}.")
@@ -168,7 +266,18 @@ def flat(
 def results_table(
     runs: str | Path | None = None,  # folder with a folder per stage; the project's `runs` if None
 ) -> str:  # Markdown
-    "The metrics of all stages, without the run records."
+    """The metrics of all stages, without the run records.
+
+    Parameters
+    ----------
+    runs : str | Path | None, default None
+        folder with a folder per stage; the project's `runs` if None
+
+    Returns
+    -------
+    str
+        Markdown
+    """
     runs = Path(runs or root() / "runs")
     rows = [("stage", "metric", "value"), ("---", "---", "---:")]
     for file in sorted(runs.rglob("metrics.json")):
@@ -181,7 +290,18 @@ def results_table(
 def page(
     nb: str | Path,  # an executed notebook, one folder below the page
 ) -> tuple[str, dict]:  # Markdown, and the pictures: path from the page -> bytes
-    "A notebook as a Markdown page for the folder above it."
+    """A notebook as a Markdown page for the folder above it.
+
+    Parameters
+    ----------
+    nb : str | Path
+        an executed notebook, one folder below the page
+
+    Returns
+    -------
+    tuple[str, dict]
+        Markdown, and the pictures: path from the page -> bytes
+    """
     import nbformat
     from nbconvert import MarkdownExporter
     nb = Path(nb).resolve()
@@ -209,14 +329,38 @@ def markdown_cell(
     id: str,   # unique in its notebook
     text: str,
 ) -> dict:
-    "A markdown cell."
+    """A markdown cell.
+
+    Parameters
+    ----------
+    id : str
+        unique in its notebook
+    text : str
+
+    Returns
+    -------
+    dict
+    """
     return dict(cell_type="markdown", id=id, metadata={}, source=text)
 
 def site_cells(
     cell: dict,  # a code cell
     module: str,  # the module that the notebook exports, such as "primenb.core"
 ) -> list[dict]:  # the cells that stand for it on the site
-    "A code cell for the site: what it exports is described, and its source folded."
+    """A code cell for the site: what it exports is described, and its source folded.
+
+    Parameters
+    ----------
+    cell : dict
+        a code cell
+    module : str
+        the module that the notebook exports, such as "primenb.core"
+
+    Returns
+    -------
+    list[dict]
+        the cells that stand for it on the site
+    """
     from nbdev.showdoc import show_doc
     directive = re.match(r"#\| *(\w+) *(\w*)", cell["source"])
     kind, target = directive.groups() if directive else ("", "")
@@ -235,7 +379,15 @@ def site_page(
     nb: str | Path,  # a notebook of the project
     to: str | Path,  # the page, again a notebook
 ):
-    "Writes a notebook as a page of the site."
+    """Writes a notebook as a page of the site.
+
+    Parameters
+    ----------
+    nb : str | Path
+        a notebook of the project
+    to : str | Path
+        the page, again a notebook
+    """
     notebook = read(nb)
     module = "primenb." + "".join(re.findall(r"^#\| *default_exp +(\S+)", code(nb), flags=re.M))
     notebook["metadata"]["language_info"] = dict(name="python")
@@ -252,7 +404,18 @@ WORDS_A_MINUTE = 200  # that one reads
 def minutes(
     nb: str | Path,  # a notebook
 ) -> int:  # at least 1
-    "About how long it takes to read a notebook, code counted as words."
+    """About how long it takes to read a notebook, code counted as words.
+
+    Parameters
+    ----------
+    nb : str | Path
+        a notebook
+
+    Returns
+    -------
+    int
+        at least 1
+    """
     return max(1, round(sum(len(cell["source"].split()) for cell in read(nb)["cells"]) / WORDS_A_MINUTE))
 
 contents = """~~~{toctree}
@@ -267,7 +430,18 @@ contents = """~~~{toctree}
 def side_bar(
     pages: Path,  # the folder with the pages of the site
 ) -> list[tuple[str, str]]:  # caption and pattern of each group
-    "The groups of the side bar: the notebooks in reading order, with the minutes to read, then data and experiments."
+    """The groups of the side bar: the notebooks in reading order, with the minutes to read, then data and experiments.
+
+    Parameters
+    ----------
+    pages : Path
+        the folder with the pages of the site
+
+    Returns
+    -------
+    list[tuple[str, str]]
+        caption and pattern of each group
+    """
     nbs, groups = root() / "nbs", [("Basics", "[0-9]*")]
     for folder, title in PARTS.items():
         some = list((nbs / folder).glob("[0-9]*.ipynb"))
@@ -297,7 +471,13 @@ def docs():
 
 # %% ../nbs/01_reports.ipynb #097b345f
 def save_code(nb, to):
-    "Write the code cells of the notebook NB to the file TO."
+    """Write the code cells of the notebook NB to the file TO.
+
+    Parameters
+    ----------
+    nb
+    to
+    """
     with atomic(to) as f: f.write_text(code(nb), encoding="utf-8")
 
 def print_table():
@@ -325,7 +505,18 @@ def _parser():
 def main(
     args: list[str] | None = None,  # the command line without the program's name; the process's own if None
 ) -> int:  # 0, or 1 after an error that was printed
-    "The command line: `python -m primenb.reports VERB ...`."
+    """The command line: `python -m primenb.reports VERB ...`.
+
+    Parameters
+    ----------
+    args : list[str] | None, default None
+        the command line without the program's name; the process's own if None
+
+    Returns
+    -------
+    int
+        0, or 1 after an error that was printed
+    """
     given = vars(_parser().parse_args(args))
     function = given.pop("function")
     overrides = [text.partition("=") for text in given.pop("overrides", [])]

@@ -27,7 +27,20 @@ def show(
     image: np.ndarray,  # (H,W,3) uint8
     quality: int = 80,  # of the JPEG, up to 95
 ):  # an IPython image, which a notebook displays and stores as JPEG
-    "Displays an image in a notebook at its own size."
+    """Displays an image in a notebook at its own size.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    quality : int, default 80
+        of the JPEG, up to 95
+
+    Returns
+    -------
+    value
+        an IPython image, which a notebook displays and stores as JPEG
+    """
     from IPython.display import Image as Shown
     Image.fromarray(image).save(buffer := io.BytesIO(), "JPEG", quality=quality)
     return Shown(buffer.getvalue(), format="jpeg")
@@ -37,7 +50,19 @@ def label(
     image: np.ndarray,  # (H,W,3) uint8
     text: str,
 ) -> np.ndarray:  # a copy with the text in its lower left corner
-    "Writes a short text on a dark bar, so that it can be read on any image."
+    """Writes a short text on a dark bar, so that it can be read on any image.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    text : str
+
+    Returns
+    -------
+    np.ndarray
+        a copy with the text in its lower left corner
+    """
     image, size = image.copy(), max(0.35, image.shape[0] / 400)
     font, white = cv2.FONT_HERSHEY_SIMPLEX, (255, 255, 255)
     (w, h), below = cv2.getTextSize(text, font, size, 1)
@@ -53,7 +78,24 @@ def sheet(
     columns: int = 6,  # images in a row
     gap: int = 4,  # pixels between images
 ) -> np.ndarray:  # (H',W',3) uint8
-    "Frames side by side in rows, each with its label in the corner."
+    """Frames side by side in rows, each with its label in the corner.
+
+    Parameters
+    ----------
+    images : list
+        (H,W,3) uint8 arrays, all of one size
+    labels : list | None, default None
+        a short text each
+    columns : int, default 6
+        images in a row
+    gap : int, default 4
+        pixels between images
+
+    Returns
+    -------
+    np.ndarray
+        (H',W',3) uint8
+    """
     h, w = images[0].shape[:2]
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
@@ -71,7 +113,26 @@ def overlay(
     colours: str = "magma",  # a matplotlib colour map
     span: tuple | None = None,  # (lowest, highest) value of the map; None for the values' own
 ) -> np.ndarray:  # (H,W,3) uint8
-    "Numbers over an image as colours; where a mask is false, the image stays as it is."
+    """Numbers over an image as colours; where a mask is false, the image stays as it is.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    values : np.ndarray
+        (h,w) bool mask or numbers, at any resolution
+    strength : float, default 0.6
+        0 shows the image only, 1 the values only
+    colours : str, default 'magma'
+        a matplotlib colour map
+    span : tuple | None, default None
+        (lowest, highest) value of the map; None for the values' own
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     mask, size = values.dtype == bool, image.shape[1::-1]
     low, high = span or ((0, 1) if mask else (np.nanmin(values), np.nanmax(values)))
     scaled = (np.nan_to_num(np.asarray(values, float)) - low) / max(high - low, 1e-12)
@@ -88,7 +149,24 @@ def draw_motion(
     scale: float = 4,  # length of the arrows, in displacements
     colour: tuple = (255, 214, 0),  # RGB
 ) -> np.ndarray:  # (H,W,3) uint8
-    "Arrows from the middle of each cell along its displacement; static cells stay empty."
+    """Arrows from the middle of each cell along its displacement; static cells stay empty.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    field : np.ndarray
+        (h,w,2) displacement in pixels of `image`, x then y
+    scale : float, default 4
+        length of the arrows, in displacements
+    colour : tuple, default (255, 214, 0)
+        RGB
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     image, (h, w) = image.copy(), field.shape[:2]
     for y, x in zip(*np.nonzero(np.hypot(*np.moveaxis(field, -1, 0)) > 0.15)):
         start = np.array([(x + 0.5) * image.shape[1] / w, (y + 0.5) * image.shape[0] / h])
@@ -102,7 +180,20 @@ def motion_colours(
     field: np.ndarray,  # (h,w,2) displacement, x then y
     longest: float | None = None,  # the length shown in full colour; None for the field's own
 ) -> np.ndarray:  # (h,w,3) uint8
-    "Hue for direction (red right, green-yellow down, cyan left, violet up), saturation for length, white for static."
+    """Hue for direction (red right, green-yellow down, cyan left, violet up), saturation for length, white for static.
+
+    Parameters
+    ----------
+    field : np.ndarray
+        (h,w,2) displacement, x then y
+    longest : float | None, default None
+        the length shown in full colour; None for the field's own
+
+    Returns
+    -------
+    np.ndarray
+        (h,w,3) uint8
+    """
     length = np.hypot(field[..., 0], field[..., 1])
     hue = np.arctan2(field[..., 1], field[..., 0]) % (2 * np.pi) / (2 * np.pi)
     saturation = np.clip(length / max(longest or length.max(), 1e-6), 0, 1)
@@ -131,25 +222,38 @@ def _pyramids(cam_from_world, K, size, length, most=12):
     return np.array(lines), at
 
 # %% ../nbs/02_viz.ipynb #6486e2ee
-def _plotter(points, colours, cam_from_world, K, size, shape):
-    "A scene of points and cameras in the axes of the first camera, with its middle and its radius."
-    import pyvista as pv
-    home = cam_from_world[0]
-    cam_from_world = cam_from_world @ np.linalg.inv(home)
-    points = points @ home[:3, :3].T + home[:3, 3]
-    centres = np.linalg.inv(cam_from_world)[:, :3, 3]
-    low, high = np.quantile(points, [0.05, 0.95], 0) if len(points) else (centres.min(0) - 1, centres.max(0) + 1)
+def _middle_nine_tenths(points, centres):
+    "Which points are shown, and the corners of a box around them and the cameras."
+    some = len(points) > 0
+    low, high = np.quantile(points, [0.05, 0.95], 0) if some else (centres.min(0) - 1, centres.max(0) + 1)
     near = ((points >= low - 0.2 * (high - low)) & (points <= high + 0.2 * (high - low))).all(1)
-    ends = np.stack([np.minimum(low, centres.min(0)), np.maximum(high, centres.max(0))])
-    radius = float(np.linalg.norm(ends[1] - ends[0]) / 2)
-    plot = pv.Plotter(off_screen=True, window_size=list(shape))
-    plot.set_background("white")
-    if near.any():
-        plot.add_mesh(pv.PolyData(points[near]), scalars=colours[near], rgb=True, point_size=4, lighting=False)
-    for lines, n in zip(*_pyramids(cam_from_world, K, size, 0.12 * radius)):
-        plot.add_lines(lines.reshape(-1, 3), color=plt.get_cmap("coolwarm")(n / max(len(K) - 1, 1))[:3], width=2)
-    if len(centres) > 1: plot.add_lines(np.repeat(centres, 2, 0)[1:-1], color="black", width=3)
-    return plot, ends.mean(0), radius
+    return near, np.stack([np.minimum(low, centres.min(0)), np.maximum(high, centres.max(0))])
+
+def _view(X, eye, middle, shape):
+    "(n,2) places of points in an image and (n,) depths, seen from `eye` with `middle` in the centre, 30 degrees high."
+    ahead = (middle - eye) / np.linalg.norm(middle - eye)
+    down = np.array([0, 0, -1.0] if abs(ahead[1]) > 0.9 else [0, 1.0, 0])
+    right = np.cross(down, ahead) / np.linalg.norm(np.cross(down, ahead))
+    X = (X - eye) @ np.stack([right, np.cross(ahead, right), ahead]).T
+    focal = shape[1] / 2 / np.tan(np.radians(15))
+    return focal * X[:, :2] / X[:, 2:] + np.array(shape) / 2, X[:, 2]
+
+def _eighths(X, *view):
+    "The same places in eighths of a pixel, as OpenCV takes them."
+    return np.rint(_view(X, *view)[0] * 8).astype(int)
+
+# %% ../nbs/02_viz.ipynb #f36948b0
+def _draw_view(points, colours, lines, tints, path, shape, *view):
+    "Points, far ones first, pyramids and the path of the cameras from one side."
+    page = np.full((shape[1], shape[0], 3), 255, np.uint8)
+    far_first = np.argsort(-_view(points, *view, shape)[1])
+    for at, colour in zip(_eighths(points[far_first], *view, shape), colours[far_first].tolist()):
+        cv2.circle(page, at.tolist(), 16, colour, -1, cv2.LINE_AA, 3)
+    for edges, tint in zip(lines, tints):
+        for a, b in _eighths(edges.reshape(-1, 3), *view, shape).reshape(-1, 2, 2).tolist():
+            cv2.line(page, a, b, tint, 1, cv2.LINE_AA, 3)
+    cv2.polylines(page, [_eighths(path, *view, shape)[:, None]], False, (0, 0, 0), 2, cv2.LINE_AA, 3)
+    return page
 
 # %% ../nbs/02_viz.ipynb #76e76cb8
 def draw_scene(
@@ -160,18 +264,38 @@ def draw_scene(
     size: tuple,                 # (width, height) of the cameras' images, pixels
     width: int = 320,            # of each view, pixels
 ) -> np.ndarray:  # (H,W,3) uint8
-    "Cameras and points in 3-D from four sides, as one image."
-    shape, pages = (width, width * 3 // 4), []
-    import pyvista as pv
-    with pv.vtk_verbosity("off"):  # or VTK warns where there is no screen
-        scene = _plotter(points, colours, cam_from_world, K, size, shape)
-        plot, (middle, radius) = scene[0], scene[1:]
-        for side in SIDES.values():
-            eye = np.array(side) / np.linalg.norm(side)
-            up = (0, 0, 1) if abs(eye[1]) > 0.9 else (0, -1, 0)
-            plot.camera_position = [tuple(middle + 3.2 * radius * eye), tuple(middle), up]
-            plot.reset_camera_clipping_range()
-            plot.render()
-            pages.append(np.ascontiguousarray(plot.screenshot(return_img=True)[..., :3]))
-        plot.close()
+    """Cameras and points in 3-D from four sides, as one image.
+
+    Parameters
+    ----------
+    points : np.ndarray
+        (P,3) in the world
+    colours : np.ndarray
+        (P,3) uint8
+    cam_from_world : np.ndarray
+        (T,4,4)
+    K : np.ndarray
+        (T,3,3), pixels
+    size : tuple
+        (width, height) of the cameras' images, pixels
+    width : int, default 320
+        of each view, pixels
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
+    home, shape = cam_from_world[0], (width, width * 3 // 4)
+    pages = []
+    cam_from_world = cam_from_world @ np.linalg.inv(home)
+    points = points @ home[:3, :3].T + home[:3, 3]
+    centres = np.linalg.inv(cam_from_world)[:, :3, 3]
+    near, box = _middle_nine_tenths(points, centres)
+    radius, middle = np.linalg.norm(box[1] - box[0]) / 2, box.mean(0)
+    lines, of_frame = _pyramids(cam_from_world, K, size, 0.12 * radius)
+    tints = [tuple(255 * c for c in plt.get_cmap("coolwarm")(n / max(len(K) - 1, 1))[:3]) for n in of_frame]
+    for side in SIDES.values():
+        eye = middle + 3.2 * radius * np.array(side) / np.linalg.norm(side)
+        pages.append(_draw_view(points[near], colours[near], lines, tints, centres, shape, eye, middle))
     return sheet(pages, list(SIDES), 2)

@@ -6,10 +6,10 @@
 __all__ = ['MAX_TRACK_WIDTH', 'MAX_TRACK_FRAMES', 'PAGE_PARTS', 'FilmReport', 'Part', 'analyse']
 
 # %% ../../nbs/film/01_analyse.ipynb #b1cdb74e
-import html, json, shutil, tempfile, time, warnings
+import html, importlib, json, shutil, tempfile, time, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Callable
+from typing import TYPE_CHECKING, Callable
 
 import numpy as np
 import pandas as pd
@@ -21,19 +21,31 @@ from .page import chart_path, render_page, render_section
 from ..media.motion import iter_motion, to_tokens
 from ..scenes.files import save_scenes
 from ..scenes.find import colour_histogram, find_scenes
-from ..sfm.export import load_camera_track
-from ..sfm.geometry import CameraTrack
-from ..sfm.mapper import MAX_FOCAL_SIGMA, as_depth, track_camera
-from ..sfm.priors import depth_folder
 from ..media.shots import detect_shots, load_shots, save_shots
 from ..media.video import NoMotionVectors, VideoError, VideoInfo, canonicalise
 from ..media.video import frame_times, frames_at, iter_vectors, probe, read_frames
 from ..viz import draw_motion
 
+if TYPE_CHECKING: from primenb.sfm.geometry import CameraTrack  # an extra
+
 # %% ../../nbs/film/01_analyse.ipynb #b4dc2b6c
 @dataclass
 class FilmReport:
-    "What is known of one film, and the folder that holds it."
+    """What is known of one film, and the folder that holds it.
+
+    Parameters
+    ----------
+    path : Path
+        the film
+    out : Path
+        the report's folder
+    info : VideoInfo
+        what the file contains
+    settings : dict
+        the settings of the analysis
+    done : dict, default field(default_factory=dict)
+        part name -> its facts
+    """
     path: Path  # the film
     out: Path  # the report's folder
     info: VideoInfo  # what the file contains
@@ -42,16 +54,31 @@ class FilmReport:
 
     @property
     def shots(self) -> pd.DataFrame:
-        "The shot table."
+        """The shot table.
+
+        Returns
+        -------
+        pd.DataFrame
+        """
         return load_shots(self.out / "shots.csv")
     @property
     def scenes(self) -> pd.DataFrame:
-        "The scene table, with the score of each scene's end."
+        """The scene table, with the score of each scene's end.
+
+        Returns
+        -------
+        pd.DataFrame
+        """
         return pd.read_csv(self.out / "scenes.csv", dtype={"film": str})
     @property
     def motion(self) -> pd.DataFrame:
         """One row per frame: time, shot; camera_x, camera_y, the median displacement (a camera that pans right moves
-        the image left); own, the mean speed apart from it; in image widths per second at the average frame rate."""
+        the image left); own, the mean speed apart from it; in image widths per second at the average frame rate.
+
+        Returns
+        -------
+        pd.DataFrame
+        """
         return pd.read_csv(self.out / "motion.csv")
     def _repr_html_(self):
         page = html.escape(str(self.out / "report.html"))
@@ -61,20 +88,49 @@ class FilmReport:
 @patch
 def camera_track(self: FilmReport,
     shot: int,  # its number in the shot table
-) -> CameraTrack:
-    "The cameras of a shot; raises `PrimenbError` where it has none."
+) -> "CameraTrack":
+    """The cameras of a shot; raises `PrimenbError` where it has none.
+
+    Parameters
+    ----------
+    shot : int
+        its number in the shot table
+
+    Returns
+    -------
+    'CameraTrack'
+    """
+    from primenb.sfm.export import load_camera_track
     return load_camera_track(self.out / "cameras" / f"{shot:04d}" / "track.npz")
 
 # %% ../../nbs/film/01_analyse.ipynb #b3368079
 @dataclass(frozen=True)
 class Part:
-    "One step of the analysis."
+    """One step of the analysis.
+
+    Parameters
+    ----------
+    name : str
+    make : Callable[[FilmReport], dict]
+        does the work and returns facts for `film.json`
+    show : Callable[[FilmReport], str]
+        its section of the page, as HTML
+    needs : tuple[str, ...], default ()
+        names of parts that must be done before
+    files : tuple[str, ...], default ()
+        what it writes into the report's folder: files and folders
+    extra : bool, default False
+        made only when it is named
+    module : str, default ''
+        of the library, which an extra must be installed for
+    """
     name: str
     make: Callable[[FilmReport], dict]  # does the work and returns facts for `film.json`
     show: Callable[[FilmReport], str]  # its section of the page, as HTML
     needs: tuple[str, ...] = ()  # names of parts that must be done before
     files: tuple[str, ...] = ()  # what it writes into the report's folder: files and folders
     extra: bool = False  # made only when it is named
+    module: str = ""  # of the library, which an extra must be installed for
 
 # %% ../../nbs/film/01_analyse.ipynb #0f3fed3e
 def _lengths(table):
@@ -239,11 +295,14 @@ def _film_size(track, width, height):
 # %% ../../nbs/film/01_analyse.ipynb #125993e1
 def _depth_of_shot(depth, frames, numbers):
     "The depth of some frames of the film: maps numbered like them, or what a network predicts."
+    from primenb.sfm.mapper import as_depth
+    from primenb.sfm.priors import depth_folder
     network = depth is None or not Path(depth).is_dir() or (Path(depth) / "config.json").exists()
     return as_depth(depth, frames) if network else depth_folder(depth, numbers)
 
 def _track_shot(report, shot):
     "The camera track of one shot, in the pixels of the film, and how many frames each camera stands for."
+    from primenb.sfm.mapper import track_camera
     info, step = report.info, -(-(shot.end_frame - shot.start_frame) // MAX_TRACK_FRAMES)
     size, pixel = _working_size(info)
     span = (shot.start_frame, shot.end_frame)
@@ -289,6 +348,7 @@ def _camera_row(report, shot):
 
 def _facts_of_track(track, shot, step):
     "What `cameras.csv` says of a shot that has cameras; `error` in pixels of the size at which it was tracked."
+    from primenb.sfm.mapper import MAX_FOCAL_SIGMA
     focal, status = float(np.median(track.K[:, 0, 0])), pd.Series(track.status).value_counts()
     error = track.facts["sigma_px"] * track.size[0] / min(MAX_TRACK_WIDTH, track.size[0])
     found = track.facts["focal_sigma"] < MAX_FOCAL_SIGMA
@@ -375,7 +435,8 @@ PAGE_PARTS = [
     Part("scenes", _make_scenes, _show_scenes, needs=("shots", "keyframes"), files=("scenes.csv", *_scene_files)),
     Part("motion", _make_motion, _show_motion, needs=("shots", "keyframes"), files=("motion.csv", "motion")),
     Part("keyframes", _make_keyframes, _show_keyframes, needs=("shots",), files=("keyframes", "strip.jpg")),
-    Part("cameras", _make_cameras, _show_cameras, needs=("shots",), files=("cameras.csv", "cameras"), extra=True),
+    Part("cameras", _make_cameras, _show_cameras, needs=("shots",), files=("cameras.csv", "cameras"), extra=True,
+         module="primenb.sfm.mapper"),
 ]
 
 def _in_order(names, parts):
@@ -387,6 +448,8 @@ def _in_order(names, parts):
         for need in by_name[name].needs: add(need)
         if by_name[name] not in order: order.append(by_name[name])
     for name in names or [p.name for p in parts if not p.extra]: add(name)
+    for part in order:
+        if part.module: importlib.import_module(part.module)  # what is not installed is said before the work
     return order
 
 # %% ../../nbs/film/01_analyse.ipynb #bb7ee913
@@ -462,7 +525,35 @@ def analyse(
     available: list[Part] = PAGE_PARTS,  # the parts to choose from, in the order of the page
     log: Callable[[str], None] = lambda line: None,  # called with a line about each part
 ) -> FilmReport:
-    "Analyses a film part by part into a folder with `film.json`, tables and `report.html`; continues if stopped."
+    """Analyses a film part by part into a folder with `film.json`, tables and `report.html`; continues if stopped.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    out : str | Path
+        the report's folder
+    parts : list[str] | None, default None
+        names of parts; those they need are added; None for all but extra ones
+    detector : str, default 'adaptive'
+        of shots, see `primenb.media.shots.detectors`
+    damaged : str, default 'raise'
+        "raise" at a frame that cannot be decoded, or "skip" it
+    depth : str | Path | None, default None
+        for cameras: a folder of depth maps numbered as frames, or a depth network
+    scenes_per_hour : float | None, default None
+        how many scenes an hour of film; None for as many as there seem to be
+    overwrite : bool, default False
+        begin anew in a folder that holds a report
+    available : list[Part], default PAGE_PARTS
+        the parts to choose from, in the order of the page
+    log : Callable[[str], None], default lambda line: None
+        called with a line about each part
+
+    Returns
+    -------
+    FilmReport
+    """
     settings = dict(detector=detector, damaged=damaged)
     if depth is not None: settings["depth"] = str(depth)
     if scenes_per_hour is not None: settings["scenes_per_hour"] = scenes_per_hour

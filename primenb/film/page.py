@@ -17,7 +17,18 @@ from ..media.video import VideoInfo
 def clock_time(
     seconds: float,  # a time or a length, at least 0
 ) -> str:  # such as 1:05.2 or 1:00:05.2
-    "A time in hours, minutes, seconds and tenths."
+    """A time in hours, minutes, seconds and tenths.
+
+    Parameters
+    ----------
+    seconds : float
+        a time or a length, at least 0
+
+    Returns
+    -------
+    str
+        such as 1:05.2 or 1:00:05.2
+    """
     seconds = round(seconds, 1)
     hours = f"{int(seconds // 3600)}:" if seconds >= 3600 else ""
     minutes = int(seconds // 60 % 60)
@@ -30,7 +41,20 @@ def axis_ticks(
     total: float,  # length of the film in seconds
     most: int = 8,  # labels there is room for
 ) -> np.ndarray:  # seconds, from 0 on; none so near the end that its label would be cut off
-    "The times to write under a strip or a chart."
+    """The times to write under a strip or a chart.
+
+    Parameters
+    ----------
+    total : float
+        length of the film in seconds
+    most : int, default 8
+        labels there is room for
+
+    Returns
+    -------
+    np.ndarray
+        seconds, from 0 on; none so near the end that its label would be cut off
+    """
     fitting = [step for step in _steps if total / step <= most]
     step = fitting[0] if fitting else 3600 * round(total / 3600 / most + 1)
     return np.arange(0, total * 0.97, step)
@@ -43,7 +67,26 @@ def chart_path(
     top: float,  # the value at the chart's upper edge; larger ones are cut off there
     points: int = 500,  # columns at most
 ) -> str:  # the `d` of an SVG path, in a box of 1000 x 100
-    "The area below a curve over time, as an SVG path."
+    """The area below a curve over time, as an SVG path.
+
+    Parameters
+    ----------
+    times : np.ndarray
+        (n,) seconds, ascending
+    values : np.ndarray
+        (n,) what is shown, at least 0
+    total : float
+        length of the film in seconds: the width of the chart
+    top : float
+        the value at the chart's upper edge; larger ones are cut off there
+    points : int, default 500
+        columns at most
+
+    Returns
+    -------
+    str
+        the `d` of an SVG path, in a box of 1000 x 100
+    """
     width = max(total / points, 0.25)
     mean = pd.Series(values).groupby((times / width).astype(int)).mean()
     x = 1000 * np.append(mean.index, mean.index[-1] + 1) * width / total
@@ -61,14 +104,37 @@ def render_section(
     name: str,  # a template in `primenb/film/templates`, without the ending `.html.j2`
     **values,  # what the template needs
 ) -> str:  # HTML
-    "One section of the page."
+    """One section of the page.
+
+    Parameters
+    ----------
+    name : str
+        a template in `primenb/film/templates`, without the ending `.html.j2`
+    **values
+        what the template needs
+
+    Returns
+    -------
+    str
+        HTML
+    """
     return _templates.get_template(f"{name}.html.j2").render(**values)
 
 # %% ../../nbs/film/00_page.ipynb #204f007c
 def film_facts(
     info: VideoInfo,  # what `probe` found
 ) -> dict[str, str]:
-    "The film's data sheet, label and value."
+    """The film's data sheet, label and value.
+
+    Parameters
+    ----------
+    info : VideoInfo
+        what `probe` found
+
+    Returns
+    -------
+    dict[str, str]
+    """
     sound = ", ".join(f"{a.codec}, {a.channels} channels" for a in info.audio)
     rate = f"{'about ' if info.variable else ''}{float(info.rate):.4g}/s"
     hdr = f", HDR {info.hdr.upper()}" if info.hdr else ""
@@ -86,7 +152,22 @@ def render_page(
     sections: list[str],  # HTML, in the order of the page
     tables: list[str],  # names of CSV files beside the page
 ) -> str:  # HTML
-    "The whole page, its style included."
+    """The whole page, its style included.
+
+    Parameters
+    ----------
+    info : VideoInfo
+        of the film
+    sections : list[str]
+        HTML, in the order of the page
+    tables : list[str]
+        names of CSV files beside the page
+
+    Returns
+    -------
+    str
+        HTML
+    """
     version = env()["versions"].get("primenb", "")
     page = _templates.get_template("report.html.j2")
     return page.render(title=info.path.name, facts=film_facts(info), damage=info.damage, sections=sections,

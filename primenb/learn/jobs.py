@@ -41,7 +41,17 @@ def run_jobs(
     workers: int,       # processes; 0 to work in this one
     label: str,         # a word for the progress bar
 ):
-    "Does all jobs whose last file is missing; an error stops the rest and keeps what is finished."
+    """Does all jobs whose last file is missing; an error stops the rest and keeps what is finished.
+
+    Parameters
+    ----------
+    jobs : list[tuple]
+        (last file, function, arguments)
+    workers : int
+        processes; 0 to work in this one
+    label : str
+        a word for the progress bar
+    """
     jobs = list(jobs)
     todo = [(function, arguments) for last, function, arguments in jobs if not Path(last).exists()]
     with progress(label=label, total=len(jobs), unit="job") as bar:

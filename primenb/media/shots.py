@@ -56,7 +56,24 @@ def shot_table(
     times: np.ndarray,  # (N,) seconds at which each frame is shown
     end: float,  # seconds at which the last frame ends
 ) -> pd.DataFrame:  # one row per shot, with `columns`
-    "The shot table of a film whose cuts are known."
+    """The shot table of a film whose cuts are known.
+
+    Parameters
+    ----------
+    film : str
+        the film's name
+    cuts : list[int]
+        frame numbers at which a new shot begins, without 0
+    times : np.ndarray
+        (N,) seconds at which each frame is shown
+    end : float
+        seconds at which the last frame ends
+
+    Returns
+    -------
+    pd.DataFrame
+        one row per shot, with `columns`
+    """
     starts = np.unique([0, *cuts]).astype(int)
     outside = [int(n) for n in starts if not 0 <= n < len(times)]
     if outside: raise ValueError(f"a cut at frame {outside[0]} lies outside a film of {len(times)} frames")
@@ -77,7 +94,28 @@ def detect_shots(
     damaged: str = "raise",  # as in `primenb.media.video.iter_frames`
     **settings,  # the detector's own, such as adaptive_threshold=3.5
 ) -> pd.DataFrame:  # the shot table
-    "The film's shots, found by one of PySceneDetect's detectors (defaults: PySceneDetect's)."
+    """The film's shots, found by one of PySceneDetect's detectors (defaults: PySceneDetect's).
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    detector : str, default 'adaptive'
+        "adaptive", "content", "hash", "histogram" or "threshold"
+    min_length : float, default 0.6
+        seconds; a cut sooner after the one before is ignored (the last shot may be shorter)
+    stream : int | None, default None
+        which video stream
+    damaged : str, default 'raise'
+        as in `primenb.media.video.iter_frames`
+    **settings
+        the detector's own, such as adaptive_threshold=3.5
+
+    Returns
+    -------
+    pd.DataFrame
+        the shot table
+    """
     chosen = _detector(detector, min_length, settings)
     info, times = probe(path, stream), frame_times(path, stream)
     frames = iter_frames(path, size=min(144, info.width, info.height), stream=stream, damaged=damaged)
@@ -90,13 +128,32 @@ def save_shots(
     shots: pd.DataFrame,  # the shot table
     path: str | Path,  # a .csv file
 ):
-    "Writes a shot table, whole or not at all."
+    """Writes a shot table, whole or not at all.
+
+    Parameters
+    ----------
+    shots : pd.DataFrame
+        the shot table
+    path : str | Path
+        a .csv file
+    """
     with atomic(path) as temporary: shots.to_csv(temporary, index=False)
 
 def load_shots(
     path: str | Path,  # a .csv file written by `save_shots`
 ) -> pd.DataFrame:  # the shot table
-    "Reads a shot table; raises `PrimenbError` for a file that is none."
+    """Reads a shot table; raises `PrimenbError` for a file that is none.
+
+    Parameters
+    ----------
+    path : str | Path
+        a .csv file written by `save_shots`
+
+    Returns
+    -------
+    pd.DataFrame
+        the shot table
+    """
     remedy = "make it again with detect_shots"
     try: shots = pd.read_csv(path, dtype={"film": str})
     except (OSError, ValueError) as e:
@@ -111,7 +168,22 @@ def match_cuts(
     true: list[int],  # frame numbers
     tolerance: int = 0,  # frames
 ) -> list[tuple[int, int]]:  # (found, true) pairs
-    "Pairs found with true cuts one to one, nearest first (as in TRECVID; ties go to the earlier)."
+    """Pairs found with true cuts one to one, nearest first (as in TRECVID; ties go to the earlier).
+
+    Parameters
+    ----------
+    found : list[int]
+        frame numbers
+    true : list[int]
+        frame numbers
+    tolerance : int, default 0
+        frames
+
+    Returns
+    -------
+    list[tuple[int, int]]
+        (found, true) pairs
+    """
     pairs = sorted((abs(f - t), f, t) for f in set(found) for t in set(true) if abs(f - t) <= tolerance)
     taken, matched = set(), []
     for _, f, t in pairs:
@@ -126,7 +198,22 @@ def score_cuts(
     found: int,  # found cuts
     true: int,  # true cuts
 ) -> dict:  # precision, recall, f1
-    "Precision, recall and their harmonic mean from counts."
+    """Precision, recall and their harmonic mean from counts.
+
+    Parameters
+    ----------
+    right : int
+        matched pairs, over one film or summed over many
+    found : int
+        found cuts
+    true : int
+        true cuts
+
+    Returns
+    -------
+    dict
+        precision, recall, f1
+    """
     precision = right / found if found else float(not true)
     recall = right / true if true else 1.0
     f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0

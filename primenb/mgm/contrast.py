@@ -13,19 +13,20 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from fastcore.basics import store_attr
-from torch import nn
-from torch.nn import functional as F
-from transformers import VideoMAEForPreTraining
 
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from ..learn.contrast import Queue, info_nce
 from ..learn.engine import unwrap_model
 from ..learn.runs import Format
 from .model import VIDEOMAE, pixel_values, save_videomae
 from .train import (
     EncoderRun, Footage, WindowedClips, footage_of, tokens_per_clip, train_encoder, untrained_model)
+with extra("learn"):
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+    from transformers import VideoMAEForPreTraining
 
 # %% ../../nbs/mgm/04_contrast.ipynb #e3d512f4
 def _projection(width, embed_dim):
@@ -34,7 +35,14 @@ def _projection(width, embed_dim):
                          nn.Linear(2 * width, embed_dim))
 
 class MotionPathway(nn.Module):
-    "Displacement and energy to one embedding."
+    """Displacement and energy to one embedding.
+
+    Parameters
+    ----------
+    width : int, default 64
+        channels
+    embed_dim : int, default 64
+    """
     def __init__(self,
         width: int = 64,  # channels
         embed_dim: int = 64,
@@ -46,13 +54,30 @@ class MotionPathway(nn.Module):
             nn.Conv3d(width, width, 3, stride=2, padding=1), nn.GroupNorm(1, width), nn.GELU())
         self.projection = _projection(width, embed_dim)
     def forward(self, motion):
-        "The embeddings, (n,embed_dim), of motion, (n,S,h,w,3)."
+        """The embeddings, (n,embed_dim), of motion, (n,S,h,w,3).
+
+        Parameters
+        ----------
+        motion
+        """
         x = self.convolutions(motion.movedim(-1, 1)).mean((2, 3, 4))
         return F.normalize(self.projection(x).float(), dim=1)
 
 # %% ../../nbs/mgm/04_contrast.ipynb #7c073dbf
 class Pathways(nn.Module):
-    "A visual and a motion pathway."
+    """A visual and a motion pathway.
+
+    Parameters
+    ----------
+    model : VideoMAEForPreTraining
+        whose encoder becomes the visual pathway
+    embed_dim : int, default 64
+        of the embeddings; channels of the motion pathway
+    motion_width : int, default 64
+        of the embeddings; channels of the motion pathway
+    seed : int, default 0
+        of all weights but the encoder's
+    """
     def __init__(self,
         model: VideoMAEForPreTraining,  # whose encoder becomes the visual pathway
         embed_dim: int = 64, motion_width: int = 64,  # of the embeddings; channels of the motion pathway
@@ -66,20 +91,57 @@ class Pathways(nn.Module):
             self.motion = MotionPathway(motion_width, embed_dim)
     @property
     def device(self) -> torch.device:
-        "Where it is; with it, `primenb.mgm.model.features` takes this model like any other."
+        """Where it is; with it, `primenb.mgm.model.features` takes this model like any other.
+
+        Returns
+        -------
+        torch.device
+        """
         return next(self.parameters()).device
     def embed_pixels(self,
         pixels: torch.Tensor,  # (n,T,3,H,W) as `pixel_values` gives them
     ) -> torch.Tensor:  # (n,embed_dim)
-        "The visual embeddings."
+        """The visual embeddings.
+
+        Parameters
+        ----------
+        pixels : torch.Tensor
+            (n,T,3,H,W) as `pixel_values` gives them
+
+        Returns
+        -------
+        torch.Tensor
+            (n,embed_dim)
+        """
         return F.normalize(self.projection(self.videomae(pixels).last_hidden_state.mean(1)).float(), dim=1)
     def forward(self, pixels, motion):
-        "The embeddings of both pathways."
+        """The embeddings of both pathways.
+
+        Parameters
+        ----------
+        pixels
+        motion
+        """
         return self.embed_pixels(pixels), self.motion(motion)
 
 # %% ../../nbs/mgm/04_contrast.ipynb #796f28b7
 class ClipPairs(WindowedClips):
-    "Clips through two random windows each, with the motion in the first: dictionaries of pixels, other, motion, key."
+    """Clips through two random windows each, with the motion in the first: dictionaries of pixels, other, motion, key.
+
+    Parameters
+    ----------
+    footage : Footage
+    grid : tuple
+        slots, rows, columns of the encoder's tokens
+    image_size : int, default 32
+        as in `WindowedClips`
+    frame_stride : int, default 1
+        as in `WindowedClips`
+    min_crop : float, default 1.0
+        as in `WindowedClips`
+    flip : float, default 0.0
+        as in `WindowedClips`
+    """
     def __init__(self,
         footage: Footage,
         grid: tuple,  # slots, rows, columns of the encoder's tokens
@@ -96,7 +158,17 @@ class ClipPairs(WindowedClips):
 
 # %% ../../nbs/mgm/04_contrast.ipynb #b2a5bd4b
 class MotionContrastObjective:
-    "The three retrieval tasks of a batch, for `primenb.learn.engine.Trainer`."
+    """The three retrieval tasks of a batch, for `primenb.learn.engine.Trainer`.
+
+    Parameters
+    ----------
+    queue : int
+        number of keys
+    temperature : float
+        of the loss
+    motion_share : float
+        weight of the two tasks with motion in the loss
+    """
     def __init__(self,
         queue: int,           # number of keys
         temperature: float,   # of the loss
@@ -123,7 +195,23 @@ class MotionContrastObjective:
 # %% ../../nbs/mgm/04_contrast.ipynb #0a2cf04c
 @dataclass(frozen=True, kw_only=True)
 class MotionContrastRun(EncoderRun):
-    "One pre-training by contrast; the settings of the decoder have no effect here."
+    """One pre-training by contrast; the settings of the decoder have no effect here.
+
+    Parameters
+    ----------
+    queue : int, default 512
+        keys; MaCLR has 65,536
+    temperature : float, default 0.1
+        as MaCLR has it
+    momentum : float, default 0.999
+        of the teacher, as MaCLR has it; the engine begins with less
+    motion_share : float, default 2 / 3
+        weight of the two tasks with motion; MaCLR weights all three tasks alike
+    embed_dim : int, default 64
+        of the embeddings that are compared; MaCLR has 128
+    motion_width : int, default 64
+        channels of the motion pathway
+    """
     queue: int = 512          # keys; MaCLR has 65,536
     temperature: float = 0.1  # as MaCLR has it
     momentum: float = 0.999   # of the teacher, as MaCLR has it; the engine begins with less
@@ -139,7 +227,16 @@ class MotionContrastRun(EncoderRun):
 def pathways(
     run: MotionContrastRun,
 ) -> Pathways:
-    "The untrained model of a run."
+    """The untrained model of a run.
+
+    Parameters
+    ----------
+    run : MotionContrastRun
+
+    Returns
+    -------
+    Pathways
+    """
     return Pathways(untrained_model(run), run.embed_dim, run.motion_width, run.seed)
 
 # %% ../../nbs/mgm/04_contrast.ipynb #d98af5f2
@@ -148,7 +245,21 @@ def train_motion_contrast(
     out: str | Path,  # folder of the run
     evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
 ) -> dict:  # as `primenb.mgm.train.train_encoder` gives it
-    "Pre-trains one encoder by contrast; resumes what was interrupted, and returns at once what is finished."
+    """Pre-trains one encoder by contrast; resumes what was interrupted, and returns at once what is finished.
+
+    Parameters
+    ----------
+    run : MotionContrastRun
+    out : str | Path
+        folder of the run
+    evaluate : Callable | None, default None
+        (trainer) -> dict of numbers, after each epoch
+
+    Returns
+    -------
+    dict
+        as `primenb.mgm.train.train_encoder` gives it
+    """
     def make():
         data = ClipPairs(footage_of(run), run.grid, run.image_size, run.frame_stride, run.min_crop, run.flip)
         return data, pathways(run)

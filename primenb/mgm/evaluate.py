@@ -15,19 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from ..data.records import Damages
 from ..learn.engine import Trainer, unwrap_model, warmup_cosine
 from ..learn.probes import attentive_probe, knn_probe, mean_answers, mean_token_probe
 from .masks import optical_flow
 from .model import features, pixel_values
 from .train import crop_resize
+with extra("learn"):
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader, TensorDataset
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 # %% ../../nbs/mgm/03_evaluate.ipynb #dca18298
 TASK_GROUPS = dict(
@@ -36,7 +37,17 @@ TASK_GROUPS = dict(
 
 @dataclass(frozen=True, eq=False)
 class EvalSet:
-    "Clips with their labels."
+    """Clips with their labels.
+
+    Parameters
+    ----------
+    clips : torch.Tensor
+        (n,V,T,3,S,S) uint8, V views of each
+    labels : pd.DataFrame
+        n rows of words, a column for each task; "" where it does not apply
+    damages : list, default field(default_factory=list)
+        what had to be left out
+    """
     clips: torch.Tensor   # (n,V,T,3,S,S) uint8, V views of each
     labels: pd.DataFrame  # n rows of words, a column for each task; "" where it does not apply
     damages: list = field(default_factory=list)  # what had to be left out
@@ -47,7 +58,18 @@ class EvalSet:
     def has_label(self,
         task: str,  # a column of the labels
     ) -> np.ndarray:  # (n,) bool
-        "Which clips have a label for a task; raises `PrimenbError` for a task that is not there."
+        """Which clips have a label for a task; raises `PrimenbError` for a task that is not there.
+
+        Parameters
+        ----------
+        task : str
+            a column of the labels
+
+        Returns
+        -------
+        np.ndarray
+            (n,) bool
+        """
         if task not in self.labels:
             raise PrimenbError(task, "there is no such label", f"choose one of {', '.join(self.labels)}")
         return np.array(self.labels[task] != "")
@@ -65,7 +87,28 @@ def clip_views(
     windows: int = 1,  # in time
     crops: int = 1,    # along the longer side
 ) -> torch.Tensor:  # (windows*crops,T,3,side,side) uint8
-    "Views of a clip, spread evenly; raises `PrimenbError` for a clip that is too short."
+    """Views of a clip, spread evenly; raises `PrimenbError` for a clip that is too short.
+
+    Parameters
+    ----------
+    frames : np.ndarray
+        (F,H,W,3) uint8
+    num_frames : int
+        of a view
+    side : int
+        of its images, pixels
+    stride : int, default 1
+        from frame to frame
+    windows : int, default 1
+        in time
+    crops : int, default 1
+        along the longer side
+
+    Returns
+    -------
+    torch.Tensor
+        (windows*crops,T,3,side,side) uint8
+    """
     span, (height, width) = (num_frames - 1) * stride + 1, frames.shape[1:3]
     if len(frames) < span:
         raise PrimenbError("clip", f"it has {len(frames)} frames, and a view of {num_frames} spans {span}",
@@ -85,7 +128,29 @@ def read_eval_set(
     windows: int = 1, crops: int = 1,  # as in `clip_views`
     damaged: str = "skip",  # or "raise"
 ) -> EvalSet:
-    "Reads clips with their labels; what cannot be read is left out, and listed in `damages`."
+    """Reads clips with their labels; what cannot be read is left out, and listed in `damages`.
+
+    Parameters
+    ----------
+    records : Iterable
+        of `primenb.data.records.Clip`, or of anything else with a key, labels and frames()
+    side : int, default 32
+        of the images, pixels
+    num_frames : int, default 8
+        of a view
+    stride : int, default 1
+        from frame to frame
+    windows : int, default 1
+        as in `clip_views`
+    crops : int, default 1
+        as in `clip_views`
+    damaged : str, default 'skip'
+        or "raise"
+
+    Returns
+    -------
+    EvalSet
+    """
     damages, found = Damages(damaged), []
     for record in records:
         with damages:
@@ -102,7 +167,20 @@ def flow_features(
     clips: torch.Tensor,  # (m,T,3,S,S) uint8, T even
     cell: int = 8,        # side of a token, pixels
 ) -> torch.Tensor:  # (m,N,3) float32: displacement to the right and down, and speed, pixels per frame
-    "An encoder that knows nothing but optical flow: mean displacement and speed in tokens of two frames."
+    """An encoder that knows nothing but optical flow: mean displacement and speed in tokens of two frames.
+
+    Parameters
+    ----------
+    clips : torch.Tensor
+        (m,T,3,S,S) uint8, T even
+    cell : int, default 8
+        side of a token, pixels
+
+    Returns
+    -------
+    torch.Tensor
+        (m,N,3) float32: displacement to the right and down, and speed, pixels per frame
+    """
     images = [np.ascontiguousarray(c.permute(0, 2, 3, 1).numpy()) for c in clips]
     fields = np.stack([optical_flow(frames, cell=cell).field for frames in images])
     mean = torch.from_numpy(fields).unflatten(1, (-1, 2)).mean(2).flatten(1, 3)
@@ -112,7 +190,19 @@ def encode_tokens(
     encode: Callable,  # from clips (m,T,3,S,S) uint8 to tokens (m,N,d), such as `partial(features, model)`
     data: EvalSet,
 ) -> torch.Tensor:  # (n,V,N,d) float32
-    "The tokens of all views; raises `PrimenbError` for tokens of another shape, NaN or infinity."
+    """The tokens of all views; raises `PrimenbError` for tokens of another shape, NaN or infinity.
+
+    Parameters
+    ----------
+    encode : Callable
+        from clips (m,T,3,S,S) uint8 to tokens (m,N,d), such as `partial(features, model)`
+    data : EvalSet
+
+    Returns
+    -------
+    torch.Tensor
+        (n,V,N,d) float32
+    """
     found = encode(data.clips.flatten(0, 1))
     if found.ndim != 3:
         raise PrimenbError("tokens", f"the encoder gave shape {tuple(found.shape)}",
@@ -126,7 +216,20 @@ def class_numbers(
     train: EvalSet, test: EvalSet,
     task: str,  # a column of their labels
 ) -> tuple:  # for training and test each: (n,) bool, which clips have a label; (n',) their class numbers
-    "Which clips have a label, and their class numbers; raises `PrimenbError` for fewer than two or unknown classes."
+    """Which clips have a label, and their class numbers; raises `PrimenbError` for fewer than two or unknown classes.
+
+    Parameters
+    ----------
+    train : EvalSet
+    test : EvalSet
+    task : str
+        a column of their labels
+
+    Returns
+    -------
+    tuple
+        for training and test each: (n,) bool, which clips have a label; (n',) their class numbers
+    """
     a, b = train.has_label(task), test.has_label(task)
     classes, y = np.unique(train.labels.loc[a, task], return_inverse=True)
     test_labels = test.labels.loc[b, task]
@@ -147,7 +250,24 @@ def evaluate_encoder(
     probes: Iterable[str] = tuple(PROBES),
     seed: int = 0,
 ) -> pd.DataFrame:  # a row for each task and probe: group, task, probe, accuracy, chance, num_clips
-    "What probes read from an encoder; `chance` is the accuracy of always predicting the commonest training label."
+    """What probes read from an encoder; `chance` is the accuracy of always predicting the commonest training label.
+
+    Parameters
+    ----------
+    encode : Callable
+        as in `encode_tokens`
+    train : EvalSet
+    test : EvalSet
+    tasks : Iterable[str] | None, default None
+        columns of the labels; None for those of `TASK_GROUPS`
+    probes : Iterable[str], default tuple(PROBES)
+    seed : int, default 0
+
+    Returns
+    -------
+    pd.DataFrame
+        a row for each task and probe: group, task, probe, accuracy, chance, num_clips
+    """
     x, xt = encode_tokens(encode, train), encode_tokens(encode, test)
     rows = []
     for task in [t for t in TASK_GROUPS if t in train.labels] if tasks is None else tasks:
@@ -163,7 +283,16 @@ def evaluate_encoder(
 def single_frame(
     data: EvalSet,
 ) -> EvalSet:
-    "The middle frame of each view, repeated."
+    """The middle frame of each view, repeated.
+
+    Parameters
+    ----------
+    data : EvalSet
+
+    Returns
+    -------
+    EvalSet
+    """
     middle = data.clips.shape[2] // 2
     return EvalSet(data.clips[:, :, middle : middle + 1].expand_as(data.clips), data.labels, data.damages)
 
@@ -171,7 +300,17 @@ def shuffled_frames(
     data: EvalSet,
     seed: int = 0,
 ) -> EvalSet:
-    "The frames of each view in random order."
+    """The frames of each view in random order.
+
+    Parameters
+    ----------
+    data : EvalSet
+    seed : int, default 0
+
+    Returns
+    -------
+    EvalSet
+    """
     order = torch.rand(data.clips.shape[:3], generator=torch.Generator().manual_seed(seed)).argsort(2)
     clips = data.clips.gather(2, order[..., None, None, None].expand_as(data.clips))
     return EvalSet(clips, data.labels, data.damages)
@@ -185,7 +324,18 @@ _OPPOSITES |= {b: a for a, b in _OPPOSITES.items()}
 def opposite(
     label: str,  # such as "down left"
 ) -> str:  # such as "up right"; the label itself if it has no such word
-    "The label of the clip played backwards: left and right, up and down, forwards and backwards are exchanged."
+    """The label of the clip played backwards: left and right, up and down, forwards and backwards are exchanged.
+
+    Parameters
+    ----------
+    label : str
+        such as "down left"
+
+    Returns
+    -------
+    str
+        such as "up right"; the label itself if it has no such word
+    """
     return " ".join(_OPPOSITES.get(word, word) for word in label.split())
 
 def reversed_pairs(
@@ -193,7 +343,21 @@ def reversed_pairs(
     task: str,  # the column whose labels are to be told from their opposites
     opposite: Callable = opposite,  # from a label to that of the clip played backwards
 ) -> EvalSet:  # all clips that have an opposite, then the same ones backwards; the label `order` says which way
-    "Each clip forwards and backwards, with `order` as the task; raises `PrimenbError` if no clip has an opposite."
+    """Each clip forwards and backwards, with `order` as the task; raises `PrimenbError` if no clip has an opposite.
+
+    Parameters
+    ----------
+    data : EvalSet
+    task : str
+        the column whose labels are to be told from their opposites
+    opposite : Callable, default opposite
+        from a label to that of the clip played backwards
+
+    Returns
+    -------
+    EvalSet
+        all clips that have an opposite, then the same ones backwards; the label `order` says which way
+    """
     names = data.labels[task]
     paired = data[np.array(names != names.map(opposite))]
     if not len(paired):
@@ -211,7 +375,17 @@ def classifier(
     model: VideoMAEForPreTraining,
     classes: int,
 ) -> VideoMAEForVideoClassification:
-    "The encoder of a model, with a linear layer on the mean of its tokens."
+    """The encoder of a model, with a linear layer on the mean of its tokens.
+
+    Parameters
+    ----------
+    model : VideoMAEForPreTraining
+    classes : int
+
+    Returns
+    -------
+    VideoMAEForVideoClassification
+    """
     config = VideoMAEConfig(**{**model.config.to_dict(), "use_mean_pooling": True, "num_labels": classes})
     new = VideoMAEForVideoClassification(config)
     weights = model.videomae.state_dict()  # the norm of single tokens is left out: that of their mean replaces it
@@ -258,7 +432,35 @@ def fine_tune(
     layer_decay: float = 0.75,  # from layer to layer, towards the input
     seed: int = 0, device: str = "auto", mixed_precision: str = "no",
 ) -> dict:  # accuracy after the last epoch, and the curve
-    "Trains a whole encoder for one task; resumes what was interrupted. Of several views, predictions are averaged."
+    """Trains a whole encoder for one task; resumes what was interrupted. Of several views, predictions are averaged.
+
+    Parameters
+    ----------
+    model : VideoMAEForPreTraining
+        the initialisation; it is not changed
+    train : EvalSet
+        as in `class_numbers`
+    test : EvalSet
+        as in `class_numbers`
+    task : str
+        as in `class_numbers`
+    folder : str | Path
+        for checkpoint and curve
+    epochs : int, default 30
+    batch_size : int, default 32
+    lr : float, default 0.001
+        of the head, highest
+    layer_decay : float, default 0.75
+        from layer to layer, towards the input
+    seed : int, default 0
+    device : str, default 'auto'
+    mixed_precision : str, default 'no'
+
+    Returns
+    -------
+    dict
+        accuracy after the last epoch, and the curve
+    """
     (a, y), (b, yt) = class_numbers(train, test, task)
     x, labels = train.clips[a].flatten(0, 1), torch.tensor(y).repeat_interleave(train.clips.shape[1])
     new, *functions = _classification(model, int(y.max()) + 1, test.clips, b, yt)
@@ -278,7 +480,22 @@ def probe_callback(
     probe: str = "linear",  # a key of `PROBES`
     seed: int = 0,
 ) -> Callable:  # (trainer) -> dict of accuracies, such as direction_linear
-    "A function that evaluates a model in training."
+    """A function that evaluates a model in training.
+
+    Parameters
+    ----------
+    train : EvalSet
+    test : EvalSet
+    tasks : tuple, default ('direction', 'action')
+    probe : str, default 'linear'
+        a key of `PROBES`
+    seed : int, default 0
+
+    Returns
+    -------
+    Callable
+        (trainer) -> dict of accuracies, such as direction_linear
+    """
     def evaluate(trainer):
         found = evaluate_encoder(partial(features, unwrap_model(trainer)), train, test, tasks, [probe], seed)
         return {f"{row.task}_{probe}": row.accuracy for row in found.itertuples()}
@@ -288,7 +505,19 @@ def epochs_to_target(
     curve: pd.Series,  # accuracies; the index counts epochs or encoder tokens, upwards
     target: float,
 ) -> float | None:  # in units of the index; None if it is never reached
-    "Where a curve first reaches a target."
+    """Where a curve first reaches a target.
+
+    Parameters
+    ----------
+    curve : pd.Series
+        accuracies; the index counts epochs or encoder tokens, upwards
+    target : float
+
+    Returns
+    -------
+    float | None
+        in units of the index; None if it is never reached
+    """
     x, y = curve.index.to_numpy(float), curve.to_numpy(float)
     if not (y >= target).any(): return None
     i = int((y >= target).argmax())

@@ -26,7 +26,22 @@ def hide_top_k(
     count: int,         # tokens to hide per slot
     per_clip: bool = False,  # hide S * count tokens of the clip as a whole instead
 ) -> np.ndarray:  # (n,S,h,w) bool, true where hidden
-    "The tokens with the highest scores."
+    """The tokens with the highest scores.
+
+    Parameters
+    ----------
+    score : np.ndarray
+        (n,S,h,w) of each token
+    count : int
+        tokens to hide per slot
+    per_clip : bool, default False
+        hide S * count tokens of the clip as a whole instead
+
+    Returns
+    -------
+    np.ndarray
+        (n,S,h,w) bool, true where hidden
+    """
     flat = score.reshape(len(score), 1 if per_clip else score.shape[1], -1)
     count *= score.shape[1] if per_clip else 1
     mask = np.zeros(flat.shape, bool)
@@ -36,15 +51,39 @@ def hide_top_k(
 
 # %% ../../nbs/mgm/00_masks.ipynb #efc284f2
 def random_mask(n, grid, k, rng):
-    "Each token independently."
+    """Each token independently.
+
+    Parameters
+    ----------
+    n
+    grid
+    k
+    rng
+    """
     return rng.random((n, *grid))
 
 def tube_mask(n, grid, k, rng):
-    "Places, the same in every slot."
+    """Places, the same in every slot.
+
+    Parameters
+    ----------
+    n
+    grid
+    k
+    rng
+    """
     return np.broadcast_to(rng.random((n, 1, *grid[1:])), (n, *grid))
 
 def frame_mask(n, grid, k, rng):
-    "Whole slots."
+    """Whole slots.
+
+    Parameters
+    ----------
+    n
+    grid
+    k
+    rng
+    """
     order = rng.permuted(np.tile(np.arange(grid[0]), (n, 1)), axis=1)
     return order[:, :, None, None] + rng.random((n, *grid))
 
@@ -54,7 +93,22 @@ def box_distance(
     aspect: np.ndarray,  # (n,) height over width
     grid: tuple,         # (S,h,w)
 ) -> np.ndarray:  # (n,S,h,w) tokens
-    "How large a box of this shape around the centre must be to reach each token; ties go to the tokens nearer by."
+    """How large a box of this shape around the centre must be to reach each token; ties go to the tokens nearer by.
+
+    Parameters
+    ----------
+    centre : np.ndarray
+        (n,S,2) y and x in tokens, from the upper left corner
+    aspect : np.ndarray
+        (n,) height over width
+    grid : tuple
+        (S,h,w)
+
+    Returns
+    -------
+    np.ndarray
+        (n,S,h,w) tokens
+    """
     a = np.sqrt(aspect)[:, None, None]
     dy = np.abs(np.arange(grid[1]) + 0.5 - centre[..., :1]) / a
     dx = np.abs(np.arange(grid[2]) + 0.5 - centre[..., 1:]) * a
@@ -66,13 +120,32 @@ def _aspects(rng, shape, most):
 
 # %% ../../nbs/mgm/00_masks.ipynb #40bf4ddb
 def block_mask(n, grid, k, rng, blocks=4, aspect=2.0):
-    "Several boxes that stay in place."
+    """Several boxes that stay in place.
+
+    Parameters
+    ----------
+    n
+    grid
+    k
+    rng
+    blocks : default 4
+    aspect : default 2.0
+    """
     centres, shapes = rng.uniform(0, 1, (blocks, n, 1, 2)) * grid[1:], _aspects(rng, (blocks, n), aspect)
     nearest = np.min([box_distance(c, a, grid) for c, a in zip(centres, shapes)], 0)
     return np.broadcast_to(-nearest, (n, *grid))
 
 def simulated_motion_mask(n, grid, k, rng, aspect=2.0):
-    "A box that moves along a straight line between two random places."
+    """A box that moves along a straight line between two random places.
+
+    Parameters
+    ----------
+    n
+    grid
+    k
+    rng
+    aspect : default 2.0
+    """
     start, end = rng.uniform(0, 1, (2, n, 1, 2)) * grid[1:]
     return -box_distance(start + (end - start) * np.linspace(0, 1, grid[0])[:, None], _aspects(rng, n, aspect), grid)
 
@@ -117,7 +190,18 @@ def _rows(d, h, w, damping=0.004):
 def background(
     flow: np.ndarray,  # (S,h,w,2) pixels per frame, on cells
 ) -> np.ndarray:  # (S,h,w,2) pixels per frame
-    "The motion of each cell that is due to the camera: that of a flat surface, then that of each row."
+    """The motion of each cell that is due to the camera: that of a flat surface, then that of each row.
+
+    Parameters
+    ----------
+    flow : np.ndarray
+        (S,h,w,2) pixels per frame, on cells
+
+    Returns
+    -------
+    np.ndarray
+        (S,h,w,2) pixels per frame
+    """
     h, w = flow.shape[1:3]
     d = np.ascontiguousarray(flow, np.float32).view(np.complex64).reshape(len(flow), h * w)
     plane = _plane(d, h, w)
@@ -129,7 +213,20 @@ def texture(
     frames: np.ndarray,  # (T,H,W,3) uint8, the clip as the model sees it
     grid: tuple,         # (S,h,w)
 ) -> np.ndarray:  # (S,h,w) grey levels per pixel, of the middle frame of each slot at 8x8 pixels a token
-    "How reliably motion can be measured in each token: the square root of the structure tensor's smaller eigenvalue."
+    """How reliably motion can be measured in each token: the square root of the structure tensor's smaller eigenvalue.
+
+    Parameters
+    ----------
+    frames : np.ndarray
+        (T,H,W,3) uint8, the clip as the model sees it
+    grid : tuple
+        (S,h,w)
+
+    Returns
+    -------
+    np.ndarray
+        (S,h,w) grey levels per pixel, of the middle frame of each slot at 8x8 pixels a token
+    """
     slots, (h, w) = grid[0], grid[1:]
     middle = ((np.arange(slots) + 0.5) * len(frames) / slots).astype(int)
     grey = [cv2.cvtColor(frames[t], cv2.COLOR_RGB2GRAY) for t in middle]
@@ -143,7 +240,17 @@ def texture(
 # %% ../../nbs/mgm/00_masks.ipynb #d532c8ce
 @dataclass(frozen=True, eq=False)
 class Guide:
-    "What is known of the motion of n clips, on tokens."
+    """What is known of the motion of n clips, on tokens.
+
+    Parameters
+    ----------
+    flow : np.ndarray
+        (n,S,h,w,2) float32 displacement in patches per slot, x then y, the camera's included
+    energy : np.ndarray
+        (n,S,h,w) float32 evidence that a token moves by itself, 0 to 1; all zero if nothing does
+    status : tuple
+        of each clip: "measured", "filled", "still" or "none"
+    """
     flow: np.ndarray    # (n,S,h,w,2) float32 displacement in patches per slot, x then y, the camera's included
     energy: np.ndarray  # (n,S,h,w) float32 evidence that a token moves by itself, 0 to 1; all zero if nothing does
     status: tuple       # of each clip: "measured", "filled", "still" or "none"
@@ -153,11 +260,21 @@ class Guide:
         return Guide(self.flow[clips], self.energy[clips], tuple(np.array(self.status)[clips].tolist()))
     @property
     def grid(self) -> tuple:
-        "Slots, rows and columns."
+        """Slots, rows and columns.
+
+        Returns
+        -------
+        tuple
+        """
         return self.energy.shape[1:]
     @property
     def still(self) -> np.ndarray:
-        "(n,) bool, which clips have nothing to follow."
+        """(n,) bool, which clips have nothing to follow.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return ~self.energy.any((1, 2, 3))
 
 # %% ../../nbs/mgm/00_masks.ipynb #23ac82a1
@@ -184,7 +301,22 @@ def smoothed(
     blur: int = 1,    # how often over rows and columns
     smooth: int = 4,  # how often over slots
 ) -> np.ndarray:  # (n,S,h,w)
-    "Energy, blurred over space and time."
+    """Energy, blurred over space and time.
+
+    Parameters
+    ----------
+    energy : np.ndarray
+        (n,S,h,w)
+    blur : int, default 1
+        how often over rows and columns
+    smooth : int, default 4
+        how often over slots
+
+    Returns
+    -------
+    np.ndarray
+        (n,S,h,w)
+    """
     return _blur(_blur(_blur(energy, 1, smooth), 2, blur), 3, blur)
 
 # %% ../../nbs/mgm/00_masks.ipynb #9c282630
@@ -215,7 +347,26 @@ def guide(
     **window,  # `size`, `crop` and `flip` as in `primenb.media.motion.to_tokens`, the same as for the pixels
 ) -> Guide:  # of one clip
     """What moves by itself in a clip, seen through the same crop, resize and flip as its pixels; raises `PrimenbError`
-    for a clip without a whole slot, or frames of another size."""
+    for a clip without a whole slot, or frames of another size.
+
+    Parameters
+    ----------
+    motion : Motion
+        of the clip's frames, best read with `remove_camera=True`
+    patch : int, default 16
+        side of a token, pixels of the image the model sees
+    tubelet : int, default 2
+        frames of `motion` in a slot; with a frame stride of 2, twice the model's tubelet
+    frames : np.ndarray | None, default None
+        (T,H,W,3) uint8, the clip as the model sees it; None trusts all vectors alike
+    **window
+        `size`, `crop` and `flip` as in `primenb.media.motion.to_tokens`, the same as for the pixels
+
+    Returns
+    -------
+    Guide
+        of one clip
+    """
     slots = len(motion) // tubelet
     if not slots:
         raise PrimenbError("guide", f"{len(motion)} frames do not fill a slot of {tubelet}", "give a longer clip")
@@ -234,13 +385,34 @@ def guide(
 def no_guide(
     grid: tuple,  # (S,h,w)
 ) -> Guide:  # of one clip
-    "The guide of a clip without motion vectors."
+    """The guide of a clip without motion vectors.
+
+    Parameters
+    ----------
+    grid : tuple
+        (S,h,w)
+
+    Returns
+    -------
+    Guide
+        of one clip
+    """
     return Guide(np.zeros((1, *grid, 2), np.float32), np.zeros((1, *grid), np.float32), ("none",))
 
 def stack_guides(
     guides: list,  # of `Guide`
 ) -> Guide:
-    "Guides of several clips as one; raises `PrimenbError` if their grids differ."
+    """Guides of several clips as one; raises `PrimenbError` if their grids differ.
+
+    Parameters
+    ----------
+    guides : list
+        of `Guide`
+
+    Returns
+    -------
+    Guide
+    """
     grids = {g.grid for g in guides}
     if len(grids) != 1:
         raise PrimenbError("stack_guides", f"the clips have {len(grids)} different grids {sorted(grids)}",
@@ -260,7 +432,18 @@ def _highest_square(energy, area):
     return np.stack(np.divmod(sums.reshape(n, slots, -1).argmax(2), energy.shape[3]), -1) + 0.5
 
 def mgm_mask(guide, k, rng, box=0.4, aspect=2.0, blur=1, smooth=4):
-    "A box on the highest energy, and the highest energy elsewhere."
+    """A box on the highest energy, and the highest energy elsewhere.
+
+    Parameters
+    ----------
+    guide
+    k
+    rng
+    box : default 0.4
+    aspect : default 2.0
+    blur : default 1
+    smooth : default 4
+    """
     energy = smoothed(guide.energy, blur, smooth)
     if not (area := round(box * k)): return energy
     distance = box_distance(_highest_square(energy, area), _aspects(rng, len(guide), aspect), guide.grid)
@@ -268,16 +451,45 @@ def mgm_mask(guide, k, rng, box=0.4, aspect=2.0, blur=1, smooth=4):
 
 # %% ../../nbs/mgm/00_masks.ipynb #0a8b65d3
 def soft_mgm_mask(guide, k, rng, blur=1, smooth=4, sharpness=4.0):
-    "Tokens sampled in proportion to a power of their energy."
+    """Tokens sampled in proportion to a power of their energy.
+
+    Parameters
+    ----------
+    guide
+    k
+    rng
+    blur : default 1
+    smooth : default 4
+    sharpness : default 4.0
+    """
     energy = smoothed(guide.energy, blur, smooth)
     return sharpness * np.log(energy + 1e-6) + rng.gumbel(size=energy.shape)
 
 def inverse_mgm_mask(guide, k, rng, blur=1, smooth=4):
-    "The lowest energy; a control."
+    """The lowest energy; a control.
+
+    Parameters
+    ----------
+    guide
+    k
+    rng
+    blur : default 1
+    smooth : default 4
+    """
     return -smoothed(guide.energy, blur, smooth)
 
 def shuffled_mgm_mask(guide, k, rng, blur=1, smooth=4, sharpness=4.0):
-    "As `soft_mgm_mask`, with the energy of the clip before it in the batch; a control."
+    """As `soft_mgm_mask`, with the energy of the clip before it in the batch; a control.
+
+    Parameters
+    ----------
+    guide
+    k
+    rng
+    blur : default 1
+    smooth : default 4
+    sharpness : default 4.0
+    """
     if len(guide) < 2:
         raise PrimenbError("mask 'shuffled_mgm'", "it follows the motion of another clip and there is only one",
                            "give several clips at a time")
@@ -300,7 +512,14 @@ def _warp(image, shift, outside):
     return np.where(inside, (1 - fy) * upper + fy * lower, outside)
 
 def mgmae_mask(guide, k, rng):
-    "Visible tokens are warped along the flow, outward from the middle slot."
+    """Visible tokens are warped along the flow, outward from the middle slot.
+
+    Parameters
+    ----------
+    guide
+    k
+    rng
+    """
     n, flow = len(guide), guide.flow
     slots, (h, w) = guide.grid[0], guide.grid[1:]
     noise = rng.random((n, h, w)) / 10
@@ -349,7 +568,19 @@ def _scores(masks, clips, rng):
 @dataclass(frozen=True)
 class Masks:
     """Makes masks of one kind, which all hide equally many tokens; raises `PrimenbError` for a kind, ratio or setting
-    that does not exist."""
+    that does not exist.
+
+    Parameters
+    ----------
+    kind : str
+        a key of `MASKS`
+    grid : tuple
+        (S,h,w)
+    ratio : float
+        share of the tokens that are hidden
+    settings : dict, default field(default_factory=dict)
+        of the kind, such as dict(box=0.5)
+    """
     kind: str     # a key of `MASKS`
     grid: tuple   # (S,h,w)
     ratio: float  # share of the tokens that are hidden
@@ -358,7 +589,12 @@ class Masks:
     def __post_init__(self): _check(self)
     @property
     def count(self) -> int:
-        "How many tokens of a slot are hidden; with `random` and `frame`, on average."
+        """How many tokens of a slot are hidden; with `random` and `frame`, on average.
+
+        Returns
+        -------
+        int
+        """
         return round(self.ratio * self.grid[1] * self.grid[2])
     def __call__(self,
         clips: Guide | int,  # the guide of n clips; or n, for the kinds that need none
@@ -374,7 +610,21 @@ def optical_flow(
     method=None,  # an OpenCV flow; None for DIS, fast
     cell: int = 8,  # pixels
 ) -> Motion:
-    "Motion from optical flow; that of the first frame, which has no past, is copied from the second."
+    """Motion from optical flow; that of the first frame, which has no past, is copied from the second.
+
+    Parameters
+    ----------
+    frames : np.ndarray
+        (T,H,W,3) uint8
+    method : default None
+        an OpenCV flow; None for DIS, fast
+    cell : int, default 8
+        pixels
+
+    Returns
+    -------
+    Motion
+    """
     method = method or cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     if len(frames) < 2:
         raise PrimenbError("optical_flow", f"there is no motion in {len(frames)} frames", "give at least two")
@@ -394,7 +644,20 @@ def to_grid(
     values: np.ndarray,  # (T,h',w') on cells, such as `CorpusClip.movers`
     grid: tuple,         # (S,h,w)
 ) -> np.ndarray:  # (S,h,w)
-    "Means over tokens."
+    """Means over tokens.
+
+    Parameters
+    ----------
+    values : np.ndarray
+        (T,h',w') on cells, such as `CorpusClip.movers`
+    grid : tuple
+        (S,h,w)
+
+    Returns
+    -------
+    np.ndarray
+        (S,h,w)
+    """
     slots, (h, w) = grid[0], grid[1:]
     means = values[: len(values) // slots * slots].reshape(slots, -1, *values.shape[1:]).mean(1)
     return np.stack([cv2.resize(v, (w, h), interpolation=cv2.INTER_AREA) for v in means.astype(np.float32)])
@@ -403,7 +666,20 @@ def object_recall(
     masks: np.ndarray,   # (n,N) bool
     movers: np.ndarray,  # (n,S,h,w) share of each token that moves by itself
 ) -> np.ndarray:  # (n,) NaN where nothing does
-    "The share of what moves that is hidden."
+    """The share of what moves that is hidden.
+
+    Parameters
+    ----------
+    masks : np.ndarray
+        (n,N) bool
+    movers : np.ndarray
+        (n,S,h,w) share of each token that moves by itself
+
+    Returns
+    -------
+    np.ndarray
+        (n,) NaN where nothing does
+    """
     area = movers.reshape(masks.shape)
     with np.errstate(invalid="ignore"): return (masks * area).sum(1) / area.sum(1)
 
@@ -412,7 +688,20 @@ def continuity(
     masks: np.ndarray,  # (n,N) bool
     grid: tuple,        # (S,h,w)
 ) -> np.ndarray:  # (n,)
-    "Intersection over union of the masks of consecutive slots."
+    """Intersection over union of the masks of consecutive slots.
+
+    Parameters
+    ----------
+    masks : np.ndarray
+        (n,N) bool
+    grid : tuple
+        (S,h,w)
+
+    Returns
+    -------
+    np.ndarray
+        (n,)
+    """
     m = masks.reshape(len(masks), grid[0], -1)
     both, either = (m[:, 1:] & m[:, :-1]).sum(2), (m[:, 1:] | m[:, :-1]).sum(2)
     return np.where(either, both / np.maximum(either, 1), 1).mean(1)
@@ -421,7 +710,20 @@ def jitter(
     masks: np.ndarray,  # (n,N) bool
     grid: tuple,        # (S,h,w)
 ) -> np.ndarray:  # (n,) tokens
-    "The change of the step of the mask's centre from slot to slot; slots that hide nothing have it in the middle."
+    """The change of the step of the mask's centre from slot to slot; slots that hide nothing have it in the middle.
+
+    Parameters
+    ----------
+    masks : np.ndarray
+        (n,N) bool
+    grid : tuple
+        (S,h,w)
+
+    Returns
+    -------
+    np.ndarray
+        (n,) tokens
+    """
     m, (h, w) = masks.reshape(len(masks), *grid), grid[1:]
     y = (m.sum(3) * (np.arange(h) - (h - 1) / 2)).sum(2)
     x = (m.sum(2) * (np.arange(w) - (w - 1) / 2)).sum(2)
@@ -435,7 +737,23 @@ def diagnose(
     ratio: float = 0.3,  # share of the tokens that are hidden
     seed: int = 0,
 ) -> pd.DataFrame:  # a row for each kind
-    "Recall of what moves, continuity, jitter and share of fallbacks of all kinds, each the mean over the clips."
+    """Recall of what moves, continuity, jitter and share of fallbacks of all kinds, each the mean over the clips.
+
+    Parameters
+    ----------
+    guides : Guide
+        of n clips
+    movers : np.ndarray
+        (n,S,h,w) share of each token that moves by itself
+    ratio : float, default 0.3
+        share of the tokens that are hidden
+    seed : int, default 0
+
+    Returns
+    -------
+    pd.DataFrame
+        a row for each kind
+    """
     def row(kind):
         masks = Masks(kind, guides.grid, ratio)(guides, np.random.default_rng(seed))
         return dict(

@@ -10,19 +10,29 @@ __all__ = ['PIXEL_MEAN', 'PIXEL_STD', 'VIDEOMAE', 'grid_of', 'to_patches', 'from
 import math
 from pathlib import Path
 
-import torch
-from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEImageProcessor
-from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from ..data.records import json_file
 from ..learn.runs import Format
+with extra("learn"):
+    import torch
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEImageProcessor
+    from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 # %% ../../nbs/mgm/01_model.ipynb #60736bfe
 def grid_of(
     config: VideoMAEConfig,
 ) -> tuple[int, int, int]:  # slots, rows, columns
-    "The number of tokens in time, from top to bottom and from left to right."
+    """The number of tokens in time, from top to bottom and from left to right.
+
+    Parameters
+    ----------
+    config : VideoMAEConfig
+
+    Returns
+    -------
+    tuple[int, int, int]
+        slots, rows, columns
+    """
     height, width = (config.image_size,) * 2 if isinstance(config.image_size, int) else config.image_size
     down, across = (config.patch_size,) * 2 if isinstance(config.patch_size, int) else config.patch_size
     return config.num_frames // config.tubelet_size, height // down, width // across
@@ -32,7 +42,20 @@ def to_patches(
     clips: torch.Tensor,  # (n,T,C,H,W)
     grid: tuple,  # slots, rows, columns
 ) -> torch.Tensor:  # (n,N,P)
-    "The pixels of each token."
+    """The pixels of each token.
+
+    Parameters
+    ----------
+    clips : torch.Tensor
+        (n,T,C,H,W)
+    grid : tuple
+        slots, rows, columns
+
+    Returns
+    -------
+    torch.Tensor
+        (n,N,P)
+    """
     blocks = clips.unflatten(4, (grid[2], -1)).unflatten(3, (grid[1], -1)).unflatten(1, (grid[0], -1))
     return blocks.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(len(clips), math.prod(grid), -1)
 
@@ -41,7 +64,22 @@ def from_patches(
     grid: tuple,   # slots, rows, columns
     shape: tuple,  # of the clips: (T,C,H,W)
 ) -> torch.Tensor:  # (n,T,C,H,W)
-    "Puts the tokens back in place."
+    """Puts the tokens back in place.
+
+    Parameters
+    ----------
+    patches : torch.Tensor
+        (n,N,P)
+    grid : tuple
+        slots, rows, columns
+    shape : tuple
+        of the clips: (T,C,H,W)
+
+    Returns
+    -------
+    torch.Tensor
+        (n,T,C,H,W)
+    """
     token = shape[0] // grid[0], shape[2] // grid[1], shape[3] // grid[2], shape[1]
     blocks = patches.unflatten(1, tuple(grid)).unflatten(4, token)
     return blocks.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(-1, *shape)
@@ -76,7 +114,35 @@ def videomae(
     norm_pix_loss: bool = False,  # whether the pixels of each token are standardised before they are predicted
     seed: int = 0,          # of the weights
 ) -> VideoMAEForPreTraining:
-    "An untrained VideoMAE; raises `PrimenbError` for sizes that do not fit one another."
+    """An untrained VideoMAE; raises `PrimenbError` for sizes that do not fit one another.
+
+    Parameters
+    ----------
+    image_size : int, default 32
+        side of the images, pixels
+    num_frames : int, default 8
+        of a clip
+    patch_size : int, default 8
+        side of a token, pixels
+    tubelet_size : int, default 2
+        frames of a token
+    width : int, default 128
+        of the encoder's embeddings
+    depth : int, default 4
+        layers of the encoder
+    heads : int, default 4
+        of its attention
+    decoder_width : int, default 64
+    decoder_depth : int, default 2
+    norm_pix_loss : bool, default False
+        whether the pixels of each token are standardised before they are predicted
+    seed : int, default 0
+        of the weights
+
+    Returns
+    -------
+    VideoMAEForPreTraining
+    """
     _check_divisible(image_size=(image_size, patch_size), num_frames=(num_frames, tubelet_size), width=(width, heads))
     config = VideoMAEConfig(
         image_size=image_size, num_frames=num_frames, patch_size=patch_size, tubelet_size=tubelet_size,
@@ -93,7 +159,19 @@ def pixel_values(
     model: VideoMAEForPreTraining,
     clips: torch.Tensor,  # (n,T,3,H,W) uint8
 ) -> torch.Tensor:  # float32, on the model's device
-    "Normalised clips, as the model takes them; raises `PrimenbError` for clips of another shape."
+    """Normalised clips, as the model takes them; raises `PrimenbError` for clips of another shape.
+
+    Parameters
+    ----------
+    model : VideoMAEForPreTraining
+    clips : torch.Tensor
+        (n,T,3,H,W) uint8
+
+    Returns
+    -------
+    torch.Tensor
+        float32, on the model's device
+    """
     c = model.config
     size = (c.image_size,) * 2 if isinstance(c.image_size, int) else tuple(c.image_size)
     expected = c.num_frames, c.num_channels, *size
@@ -108,7 +186,20 @@ def check_masks(
     masks: torch.Tensor,  # (n,N) bool
     tokens: int,  # N
 ) -> int:  # tokens that each clip hides
-    "Counts the hidden tokens; raises `PrimenbError` for masks with which the model would silently go wrong."
+    """Counts the hidden tokens; raises `PrimenbError` for masks with which the model would silently go wrong.
+
+    Parameters
+    ----------
+    masks : torch.Tensor
+        (n,N) bool
+    tokens : int
+        N
+
+    Returns
+    -------
+    int
+        tokens that each clip hides
+    """
     if masks.dtype != torch.bool or masks.ndim != 2 or masks.shape[1] != tokens:
         raise PrimenbError("masks", f"they are {masks.dtype} of shape {tuple(masks.shape)}",
                            f"give bool of shape (n, {tokens})")
@@ -130,7 +221,20 @@ def features(
     clips: torch.Tensor,  # (n,T,3,H,W) uint8
     batch_size: int = 128,
 ) -> torch.Tensor:  # (n,N,width) float32, on the CPU
-    "The encoder's embeddings of all tokens, nothing hidden."
+    """The encoder's embeddings of all tokens, nothing hidden.
+
+    Parameters
+    ----------
+    model : VideoMAEForPreTraining
+    clips : torch.Tensor
+        (n,T,3,H,W) uint8
+    batch_size : int, default 128
+
+    Returns
+    -------
+    torch.Tensor
+        (n,N,width) float32, on the CPU
+    """
     training = model.training
     model.eval()
     batches = clips.split(batch_size)
@@ -145,7 +249,21 @@ def reconstruct(
     clips: torch.Tensor,  # (n,T,3,H,W) uint8
     masks: torch.Tensor,  # (n,N) bool, True is hidden
 ) -> torch.Tensor:  # (n,T,3,H,W) uint8: what is visible as it was, what is hidden as predicted
-    "The clips with their hidden tokens filled in by the model."
+    """The clips with their hidden tokens filled in by the model.
+
+    Parameters
+    ----------
+    model : VideoMAEForPreTraining
+    clips : torch.Tensor
+        (n,T,3,H,W) uint8
+    masks : torch.Tensor
+        (n,N) bool, True is hidden
+
+    Returns
+    -------
+    torch.Tensor
+        (n,T,3,H,W) uint8: what is visible as it was, what is hidden as predicted
+    """
     grid = grid_of(model.config)
     hidden = check_masks(masks, math.prod(grid))
     predicted = model(pixel_values(model, clips), masks.to(model.device)).logits.float().cpu()
@@ -162,7 +280,14 @@ def save_videomae(
     model: VideoMAEForPreTraining,
     folder: str | Path,  # is made if it is not there
 ):
-    "Writes the model and its image preprocessing in the format of transformers."
+    """Writes the model and its image preprocessing in the format of transformers.
+
+    Parameters
+    ----------
+    model : VideoMAEForPreTraining
+    folder : str | Path
+        is made if it is not there
+    """
     side = model.config.image_size
     processor = VideoMAEImageProcessor(
         size=dict(shortest_edge=side), crop_size=dict(height=side, width=side),
@@ -175,7 +300,17 @@ def load_videomae(
     name: str | Path,  # a folder, or a name on the model hub such as "MCG-NJU/videomae-base"
 ) -> VideoMAEForPreTraining:
     """A model from a folder or from the hub; raises `PrimenbError` if there is none, or if its preprocessing is not the
-    one that its loss undoes."""
+    one that its loss undoes.
+
+    Parameters
+    ----------
+    name : str | Path
+        a folder, or a name on the model hub such as "MCG-NJU/videomae-base"
+
+    Returns
+    -------
+    VideoMAEForPreTraining
+    """
     try: model, report = VideoMAEForPreTraining.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as e:
         raise PrimenbError(name, f"it holds no VideoMAE ({str(e).splitlines()[0]})",

@@ -31,7 +31,20 @@ def foreground_motion(
     motion: Motion,      # T frames of h rows and w columns
     movers: np.ndarray,  # (T,h,w) share of each cell that is foreground, or of larger cells
 ) -> pd.Series:  # foreground and background, pixels per frame; NaN where there is no such thing
-    "The mean speed of foreground and background; raises `PrimenbError` for cells that do not fit."
+    """The mean speed of foreground and background; raises `PrimenbError` for cells that do not fit.
+
+    Parameters
+    ----------
+    motion : Motion
+        T frames of h rows and w columns
+    movers : np.ndarray
+        (T,h,w) share of each cell that is foreground, or of larger cells
+
+    Returns
+    -------
+    pd.Series
+        foreground and background, pixels per frame; NaN where there is no such thing
+    """
     speed, measured = np.linalg.norm(motion.field, axis=-1), motion.measured[:, None, None]
     (rows, rest), larger = np.divmod(speed.shape[1:], movers.shape[1:]), movers.shape
     if larger[0] != len(speed) or rest.any():
@@ -55,7 +68,19 @@ def variant_run(
     variant: dict,    # name, method, and fields of its run
     base: MaskedRun,  # everything else
 ) -> EncoderRun:
-    "The run of a variant; raises `PrimenbError` for a field or value without meaning."
+    """The run of a variant; raises `PrimenbError` for a field or value without meaning.
+
+    Parameters
+    ----------
+    variant : dict
+        name, method, and fields of its run
+    base : MaskedRun
+        everything else
+
+    Returns
+    -------
+    EncoderRun
+    """
     where = f"variant {variant.get('name', variant)!r}"
     method = variant.get("method", "masked")
     given = {k: v for k, v in variant.items() if k not in ("name", "method")}
@@ -74,7 +99,19 @@ def variant_runs(
     variants: list[dict],  # as in `variant_run`
     base: MaskedRun,
 ) -> dict[str, EncoderRun]:  # by name
-    "The runs of all variants; raises `PrimenbError` for a name that is missing or given twice."
+    """The runs of all variants; raises `PrimenbError` for a name that is missing or given twice.
+
+    Parameters
+    ----------
+    variants : list[dict]
+        as in `variant_run`
+    base : MaskedRun
+
+    Returns
+    -------
+    dict[str, EncoderRun]
+        by name
+    """
     names = [variant.get("name") for variant in variants]
     if wrong := [name for name in names if not name or names.count(name) > 1]:
         raise PrimenbError("variants", f"the name {wrong[0]!r} is missing or given twice",
@@ -87,7 +124,22 @@ def control_pairs(
     under_test: str,       # name of the variant whose mask is tested
     reference: str,        # name of the variant with the reference mask
 ) -> list[tuple[str, str]]:  # names of variants with the tested mask and another change, and of their controls
-    "Variants that differ in nothing but the mask under test and the reference mask."
+    """Variants that differ in nothing but the mask under test and the reference mask.
+
+    Parameters
+    ----------
+    variants : list[dict]
+        as in `variant_run`
+    under_test : str
+        name of the variant whose mask is tested
+    reference : str
+        name of the variant with the reference mask
+
+    Returns
+    -------
+    list[tuple[str, str]]
+        names of variants with the tested mask and another change, and of their controls
+    """
     by_name = {variant["name"]: variant for variant in variants}
     masks = [{k: by_name[name].get(k) for k in ("mask", "ratio")} for name in (under_test, reference)]
     def unnamed(variant): return {k: v for k, v in variant.items() if k != "name"}
@@ -105,7 +157,26 @@ def eval_sets(
     side: int, num_frames: int, stride: int,  # as in `primenb.mgm.evaluate.read_eval_set`
     num_labelled: int = 0,  # clips for the probes; 0 for all
 ) -> tuple[EvalSet, EvalSet]:  # for the probes to train on, and to test them
-    "The labelled clips of the corpus."
+    """The labelled clips of the corpus.
+
+    Parameters
+    ----------
+    folder : str
+        of the corpus
+    side : int
+        as in `primenb.mgm.evaluate.read_eval_set`
+    num_frames : int
+        as in `primenb.mgm.evaluate.read_eval_set`
+    stride : int
+        as in `primenb.mgm.evaluate.read_eval_set`
+    num_labelled : int, default 0
+        clips for the probes; 0 for all
+
+    Returns
+    -------
+    tuple[EvalSet, EvalSet]
+        for the probes to train on, and to test them
+    """
     train, test = (list(clips(split, folder=root() / folder, check=False)) for split in ("train", "test"))
     if num_labelled and num_labelled < len(train):
         train = [train[i] for i in np.linspace(0, len(train) - 1, num_labelled).round().astype(int)]
@@ -114,7 +185,20 @@ def eval_sets(
 # %% ../../nbs/mgm/05_protocol.ipynb #d3aee3ca
 @dataclass(frozen=True)
 class EvalPlan:
-    "What variants are evaluated on."
+    """What variants are evaluated on.
+
+    Parameters
+    ----------
+    linear : tuple, default ('direction', 'speed', 'action', 'shape', 'place')
+        tasks for the linear probe
+    attentive : tuple, default ('direction', 'speed', 'action')
+    controls : bool, default True
+        whether the first task is repeated on changed clips
+    monitored : str, default ''
+        a task that is evaluated after each epoch
+    num_labelled : int, default 0
+        clips for the probes, as in `eval_sets`
+    """
     linear: tuple = ("direction", "speed", "action", "shape", "place")  # tasks for the linear probe
     attentive: tuple = ("direction", "speed", "action")
     controls: bool = True   # whether the first task is repeated on changed clips
@@ -127,7 +211,22 @@ def score_encoder(
     plan: EvalPlan = EvalPlan(),
     seed: int = 0,
 ) -> pd.DataFrame:  # as `evaluate_encoder` gives it, and the column `control`, "" where clips are unchanged
-    "The scores of all tasks of a plan."
+    """The scores of all tasks of a plan.
+
+    Parameters
+    ----------
+    encode : Callable
+        from clips to tokens, as in `primenb.mgm.evaluate.evaluate_encoder`
+    train : EvalSet
+    test : EvalSet
+    plan : EvalPlan, default EvalPlan()
+    seed : int, default 0
+
+    Returns
+    -------
+    pd.DataFrame
+        as `evaluate_encoder` gives it, and the column `control`, "" where clips are unchanged
+    """
     first, evaluate = plan.linear[:1], partial(evaluate_encoder, encode, seed=seed)
     tasks = dict(linear=plan.linear, attentive=plan.attentive)
     found = [evaluate(train, test, names, [probe]).assign(control="") for probe, names in tasks.items() if names]
@@ -152,7 +251,20 @@ def train_and_evaluate(
     out: str | Path,  # folder for what training leaves, and scores.json
     plan: EvalPlan = EvalPlan(),
 ) -> dict:  # the run, seconds, encoder tokens, curve, statuses, and scores as a list of rows
-    "Trains a variant and evaluates it; resumes what was interrupted, and returns at once what is finished."
+    """Trains a variant and evaluates it; resumes what was interrupted, and returns at once what is finished.
+
+    Parameters
+    ----------
+    run : EncoderRun
+    out : str | Path
+        folder for what training leaves, and scores.json
+    plan : EvalPlan, default EvalPlan()
+
+    Returns
+    -------
+    dict
+        the run, seconds, encoder tokens, curve, statuses, and scores as a list of rows
+    """
     out, settings = Path(out), run.key() | asdict(plan)
     if found := finished(out / "scores.json", settings): return found
     train, test = eval_sets(run.folder, run.image_size, run.num_frames, run.frame_stride, plan.num_labelled)
@@ -168,6 +280,18 @@ def mean_epochs_to_target(
     curves: list[list[float]],  # accuracies after each epoch, one list per seed
     target: float,
 ) -> float | None:  # epochs; None if it is never reached
-    "After how many epochs the mean over seeds reaches a target."
+    """After how many epochs the mean over seeds reaches a target.
+
+    Parameters
+    ----------
+    curves : list[list[float]]
+        accuracies after each epoch, one list per seed
+    target : float
+
+    Returns
+    -------
+    float | None
+        epochs; None if it is never reached
+    """
     mean = np.mean(curves, 0)
     return epochs_to_target(pd.Series(mean, index=np.arange(1, len(mean) + 1)), target)

@@ -18,15 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from fastcore.basics import patch, store_attr
-from safetensors import safe_open
-from safetensors.numpy import save_file
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
-from transformers import VideoMAEForPreTraining
 
-from ..core import PrimenbError, atomic, fingerprint, progress, root
+from ..core import PrimenbError, atomic, extra, fingerprint, progress, root
 from ..data.corpus import clips, films
 from ..data.records import Damages
 from ..learn.engine import Trainer, unwrap_model
@@ -35,10 +29,29 @@ from ..media.motion import cached_motion
 from ..media.video import NoMotionVectors, probe, read_frames
 from .masks import GUIDED, Guide, Masks, guide, no_guide, optical_flow
 from .model import VIDEOMAE, check_masks, grid_of, load_videomae, pixel_values, videomae
+with extra("learn"):
+    import torch
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader, Dataset
+    from transformers import VideoMAEForPreTraining
 
 # %% ../../nbs/mgm/02_train.ipynb #5c41f3c9
 class Segment(NamedTuple):
-    "A piece of a video without a cut."
+    """A piece of a video without a cut.
+
+    Parameters
+    ----------
+    key : str
+        unique
+    path : Path
+        the file
+    first : int, default 0
+        frame number
+    stop : int | None, default None
+        frame number after the last; None for the end of the file
+    """
     key: str    # unique
     path: Path  # the file
     first: int = 0  # frame number
@@ -66,7 +79,23 @@ def find_segments(
     length: int = 16,       # frames of the pieces into which the shots of films are cut
     folder: str | Path | None = None,  # the corpus; None for the project's data/
 ) -> list[Segment]:
-    "The segments to train on; raises `PrimenbError` for a folder that is not there or holds no videos."
+    """The segments to train on; raises `PrimenbError` for a folder that is not there or holds no videos.
+
+    Parameters
+    ----------
+    sources : Iterable[str]
+        "clips", "films", or folders with video files
+    split : str, default 'train'
+        of the corpus
+    length : int, default 16
+        frames of the pieces into which the shots of films are cut
+    folder : str | Path | None, default None
+        the corpus; None for the project's data/
+
+    Returns
+    -------
+    list[Segment]
+    """
     found = []
     for source in sources:
         if source == "clips":
@@ -108,7 +137,21 @@ def sidecar(
     source: str = "vectors",  # one of `MOTION_SOURCES`
 ) -> Path:
     """The file with energy and displacement of a segment, made if it is not there; raises `PrimenbError` for a video
-    that cannot be read to its end."""
+    that cannot be read to its end.
+
+    Parameters
+    ----------
+    segment : Segment
+    frames_per_slot : int
+    folder : str | Path
+        where sidecars are kept
+    source : str, default 'vectors'
+        one of `MOTION_SOURCES`
+
+    Returns
+    -------
+    Path
+    """
     if segment.path is None:
         raise PrimenbError(segment.key, "only its labels are here, not the video",
                            "download it, and say where the videos are")
@@ -122,7 +165,25 @@ def sidecar(
 
 # %% ../../nbs/mgm/02_train.ipynb #77acfdaf
 class Footage:
-    "Segments of videos with what is known of their motion; what cannot be used is in `damages`."
+    """Segments of videos with what is known of their motion; what cannot be used is in `damages`.
+
+    Parameters
+    ----------
+    records : Iterable
+        of `Segment`, or of anything else with a key and a path
+    slots : int
+        of a clip
+    frames_per_slot : int
+        the tubelet, times the frame stride
+    sidecars : str | Path
+        folder for sidecar files
+    source : str, default 'vectors'
+        of motion, as in `sidecar`
+    cache_size : int, default 0
+        short side at which images are cached in memory, pixels; 0 to decode them each time
+    damaged : str, default 'skip'
+        or "raise"
+    """
     def __init__(self,
         records: Iterable,     # of `Segment`, or of anything else with a key and a path
         slots: int,            # of a clip
@@ -144,7 +205,12 @@ class Footage:
     def __len__(self): return len(self.segments)
     @property
     def statuses(self) -> dict:
-        "The number of clips with each status of their motion."
+        """The number of clips with each status of their motion.
+
+        Returns
+        -------
+        dict
+        """
         return dict(Counter(a["status"] for a in self.about))
 
 # %% ../../nbs/mgm/02_train.ipynb #cc41e0d9
@@ -175,7 +241,22 @@ def frames(self: Footage,
     slot: int,  # first slot
     stride: int = 1,  # from frame to frame
 ) -> torch.Tensor:  # (T,H,W,3) uint8
-    "The images of a clip."
+    """The images of a clip.
+
+    Parameters
+    ----------
+    i : int
+        number of the segment
+    slot : int
+        first slot
+    stride : int, default 1
+        from frame to frame
+
+    Returns
+    -------
+    torch.Tensor
+        (T,H,W,3) uint8
+    """
     first, stop = slot * self.frames_per_slot, (slot + self.slots) * self.frames_per_slot
     if self.cache_size: return self.cache[i][0][first:stop:stride]
     s = self.segments[i]
@@ -187,13 +268,36 @@ def cells(self: Footage,
     i: int,     # number of the segment
     slot: int,  # first slot
 ) -> np.ndarray:  # (S,h,w,3) float16: energy, displacement to the right and down in shares of the image per slot
-    "The motion of a clip."
+    """The motion of a clip.
+
+    Parameters
+    ----------
+    i : int
+        number of the segment
+    slot : int
+        first slot
+
+    Returns
+    -------
+    np.ndarray
+        (S,h,w,3) float16: energy, displacement to the right and down in shares of the image per slot
+    """
     if self.cache_size: return self.cache[i][1][slot : slot + self.slots]
     with safe_open(self.files[i], "numpy") as f: return f.get_slice("cells")[slot : slot + self.slots]
 
 # %% ../../nbs/mgm/02_train.ipynb #9288cae2
 class Windows(NamedTuple):
-    "Crops in space and time, one for each clip."
+    """Crops in space and time, one for each clip.
+
+    Parameters
+    ----------
+    slot : np.ndarray
+        (n,) first slot
+    crop : np.ndarray
+        (n,4) left, top, right, bottom, pixels
+    flip : np.ndarray
+        (n,) bool, flipped left to right
+    """
     slot: np.ndarray  # (n,) first slot
     crop: np.ndarray  # (n,4) left, top, right, bottom, pixels
     flip: np.ndarray  # (n,) bool, flipped left to right
@@ -205,7 +309,24 @@ def draw_windows(
     min_crop: float = 1.0,  # side of the smallest crop, share of the short side
     flip: float = 0.0,      # share of windows that are flipped
 ) -> Windows:
-    "A random window for each clip."
+    """A random window for each clip.
+
+    Parameters
+    ----------
+    sizes : np.ndarray
+        (n,2) height and width of the images
+    extra : np.ndarray
+        (n,) slots that a segment has more than needed
+    rng : np.random.Generator
+    min_crop : float, default 1.0
+        side of the smallest crop, share of the short side
+    flip : float, default 0.0
+        share of windows that are flipped
+
+    Returns
+    -------
+    Windows
+    """
     side = np.rint(sizes.min(1) * rng.uniform(min_crop, 1, len(sizes))).astype(int)
     top, left = (rng.random((len(sizes), 2)) * (sizes - side[:, None] + 1)).astype(int).T
     crop = np.stack([left, top, left + side, top + side], 1)
@@ -218,7 +339,24 @@ def crop_resize(
     flip: bool,   # flipped left to right
     side: int,    # of the result, pixels
 ) -> torch.Tensor:  # (T,3,side,side) uint8
-    "Images through a window."
+    """Images through a window.
+
+    Parameters
+    ----------
+    frames : torch.Tensor
+        (T,H,W,3) uint8
+    crop : tuple
+        left, top, right, bottom
+    flip : bool
+        flipped left to right
+    side : int
+        of the result, pixels
+
+    Returns
+    -------
+    torch.Tensor
+        (T,3,side,side) uint8
+    """
     x = frames.permute(0, 3, 1, 2)[..., crop[1] : crop[3], crop[0] : crop[2]]
     if x.shape[-1] != side or x.shape[-2] != side:
         x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
@@ -230,7 +368,20 @@ def middle(self: Footage,
     side: int = 32,  # of the images, pixels
     stride: int = 1, # from frame to frame
 ) -> torch.Tensor:  # (n,T,3,side,side) uint8
-    "The clip in the middle of each segment."
+    """The clip in the middle of each segment.
+
+    Parameters
+    ----------
+    side : int, default 32
+        of the images, pixels
+    stride : int, default 1
+        from frame to frame
+
+    Returns
+    -------
+    torch.Tensor
+        (n,T,3,side,side) uint8
+    """
     found = []
     for i, about in enumerate(self.about):
         (height, width), short = about["size"], min(about["size"])
@@ -255,7 +406,26 @@ def crop_resize_cells(
     flip: np.ndarray,   # (n,) bool, flipped
     grid: tuple,        # slots, rows, columns of tokens
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,S,rows,columns,2) displacement in tokens per slot, (n,S,rows,columns) energy
-    "Motion through windows."
+    """Motion through windows.
+
+    Parameters
+    ----------
+    cells : np.ndarray
+        (n,S,h,w,3) as of `Footage.cells`
+    extent : tuple
+        share of the height and of the width that the cells cover
+    window : np.ndarray
+        (n,4) left, top, right, bottom in shares of the image
+    flip : np.ndarray
+        (n,) bool, flipped
+    grid : tuple
+        slots, rows, columns of tokens
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (n,S,rows,columns,2) displacement in tokens per slot, (n,S,rows,columns) energy
+    """
     (left, top), (right, bottom) = window.T[:2], window.T[2:]
     down = _shares(cells.shape[2], extent[0], top, bottom, grid[1])
     across = _shares(cells.shape[3], extent[1], left, right, grid[2])
@@ -266,7 +436,20 @@ def crop_resize_cells(
 
 # %% ../../nbs/mgm/02_train.ipynb #ae7fec52
 class WindowedClips(Dataset):
-    "Clips through random windows; `__getitems__` of a subclass makes batches of them."
+    """Clips through random windows; `__getitems__` of a subclass makes batches of them.
+
+    Parameters
+    ----------
+    footage : Footage
+    image_size : int, default 32
+        side of the images, pixels
+    frame_stride : int, default 1
+        from frame to frame
+    min_crop : float, default 1.0
+        as in `draw_windows`
+    flip : float, default 0.0
+        as in `draw_windows`
+    """
     def __init__(self,
         footage: Footage,
         image_size: int = 32,   # side of the images, pixels
@@ -283,7 +466,18 @@ class WindowedClips(Dataset):
         numbers: list,  # of the clips
         rng: np.random.Generator,
     ) -> Windows:
-        "A random window for each clip."
+        """A random window for each clip.
+
+        Parameters
+        ----------
+        numbers : list
+            of the clips
+        rng : np.random.Generator
+
+        Returns
+        -------
+        Windows
+        """
         return draw_windows(self.sizes[numbers], self.extra[numbers], rng, self.min_crop, self.flip)
 
 # %% ../../nbs/mgm/02_train.ipynb #38dbcbbf
@@ -292,7 +486,20 @@ def pixels(self: WindowedClips,
     numbers: list,     # of the clips
     windows: Windows,  # one for each
 ) -> torch.Tensor:  # (n,T,3,side,side) uint8
-    "The images of clips, seen through windows."
+    """The images of clips, seen through windows.
+
+    Parameters
+    ----------
+    numbers : list
+        of the clips
+    windows : Windows
+        one for each
+
+    Returns
+    -------
+    torch.Tensor
+        (n,T,3,side,side) uint8
+    """
     views = zip(numbers, *windows)
     return torch.stack([crop_resize(self.footage.frames(i, slot, self.frame_stride), crop, flip, self.image_size)
                         for i, slot, crop, flip in views])
@@ -304,7 +511,21 @@ def guide(self: WindowedClips,
     windows: Windows,  # one for each
     grid: tuple,       # slots, rows, columns
 ) -> Guide:
-    "What moves by itself in clips, seen through windows."
+    """What moves by itself in clips, seen through windows.
+
+    Parameters
+    ----------
+    numbers : list
+        of the clips
+    windows : Windows
+        one for each
+    grid : tuple
+        slots, rows, columns
+
+    Returns
+    -------
+    Guide
+    """
     about = [self.footage.about[i] for i in numbers]
     cells = [self.footage.cells(i, slot) for i, slot in zip(numbers, windows.slot)]
     crop = windows.crop / self.sizes[numbers][:, [1, 0, 1, 0]]
@@ -327,7 +548,22 @@ def motion(self: WindowedClips,
     windows: Windows,  # one for each
     grid: tuple,       # slots, rows, columns of tokens
 ) -> torch.Tensor:  # (n,S,h,w,3) float32 on the finer grid: displacement to the right and down, squeezed, and energy
-    "The motion of clips, as input or target of a network."
+    """The motion of clips, as input or target of a network.
+
+    Parameters
+    ----------
+    numbers : list
+        of the clips
+    windows : Windows
+        one for each
+    grid : tuple
+        slots, rows, columns of tokens
+
+    Returns
+    -------
+    torch.Tensor
+        (n,S,h,w,3) float32 on the finer grid: displacement to the right and down, squeezed, and energy
+    """
     found = self.guide(numbers, windows, (grid[0], CELLS_PER_TOKEN * grid[1], CELLS_PER_TOKEN * grid[2]))
     d = found.flow / CELLS_PER_TOKEN
     squeezed = d / (np.linalg.norm(d, axis=-1, keepdims=True) + _HALF)
@@ -335,7 +571,23 @@ def motion(self: WindowedClips,
 
 # %% ../../nbs/mgm/02_train.ipynb #c61b40c5
 class MaskedClips(WindowedClips):
-    "Clips through random windows with masks: dictionaries of pixels, hidden, fallback and key, and motion as a target."
+    """Clips through random windows with masks: dictionaries of pixels, hidden, fallback and key, and motion as a target.
+
+    Parameters
+    ----------
+    footage : Footage
+    masks : Masks
+    image_size : int, default 32
+        as in `WindowedClips`
+    frame_stride : int, default 1
+        as in `WindowedClips`
+    min_crop : float, default 1.0
+        as in `WindowedClips`
+    flip : float, default 0.0
+        as in `WindowedClips`
+    target : str, default 'pixels'
+        what is predicted of hidden tokens, a key of `MASKED_TARGETS`
+    """
     def __init__(self,
         footage: Footage,
         masks: Masks,
@@ -368,7 +620,17 @@ def __getitems__(self: MaskedClips, numbers):
 def collate(
     batch,  # what a `WindowedClips` data set made of a list of numbers, or a list of single samples
 ) -> dict:
-    "One batch; raises `PrimenbError` if its clips do not hide equally many tokens, for the model would mix them."
+    """One batch; raises `PrimenbError` if its clips do not hide equally many tokens, for the model would mix them.
+
+    Parameters
+    ----------
+    batch
+        what a `WindowedClips` data set made of a list of numbers, or a list of single samples
+
+    Returns
+    -------
+    dict
+    """
     if not isinstance(batch, dict): batch = {name: torch.stack([one[name] for one in batch]) for name in batch[0]}
     if "hidden" in batch: check_masks(batch["hidden"], batch["hidden"].shape[1])
     return batch
@@ -378,7 +640,19 @@ def tokens_per_clip(
     grid: tuple,   # slots, rows, columns
     ratio: float,  # of tokens that are hidden
 ) -> int:
-    "The number of tokens of a clip that the encoder sees."
+    """The number of tokens of a clip that the encoder sees.
+
+    Parameters
+    ----------
+    grid : tuple
+        slots, rows, columns
+    ratio : float
+        of tokens that are hidden
+
+    Returns
+    -------
+    int
+    """
     return grid[0] * (grid[1] * grid[2] - round(ratio * grid[1] * grid[2]))
 
 def epochs_for(
@@ -386,13 +660,53 @@ def epochs_for(
     num_clips: int,   # of an epoch
     tokens: int,      # that the encoder sees of a clip
 ) -> int:
-    "The number of epochs that comes nearest to a budget, at least one."
+    """The number of epochs that comes nearest to a budget, at least one.
+
+    Parameters
+    ----------
+    budget : float
+        encoder tokens
+    num_clips : int
+        of an epoch
+    tokens : int
+        that the encoder sees of a clip
+
+    Returns
+    -------
+    int
+    """
     return max(1, round(budget / (num_clips * tokens)))
 
 # %% ../../nbs/mgm/02_train.ipynb #f9e23666
 @dataclass(frozen=True, kw_only=True)
 class VideoMAERun(Run):
-    "What the model of a run looks like, and so what it looks at."
+    """What the model of a run looks like, and so what it looks at.
+
+    Parameters
+    ----------
+    image_size : int, default 32
+        side of the images, pixels
+    num_frames : int, default 8
+        of a clip
+    frame_stride : int, default 1
+        from frame to frame
+    patch_size : int, default 8
+        side of a token, pixels
+    tubelet_size : int, default 2
+        frames of a token
+    width : int, default 128
+        of the encoder
+    depth : int, default 4
+        of the encoder
+    heads : int, default 4
+        of the encoder
+    decoder_width : int, default 64
+    decoder_depth : int, default 2
+    norm_pix_loss : bool, default False
+        predict pixels standardised token by token
+    init_from : str, default ''
+        a folder or a name of a model to begin with; empty for random weights
+    """
     image_size: int = 32     # side of the images, pixels
     num_frames: int = 8      # of a clip
     frame_stride: int = 1    # from frame to frame
@@ -408,14 +722,44 @@ class VideoMAERun(Run):
 
     @property
     def grid(self) -> tuple:
-        "Slots, rows and columns of tokens."
+        """Slots, rows and columns of tokens.
+
+        Returns
+        -------
+        tuple
+        """
         rows = self.image_size // self.patch_size
         return self.num_frames // self.tubelet_size, rows, rows
 
 # %% ../../nbs/mgm/02_train.ipynb #4c4f880d
 @dataclass(frozen=True, kw_only=True)
 class EncoderRun(VideoMAERun):
-    "One pre-training of a video encoder: with what model, on which clips, and for how long."
+    """One pre-training of a video encoder: with what model, on which clips, and for how long.
+
+    Parameters
+    ----------
+    epochs : int, default 40
+    token_budget : float, default 0.0
+        encoder tokens, millions, in place of epochs; 0 to go by the epochs
+    data : tuple, default ('clips',)
+        as in `find_segments`
+    folder : str, default 'data'
+        of the corpus
+    num_clips : int, default 0
+        to train with; 0 for all there are
+    motion : str, default 'vectors'
+        where motion comes from, one of `MOTION_SOURCES`
+    min_crop : float, default 0.7
+        side of the smallest crop, share of the short side
+    flip : float, default 0.0
+        share of windows that are flipped
+    cache_size : int, default 48
+        short side at which images are cached in memory; 0 to decode them each time
+    workers : int, default 0
+        of the loader
+    sidecars : str, default 'runs/mgm/motion'
+        folder for what is known of the motion
+    """
     epochs: int = 40
     token_budget: float = 0.0  # encoder tokens, millions, in place of epochs; 0 to go by the epochs
     data: tuple = ("clips",) # as in `find_segments`
@@ -440,7 +784,19 @@ def _check_choice(name, value, choices):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedRun(EncoderRun):
-    "One pre-training with masks; raises `PrimenbError` for a kind, ratio, setting or target that does not exist."
+    """One pre-training with masks; raises `PrimenbError` for a kind, ratio, setting or target that does not exist.
+
+    Parameters
+    ----------
+    mask : str, default 'mgm'
+        a kind of `primenb.mgm.masks.MASKS`
+    ratio : float, default 0.75
+        of the tokens that are hidden
+    mask_settings : dict | None, default field(default=None, hash=False)
+        of the kind of mask, such as dict(box=0.2)
+    target : str, default 'pixels'
+        what is predicted of hidden tokens, a key of `MASKED_TARGETS`
+    """
     mask: str = "mgm"        # a kind of `primenb.mgm.masks.MASKS`
     ratio: float = 0.75      # of the tokens that are hidden
     mask_settings: dict | None = field(default=None, hash=False)  # of the kind of mask, such as dict(box=0.2)
@@ -448,7 +804,12 @@ class MaskedRun(EncoderRun):
 
     @property
     def masks(self) -> Masks:
-        "What makes the masks."
+        """What makes the masks.
+
+        Returns
+        -------
+        Masks
+        """
         return Masks(self.mask, self.grid, self.ratio, self.mask_settings or {})
     def __post_init__(self):
         super().__post_init__()
@@ -459,7 +820,16 @@ class MaskedRun(EncoderRun):
 def untrained_model(
     run: EncoderRun,
 ) -> VideoMAEForPreTraining:
-    "The model a run begins with; raises `PrimenbError` if one that is to be loaded has another grid."
+    """The model a run begins with; raises `PrimenbError` if one that is to be loaded has another grid.
+
+    Parameters
+    ----------
+    run : EncoderRun
+
+    Returns
+    -------
+    VideoMAEForPreTraining
+    """
     sizes = ("image_size", "num_frames", "patch_size", "tubelet_size", "width", "depth", "heads",
              "decoder_width", "decoder_depth", "norm_pix_loss", "seed")
     if not run.init_from: return videomae(**{name: getattr(run, name) for name in sizes})
@@ -474,7 +844,18 @@ def pixel_loss(
     trainer: Trainer,
     batch: dict,  # from `MaskedClips`
 ) -> dict:
-    "The mean squared error of hidden pixels, for `primenb.learn.engine.Trainer`."
+    """The mean squared error of hidden pixels, for `primenb.learn.engine.Trainer`.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    batch : dict
+        from `MaskedClips`
+
+    Returns
+    -------
+    dict
+    """
     pixels = pixel_values(unwrap_model(trainer), batch["pixels"])
     return dict(pixel_loss=trainer.model(pixels, batch["hidden"]).loss, fallbacks=batch["fallback"].float().mean())
 
@@ -483,7 +864,20 @@ def to_cells(
     decoded: torch.Tensor,  # (n,m,P) the decoder's output for tokens, as `primenb.mgm.model.to_patches` orders it
     tubelet_size: int,  # frames of a token
 ) -> torch.Tensor:  # (n,m,c,c,3) with c = `CELLS_PER_TOKEN`
-    "The mean colour of each cell of each token."
+    """The mean colour of each cell of each token.
+
+    Parameters
+    ----------
+    decoded : torch.Tensor
+        (n,m,P) the decoder's output for tokens, as `primenb.mgm.model.to_patches` orders it
+    tubelet_size : int
+        frames of a token
+
+    Returns
+    -------
+    torch.Tensor
+        (n,m,c,c,3) with c = `CELLS_PER_TOKEN`
+    """
     c = CELLS_PER_TOKEN
     side = round((decoded.shape[-1] / (3 * tubelet_size)) ** 0.5)
     return decoded.unflatten(2, (tubelet_size, c, side // c, c, side // c, 3)).mean((2, 4, 6))
@@ -492,7 +886,18 @@ def motion_loss(
     trainer: Trainer,
     batch: dict,  # from `MaskedClips`
 ) -> dict:
-    "The mean squared error of the motion of hidden tokens, for `primenb.learn.engine.Trainer`."
+    """The mean squared error of the motion of hidden tokens, for `primenb.learn.engine.Trainer`.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    batch : dict
+        from `MaskedClips`
+
+    Returns
+    -------
+    dict
+    """
     model, hidden = unwrap_model(trainer), batch["hidden"]
     decoded = trainer.model(pixel_values(model, batch["pixels"]), hidden).logits
     rows_columns = batch["motion"].unflatten(3, (-1, CELLS_PER_TOKEN)).unflatten(2, (-1, CELLS_PER_TOKEN))
@@ -513,7 +918,16 @@ def _footage(data, num_clips, slots, frames_per_slot, source, cache_size, folder
 def footage_of(
     run: EncoderRun,
 ) -> Footage:
-    "What a run is trained on."
+    """What a run is trained on.
+
+    Parameters
+    ----------
+    run : EncoderRun
+
+    Returns
+    -------
+    Footage
+    """
     frames_per_slot = run.tubelet_size * run.frame_stride
     return _footage(run.data, run.num_clips, run.grid[0], frames_per_slot, run.motion, run.cache_size, run.folder,
                     run.sidecars)
@@ -541,7 +955,31 @@ def train_encoder(
     ema: float | None = None,  # as in `primenb.learn.runs.conduct`
     form: Format = VIDEOMAE,   # how the model is stored
 ) -> dict:  # as `primenb.learn.runs.conduct` gives it; "last" has num_clips, statuses, damaged and encoder_tokens
-    "Pre-trains one encoder; resumes what was interrupted, and returns at once what is finished."
+    """Pre-trains one encoder; resumes what was interrupted, and returns at once what is finished.
+
+    Parameters
+    ----------
+    run : EncoderRun
+    out : str | Path
+        folder of the run
+    make : Callable
+        () -> (a `WindowedClips` data set, the model); not called if the run is finished
+    objective : Callable
+        as in `primenb.learn.engine.Trainer`
+    tokens : int
+        that the encoder sees of a clip
+    evaluate : Callable | None, default None
+        (trainer) -> dict of numbers, after each epoch
+    ema : float | None, default None
+        as in `primenb.learn.runs.conduct`
+    form : Format, default VIDEOMAE
+        how the model is stored
+
+    Returns
+    -------
+    dict
+        as `primenb.learn.runs.conduct` gives it; "last" has num_clips, statuses, damaged and encoder_tokens
+    """
     made = {}
     def make_all():
         data, model = make()
@@ -561,7 +999,21 @@ def train_masked(
     out: str | Path,  # folder of the run
     evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
 ) -> dict:  # as `train_encoder` gives it
-    "Pre-trains one model with masks; resumes what was interrupted, and returns at once what is finished."
+    """Pre-trains one model with masks; resumes what was interrupted, and returns at once what is finished.
+
+    Parameters
+    ----------
+    run : MaskedRun
+    out : str | Path
+        folder of the run
+    evaluate : Callable | None, default None
+        (trainer) -> dict of numbers, after each epoch
+
+    Returns
+    -------
+    dict
+        as `train_encoder` gives it
+    """
     def make():
         windows = dict(image_size=run.image_size, frame_stride=run.frame_stride, min_crop=run.min_crop, flip=run.flip)
         return MaskedClips(footage_of(run), run.masks, **windows, target=run.target), untrained_model(run)

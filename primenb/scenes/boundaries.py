@@ -12,24 +12,38 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GroupKFold, cross_val_predict
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from ..data.records import ShotFeatures
 from .evaluate import ScoredFilm
 from .positives import fill_missing, l2_normalize, novelty
+with extra("learn"):
+    from scipy.special import expit, logit
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
 # %% ../../nbs/scenes/05_boundaries.ipynb #6e1595b4
 def window_indices(
     n: int,  # shots of the film
     k: int,  # how many on either side
 ) -> np.ndarray:  # (n-1,2k) int
-    "The indices of the shots around each boundary."
+    """The indices of the shots around each boundary.
+
+    Parameters
+    ----------
+    n : int
+        shots of the film
+    k : int
+        how many on either side
+
+    Returns
+    -------
+    np.ndarray
+        (n-1,2k) int
+    """
     return (np.arange(1, n)[:, None] + np.arange(-k, k)).clip(0, n - 1)
 
 # %% ../../nbs/scenes/05_boundaries.ipynb #25eaf5f6
@@ -41,12 +55,26 @@ def _features(record, name):
     return fill_missing(record.features[name], record.film)
 
 def window_evidence(record, name, k):
-    "The features of the shots around, concatenated."
+    """The features of the shots around, concatenated.
+
+    Parameters
+    ----------
+    record
+    name
+    k
+    """
     v = _features(record, name)
     return v[window_indices(len(v), k)].reshape(len(v) - 1, 2 * k * v.shape[1])
 
 def similarity_evidence(record, name, k):
-    "The cosines between the shots around."
+    """The cosines between the shots around.
+
+    Parameters
+    ----------
+    record
+    name
+    k
+    """
     v = l2_normalize(_features(record, name))
     last, at = np.arange(len(v)), window_indices(len(v), k)
     steps = [(v * v[np.minimum(last + d, len(v) - 1)]).sum(1) for d in range(2 * k)]  # no two are compared twice
@@ -55,12 +83,26 @@ def similarity_evidence(record, name, k):
 
 # %% ../../nbs/scenes/05_boundaries.ipynb #16304e1c
 def novelty_evidence(record, name, k):
-    "The novelty."
+    """The novelty.
+
+    Parameters
+    ----------
+    record
+    name
+    k
+    """
     v = l2_normalize(_features(record, name))
     return novelty(v, k)[:, None] if len(v) > 1 else np.zeros((0, 1))
 
 def duration_evidence(record, name, k):
-    "The logarithms of the lengths of the shots around, and of the gap at the boundary."
+    """The logarithms of the lengths of the shots around, and of the gap at the boundary.
+
+    Parameters
+    ----------
+    record
+    name
+    k
+    """
     start, end = record.shots[["start", "end"]].to_numpy().T
     gap = np.log1p(np.maximum(start[1:] - end[:-1], 0))
     return np.hstack([np.log(np.maximum(end - start, 0.04))[window_indices(len(start), k)], gap[:, None]])
@@ -71,7 +113,17 @@ EVIDENCE = dict(
 
 @dataclass(frozen=True)
 class Evidence:
-    "What a head sees of each boundary; raises `PrimenbError` for an unknown kind."
+    """What a head sees of each boundary; raises `PrimenbError` for an unknown kind.
+
+    Parameters
+    ----------
+    kind : str
+        a key of `EVIDENCE`
+    name : str, default ''
+        of the features; durations need none
+    k : int, default 4
+        shots on either side
+    """
     kind: str  # a key of `EVIDENCE`
     name: str = ""  # of the features; durations need none
     k: int = 4  # shots on either side
@@ -131,7 +183,22 @@ def _fitted(model, X, y, film):
 # %% ../../nbs/scenes/05_boundaries.ipynb #f5896074
 @dataclass
 class Head:
-    "Evidence and a learner."
+    """Evidence and a learner.
+
+    Parameters
+    ----------
+    evidence : Evidence
+    learner : str, default 'logistic'
+        or "mlp"
+    hidden : tuple, default (256, 64)
+        sizes of the layers of "mlp"
+    seed : int, default 0
+        of "mlp"
+    model : object, default field(default=None, repr=False)
+        the fitted classifier
+    shift : float, default 0.0
+        of its log odds, found in `fit`
+    """
     evidence: Evidence
     learner: str = "logistic"  # or "mlp"
     hidden: tuple = (256, 64)  # sizes of the layers of "mlp"
@@ -143,20 +210,50 @@ class Head:
     def fit(self,
         records: list[ShotFeatures],  # with labelled scenes
     ) -> "Head":
-        "Fits it to films; raises `PrimenbError` unless scenes end at some boundaries and not at others."
+        """Fits it to films; raises `PrimenbError` unless scenes end at some boundaries and not at others.
+
+        Parameters
+        ----------
+        records : list[ShotFeatures]
+            with labelled scenes
+
+        Returns
+        -------
+        'Head'
+        """
         learner = _learner(self.learner, self.hidden, self.seed)
         self.model, self.shift = _fitted(learner, *_labelled(self.evidence, records))
         return self
     def scores(self,
         record: ShotFeatures,
     ) -> np.ndarray:  # (n-1,) from 0 to 1
-        "How likely a scene ends at each boundary; raises `PrimenbError` before `fit`."
+        """How likely a scene ends at each boundary; raises `PrimenbError` before `fit`.
+
+        Parameters
+        ----------
+        record : ShotFeatures
+
+        Returns
+        -------
+        np.ndarray
+            (n-1,) from 0 to 1
+        """
         return _probabilities(self.model, self.evidence(record), self.shift)
 
 # %% ../../nbs/scenes/05_boundaries.ipynb #ac5addba
 @dataclass
 class FusedHead:
-    "Several heads, weighted."
+    """Several heads, weighted.
+
+    Parameters
+    ----------
+    heads : tuple
+        of `Head`, not fitted
+    model : object, default field(default=None, repr=False)
+        the fitted classifier
+    shift : float, default 0.0
+        of its log odds, found in `fit`
+    """
     heads: tuple  # of `Head`, not fitted
     model: object = field(default=None, repr=False)  # the fitted classifier
     shift: float = 0.0  # of its log odds, found in `fit`
@@ -165,7 +262,17 @@ class FusedHead:
     def fit(self,
         records: list[ShotFeatures],  # with labelled scenes
     ) -> "FusedHead":
-        "Fits the heads, and their weights on held-out films."
+        """Fits the heads, and their weights on held-out films.
+
+        Parameters
+        ----------
+        records : list[ShotFeatures]
+            with labelled scenes
+
+        Returns
+        -------
+        'FusedHead'
+        """
         columns = []
         for head in self.heads:
             data = _labelled(head.evidence, records)
@@ -177,25 +284,62 @@ class FusedHead:
     def scores(self,
         record: ShotFeatures,
     ) -> np.ndarray:  # (n-1,) from 0 to 1
-        "How likely a scene ends at each boundary; raises `PrimenbError` before `fit`."
+        """How likely a scene ends at each boundary; raises `PrimenbError` before `fit`.
+
+        Parameters
+        ----------
+        record : ShotFeatures
+
+        Returns
+        -------
+        np.ndarray
+            (n-1,) from 0 to 1
+        """
         return _probabilities(self.model, np.stack([_log_odds(h.scores(record)) for h in self.heads], 1), self.shift)
 
 # %% ../../nbs/scenes/05_boundaries.ipynb #49ef2728
 @dataclass
 class NoveltyHead:
-    "The novelty as the score."
+    """The novelty as the score.
+
+    Parameters
+    ----------
+    name : str
+        of the features
+    k : int, default 4
+        shots on either side
+    """
     name: str  # of the features
     k: int = 4  # shots on either side
 
     def fit(self,
         records: list[ShotFeatures],
     ) -> "NoveltyHead":
-        "Does nothing."
+        """Does nothing.
+
+        Parameters
+        ----------
+        records : list[ShotFeatures]
+
+        Returns
+        -------
+        'NoveltyHead'
+        """
         return self
     def scores(self,
         record: ShotFeatures,
     ) -> np.ndarray:  # (n-1,)
-        "The novelty at each boundary."
+        """The novelty at each boundary.
+
+        Parameters
+        ----------
+        record : ShotFeatures
+
+        Returns
+        -------
+        np.ndarray
+            (n-1,)
+        """
         return Evidence("novelty", self.name, self.k)(record)[:, 0]
 
 # %% ../../nbs/scenes/05_boundaries.ipynb #29e19b70
@@ -203,7 +347,18 @@ def score_films(
     head,  # fitted; `Head`, `FusedHead`, `NoveltyHead`, or anything with `scores`
     records: list[ShotFeatures],
 ) -> list[ScoredFilm]:
-    "Scores and ground truth of films, for `primenb.scenes.evaluate`."
+    """Scores and ground truth of films, for `primenb.scenes.evaluate`.
+
+    Parameters
+    ----------
+    head
+        fitted; `Head`, `FusedHead`, `NoveltyHead`, or anything with `scores`
+    records : list[ShotFeatures]
+
+    Returns
+    -------
+    list[ScoredFilm]
+    """
     return [ScoredFilm.of(r, head.scores(r)) for r in records]
 
 def score_held_out(
@@ -213,7 +368,25 @@ def score_held_out(
     fraction: float = 1.0,  # of the films to fit to, at least one
     seed: int = 0,  # which films those are
 ) -> list[ScoredFilm]:  # in the order of the parts
-    "Films scored by a head that was not fitted to them; raises `PrimenbError` for a single film without parts."
+    """Films scored by a head that was not fitted to them; raises `PrimenbError` for a single film without parts.
+
+    Parameters
+    ----------
+    head
+        with `fit` and `scores`
+    records : list[ShotFeatures]
+    parts : list[tuple] | None, default None
+        of (indices of films to fit to, of films to score); None: leave one film out
+    fraction : float, default 1.0
+        of the films to fit to, at least one
+    seed : int, default 0
+        which films those are
+
+    Returns
+    -------
+    list[ScoredFilm]
+        in the order of the parts
+    """
     if parts is None and len(records) < 2:
         raise PrimenbError("score_held_out", f"{len(records)} film leaves none to fit to", "give at least two")
     numbers, made = list(range(len(records))), []

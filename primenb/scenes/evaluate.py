@@ -13,16 +13,31 @@ from typing import Callable
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from ..data.records import ShotFeatures
 from ..media.shots import score_cuts
+with extra("learn"):
+    from sklearn.metrics import average_precision_score, roc_auc_score
 
 # %% ../../nbs/scenes/00_evaluate.ipynb #6baab44f
 @dataclass(frozen=True, eq=False)
 class ScoredFilm:
-    "A method's scores for the boundaries of one film, and the ground truth; raises `PrimenbError` if they do not fit."
+    """A method's scores for the boundaries of one film, and the ground truth; raises `PrimenbError` if they do not fit.
+
+    Parameters
+    ----------
+    film : str
+        its name
+    scores : np.ndarray
+        (n-1,) higher: more likely a scene ends between shot i and the next
+    gt : np.ndarray
+        (n-1,) 0 or False where none ends, NaN where there is no label, anything else where one ends
+    frames : np.ndarray
+        (n,2) first frame of each shot, and the one after its last
+    fps : float
+        frames per second
+    """
     film: str           # its name
     scores: np.ndarray  # (n-1,) higher: more likely a scene ends between shot i and the next
     gt: np.ndarray      # (n-1,) 0 or False where none ends, NaN where there is no label, anything else where one ends
@@ -51,26 +66,59 @@ def of(cls: ScoredFilm,
     film: ShotFeatures,  # with labels or scenes
     scores: np.ndarray,  # (n-1,)
 ) -> ScoredFilm:
-    "A film of a data set with a method's scores; the ground truth are its labels or, if there are none, its scenes."
+    """A film of a data set with a method's scores; the ground truth are its labels or, if there are none, its scenes.
+
+    Parameters
+    ----------
+    film : ShotFeatures
+        with labels or scenes
+    scores : np.ndarray
+        (n-1,)
+
+    Returns
+    -------
+    ScoredFilm
+    """
     gt = film.boundaries if film.labels is None else film.labels[:-1]
     fps = np.diff(film.frames).sum() / (film.shots.end - film.shots.start).sum()
     return cls(film.film, scores, gt, film.frames, fps)
 
 @patch(as_prop=True)
 def known(self: ScoredFilm) -> np.ndarray:
-    "(n-1,) bool: whether the boundary has a label."
+    """(n-1,) bool: whether the boundary has a label.
+
+    Returns
+    -------
+    np.ndarray
+    """
     return ~np.isnan(self.gt)
 
 @patch(as_prop=True)
 def gt_ends(self: ScoredFilm) -> np.ndarray:
-    "(n-1,) bool: whether a scene ends there, by the ground truth."
+    """(n-1,) bool: whether a scene ends there, by the ground truth.
+
+    Returns
+    -------
+    np.ndarray
+    """
     return self.known & (self.gt != 0)
 
 @patch
 def predicted(self: ScoredFilm,
     threshold: float = 0.5,  # the lowest score that counts
 ) -> np.ndarray:  # (n-1,) bool
-    "Whether the method predicts that a scene ends there, at boundaries that have a label."
+    """Whether the method predicts that a scene ends there, at boundaries that have a label.
+
+    Parameters
+    ----------
+    threshold : float, default 0.5
+        the lowest score that counts
+
+    Returns
+    -------
+    np.ndarray
+        (n-1,) bool
+    """
     return self.known & (self.scores >= threshold)
 
 # %% ../../nbs/scenes/00_evaluate.ipynb #9c7b6a51
@@ -86,13 +134,35 @@ def _mean(values):
 def prior(
     films: list[ScoredFilm],  # in any order
 ) -> float:  # 0 to 1
-    "The share of labelled boundaries at which a scene ends: the AP of random scores."
+    """The share of labelled boundaries at which a scene ends: the AP of random scores.
+
+    Parameters
+    ----------
+    films : list[ScoredFilm]
+        in any order
+
+    Returns
+    -------
+    float
+        0 to 1
+    """
     return _mean(_pool(films)[0])
 
 def pooled_ap(
     films: list[ScoredFilm],  # in any order
 ) -> float:  # 0 to 1; NaN if no scene ends
-    "Average precision over the boundaries of all films in one list."
+    """Average precision over the boundaries of all films in one list.
+
+    Parameters
+    ----------
+    films : list[ScoredFilm]
+        in any order
+
+    Returns
+    -------
+    float
+        0 to 1; NaN if no scene ends
+    """
     ends, scores = _pool(films)
     return float(average_precision_score(ends, scores)) if ends.any() else np.nan
 
@@ -100,13 +170,35 @@ def pooled_ap(
 def macro_ap(
     films: list[ScoredFilm],  # in any order
 ) -> float:  # 0 to 1; NaN if no scene ends
-    "The mean of the films' average precisions."
+    """The mean of the films' average precisions.
+
+    Parameters
+    ----------
+    films : list[ScoredFilm]
+        in any order
+
+    Returns
+    -------
+    float
+        0 to 1; NaN if no scene ends
+    """
     return _mean([pooled_ap([f]) for f in films])
 
 def boundary_auc(
     films: list[ScoredFilm],  # in any order
 ) -> float:  # 0 to 1; NaN if there are not both kinds of boundary
-    "The probability that a scene end has a higher score than another boundary, of any film."
+    """The probability that a scene end has a higher score than another boundary, of any film.
+
+    Parameters
+    ----------
+    films : list[ScoredFilm]
+        in any order
+
+    Returns
+    -------
+    float
+        0 to 1; NaN if there are not both kinds of boundary
+    """
     ends, scores = _pool(films)
     return float(roc_auc_score(ends, scores)) if ends.any() and not ends.all() else np.nan
 
@@ -116,7 +208,22 @@ def recall_near(
     threshold: float = 0.5,  # the lowest score that counts
     seconds: float = 3.0,  # a predicted end must be nearer than this
 ) -> float:  # 0 to 1; NaN if no scene ends
-    "The share of scene ends with a predicted end nearby."
+    """The share of scene ends with a predicted end nearby.
+
+    Parameters
+    ----------
+    film : ScoredFilm
+        one film
+    threshold : float, default 0.5
+        the lowest score that counts
+    seconds : float, default 3.0
+        a predicted end must be nearer than this
+
+    Returns
+    -------
+    float
+        0 to 1; NaN if no scene ends
+    """
     at = film.frames[:-1, 1] / film.fps
     away = np.abs(at[film.gt_ends][:, None] - at[film.predicted(threshold)])
     return float((away < seconds).any(1).mean()) if film.gt_ends.any() else np.nan
@@ -146,7 +253,24 @@ def miou(
     unit: str = "frames",  # or "shots", in which lengths are counted
     trailing: bool = True,  # whether what follows the last end is a scene
 ) -> float:  # 0 to 1; NaN if there is no annotated scene
-    "The mean IoU of annotated scenes with the predicted ones that fit best, and the other way round, averaged."
+    """The mean IoU of annotated scenes with the predicted ones that fit best, and the other way round, averaged.
+
+    Parameters
+    ----------
+    film : ScoredFilm
+        one film
+    threshold : float, default 0.5
+        the lowest score that counts
+    unit : str, default 'frames'
+        or "shots", in which lengths are counted
+    trailing : bool, default True
+        whether what follows the last end is a scene
+
+    Returns
+    -------
+    float
+        0 to 1; NaN if there is no annotated scene
+    """
     if unit not in ("frames", "shots"): raise ValueError(f'unit is {unit!r}; give "frames" or "shots"')
     borders = film.frames if unit == "frames" else _shots(film)
     gt, predicted = (_spans(borders, ends, trailing) for ends in (film.gt_ends, film.predicted(threshold)))
@@ -159,7 +283,20 @@ def coverage_overflow(
     film: ScoredFilm,  # one film
     threshold: float = 0.5,  # the lowest score that counts
 ) -> tuple[float, float]:  # coverage, 1 is best; overflow, 0 is best
-    "How much annotated scenes are kept together, and how far predicted ones reach beyond them."
+    """How much annotated scenes are kept together, and how far predicted ones reach beyond them.
+
+    Parameters
+    ----------
+    film : ScoredFilm
+        one film
+    threshold : float, default 0.5
+        the lowest score that counts
+
+    Returns
+    -------
+    tuple[float, float]
+        coverage, 1 is best; overflow, 0 is best
+    """
     gt, predicted = (_spans(_shots(film), ends) for ends in (film.gt_ends, film.predicted(threshold)))
     shared, length = _shared(gt, predicted), np.diff(gt)[:, 0]
     beyond = ((np.diff(predicted).T - shared) * (shared > 0)).sum(1)
@@ -172,7 +309,20 @@ def precision_recall_f1(
     films: list[ScoredFilm],  # in any order
     threshold: float = 0.5,  # the lowest score that counts
 ) -> dict:  # precision, recall, f1
-    "Precision, recall and their harmonic mean over the boundaries of all films in one list."
+    """Precision, recall and their harmonic mean over the boundaries of all films in one list.
+
+    Parameters
+    ----------
+    films : list[ScoredFilm]
+        in any order
+    threshold : float, default 0.5
+        the lowest score that counts
+
+    Returns
+    -------
+    dict
+        precision, recall, f1
+    """
     hits = int(sum((f.gt_ends & f.predicted(threshold)).sum() for f in films))
     predicted = int(sum(f.predicted(threshold).sum() for f in films))
     return score_cuts(hits, predicted, int(sum(f.gt_ends.sum() for f in films)))
@@ -182,7 +332,20 @@ def film_metrics(
     films: list[ScoredFilm],  # in any order
     threshold: float = 0.5,  # the lowest score that counts
 ) -> pd.DataFrame:  # a row for each film
-    "The metrics of each film."
+    """The metrics of each film.
+
+    Parameters
+    ----------
+    films : list[ScoredFilm]
+        in any order
+    threshold : float, default 0.5
+        the lowest score that counts
+
+    Returns
+    -------
+    pd.DataFrame
+        a row for each film
+    """
     rows = {}
     for f in films:
         coverage, overflow = coverage_overflow(f, threshold)
@@ -203,7 +366,20 @@ def evaluate_boundaries(
     films: list[ScoredFilm],  # in any order
     threshold: float = 0.5,  # the lowest score that counts
 ) -> pd.Series:  # metric -> value; NaN where it is defined for no film
-    "Every metric over a set of films."
+    """Every metric over a set of films.
+
+    Parameters
+    ----------
+    films : list[ScoredFilm]
+        in any order
+    threshold : float, default 0.5
+        the lowest score that counts
+
+    Returns
+    -------
+    pd.Series
+        metric -> value; NaN where it is defined for no film
+    """
     means = film_metrics(films, threshold).mean().rename(dict(ap="ap_macro", f1="f1_macro"))
     order = dict(prior=prior(films), ap=pooled_ap(films), auc=boundary_auc(films))
     return pd.concat([pd.Series(order | precision_recall_f1(films, threshold)), means])
@@ -222,7 +398,26 @@ def paired_bootstrap(
     samples: int = 1000,  # how many draws of films
     seed: int = 0,  # of the draws
 ) -> pd.Series:  # gain on all films, low and high (the middle 95 % of samples), share of samples above 0
-    "The gain of new scores over old ones, with its interval over films; raises `PrimenbError` for different films."
+    """The gain of new scores over old ones, with its interval over films; raises `PrimenbError` for different films.
+
+    Parameters
+    ----------
+    new : list
+        of `ScoredFilm`, one method's scores; or of such lists, one for each seed
+    old : list
+        another method's, for the same films in the same order, and as many runs
+    metric : Callable, default pooled_ap
+        (list of `ScoredFilm`) -> number, higher is better
+    samples : int, default 1000
+        how many draws of films
+    seed : int, default 0
+        of the draws
+
+    Returns
+    -------
+    pd.Series
+        gain on all films, low and high (the middle 95 % of samples), share of samples above 0
+    """
     new, old = (runs if isinstance(runs[0], list) else [runs] for runs in (new, old))
     for a, b in zip(new, old, strict=True): _check_pairs(a, b)
     def value(run, drawn): return metric([run[i] for i in drawn])
@@ -238,6 +433,19 @@ def random_scores(
     films: list[ScoredFilm],  # whose own scores are ignored
     seed: int = 0,  # of the scores
 ) -> list[ScoredFilm]:  # scores from 0 to 1
-    "The same films with random scores."
+    """The same films with random scores.
+
+    Parameters
+    ----------
+    films : list[ScoredFilm]
+        whose own scores are ignored
+    seed : int, default 0
+        of the scores
+
+    Returns
+    -------
+    list[ScoredFilm]
+        scores from 0 to 1
+    """
     rng = np.random.default_rng(seed)
     return [ScoredFilm(f.film, rng.random(len(f.scores)), f.gt, f.frames, f.fps) for f in films]

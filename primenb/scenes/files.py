@@ -49,7 +49,20 @@ def scene_numbers(
     scenes: pd.DataFrame,  # the scene table of one film
     shots: pd.DataFrame,   # its shot table
 ) -> np.ndarray:  # (n,) int, the scene of each shot
-    "The inverse of `scene_table`; raises `PrimenbError` unless the scenes cover all shots once, in order."
+    """The inverse of `scene_table`; raises `PrimenbError` unless the scenes cover all shots once, in order.
+
+    Parameters
+    ----------
+    scenes : pd.DataFrame
+        the scene table of one film
+    shots : pd.DataFrame
+        its shot table
+
+    Returns
+    -------
+    np.ndarray
+        (n,) int, the scene of each shot
+    """
     film, remedy = shots.film.iloc[0], "make the table with scene_table"
     if not len(scenes): raise PrimenbError(f"the scenes of {film}", "there are none", "a film has at least one")
     for name in ("film", "scene", "first_shot", "last_shot"):
@@ -257,7 +270,20 @@ def load_scenes(
     path: str | Path,     # the file, in one of `FORMATS`
     shots: pd.DataFrame,  # the shot table of the film
 ) -> pd.DataFrame:  # the scene table, with a title for each scene
-    "Reads scenes; raises `PrimenbError` for a broken file, and for scenes that do not fit the shots."
+    """Reads scenes; raises `PrimenbError` for a broken file, and for scenes that do not fit the shots.
+
+    Parameters
+    ----------
+    path : str | Path
+        the file, in one of `FORMATS`
+    shots : pd.DataFrame
+        the shot table of the film
+
+    Returns
+    -------
+    pd.DataFrame
+        the scene table, with a title for each scene
+    """
     path = Path(path)
     read = _format(path)[1]
     if not path.is_file(): raise PrimenbError(path, "there is no such file", "check the name")
@@ -270,7 +296,24 @@ def save_scenes(
     path: str | Path,      # the file to write; its ending is one of `FORMATS`
     media: str | Path | None = None,  # the film's file: timelines refer to it, a film with chapters is a copy of it
 ) -> Path:  # the file written
-    "Writes scenes, whole or not at all; raises `PrimenbError` for what `load_scenes` would not give back."
+    """Writes scenes, whole or not at all; raises `PrimenbError` for what `load_scenes` would not give back.
+
+    Parameters
+    ----------
+    scenes : pd.DataFrame
+        the scene table of one film, with or without titles
+    shots : pd.DataFrame
+        its shot table
+    path : str | Path
+        the file to write; its ending is one of `FORMATS`
+    media : str | Path | None, default None
+        the film's file: timelines refer to it, a film with chapters is a copy of it
+
+    Returns
+    -------
+    Path
+        the file written
+    """
     path, media = Path(path), media and Path(media)
     write = _format(path)[0]
     table = scene_table(shots, scene_numbers(scenes, shots))

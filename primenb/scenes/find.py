@@ -26,7 +26,18 @@ from .positives import fill_missing
 def colour_histogram(
     image: np.ndarray,  # (H,W,3) uint8
 ) -> np.ndarray:  # (256,) float32 shares of hue, saturation and brightness in 16, 4 and 4 bins
-    "The colour histogram of an image."
+    """The colour histogram of an image.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+
+    Returns
+    -------
+    np.ndarray
+        (256,) float32 shares of hue, saturation and brightness in 16, 4 and 4 bins
+    """
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     counts = cv2.calcHist([hsv], [0, 1, 2], None, [16, 4, 4], [0, 180, 0, 256, 0, 256])
     return counts.ravel() / hsv[..., 0].size
@@ -42,7 +53,22 @@ def colour_features(
     shots: pd.DataFrame,  # its shot table
     size: int = 96,  # short side at which key-frames are read, pixels
 ) -> np.ndarray:  # (n,256) float32, of length 1; a row of NaN for a shot none of whose key-frames can be read
-    "The colours of each shot, to be compared by the cosine."
+    """The colours of each shot, to be compared by the cosine.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    shots : pd.DataFrame
+        its shot table
+    size : int, default 96
+        short side at which key-frames are read, pixels
+
+    Returns
+    -------
+    np.ndarray
+        (n,256) float32, of length 1; a row of NaN for a shot none of whose key-frames can be read
+    """
     keys = shots[["key1", "key2", "key3"]].to_numpy()
     needed = np.unique(keys)
     frames = progress(frames_at(path, needed, size=size), "key-frames", len(needed), "image")
@@ -61,7 +87,20 @@ def zero_shot_boundaries(
     features: np.ndarray,  # (n,d) of shots
     price: float = PRICE,  # of a scene, in mean distances of two shots; a higher price makes fewer scenes
 ) -> np.ndarray:  # (n-1,) above 0 where a scene ends
-    "Scores of the boundaries of a film by optimal grouping, in mean distances of two shots."
+    """Scores of the boundaries of a film by optimal grouping, in mean distances of two shots.
+
+    Parameters
+    ----------
+    features : np.ndarray
+        (n,d) of shots
+    price : float, default PRICE
+        of a scene, in mean distances of two shots; a higher price makes fewer scenes
+
+    Returns
+    -------
+    np.ndarray
+        (n-1,) above 0 where a scene ends
+    """
     mean = mean_distance(features)
     if not mean > 1e-6: return np.zeros(len(features) - 1)  # smaller distances are rounding
     return grouping_scores(distances(features), price * mean) / mean
@@ -69,7 +108,15 @@ def zero_shot_boundaries(
 # %% ../../nbs/scenes/08_find.ipynb #4e88e02f
 @dataclass(frozen=True)
 class ZeroShot:
-    "Optimal grouping as a head that learns nothing."
+    """Optimal grouping as a head that learns nothing.
+
+    Parameters
+    ----------
+    name : str, default 'embeddings'
+        of the features
+    price : float, default PRICE
+        as in `zero_shot_boundaries`
+    """
     name: str = "embeddings"  # of the features
     price: float = PRICE   # as in `zero_shot_boundaries`
     threshold = 1e-9       # above 0 the cheapest grouping has an end
@@ -77,12 +124,33 @@ class ZeroShot:
     def fit(self,
         records: list[ShotFeatures],  # not used
     ) -> "ZeroShot":
-        "Learns nothing."
+        """Learns nothing.
+
+        Parameters
+        ----------
+        records : list[ShotFeatures]
+            not used
+
+        Returns
+        -------
+        'ZeroShot'
+        """
         return self
     def scores(self,
         record: ShotFeatures,  # a film with the features `name`
     ) -> np.ndarray:  # (n-1,)
-        "Scores as in `zero_shot_boundaries`."
+        """Scores as in `zero_shot_boundaries`.
+
+        Parameters
+        ----------
+        record : ShotFeatures
+            a film with the features `name`
+
+        Returns
+        -------
+        np.ndarray
+            (n-1,)
+        """
         return zero_shot_boundaries(record.features[self.name], self.price)
 
 # %% ../../nbs/scenes/08_find.ipynb #b1b413d4
@@ -130,7 +198,28 @@ def find_scenes(
     per_hour: float | None = None,  # scenes per hour; None to leave the number to the head
     shortest: float = 0.0,  # seconds; with `per_hour`, no scene is shorter
 ) -> pd.DataFrame:  # the scene table; `score` is the score of each scene's end, NaN for the last
-    "The scenes of a film; raises `PrimenbError` for a film without features, and for `shortest` without `per_hour`."
+    """The scenes of a film; raises `PrimenbError` for a film without features, and for `shortest` without `per_hour`.
+
+    Parameters
+    ----------
+    film : str | Path | ShotFeatures
+        the file; or shots with features
+    shots : pd.DataFrame | None, default None
+        the shot table; None to detect the shots
+    features : Callable | str, default colour_features
+        (film, shots) -> (n,d); of a `ShotFeatures` with several, a name
+    head : default ZeroShot()
+        or a fitted head of `primenb.scenes.boundaries`; the features are also there as `embeddings`
+    per_hour : float | None, default None
+        scenes per hour; None to leave the number to the head
+    shortest : float, default 0.0
+        seconds; with `per_hour`, no scene is shorter
+
+    Returns
+    -------
+    pd.DataFrame
+        the scene table; `score` is the score of each scene's end, NaN for the last
+    """
     if shortest and per_hour is None:
         what = f"shortest scene of {shortest} s"
         raise PrimenbError(what, "it has an effect only with per_hour", "give per_hour, too")

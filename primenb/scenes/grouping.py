@@ -33,7 +33,20 @@ def scene_table(
     shots: pd.DataFrame,  # the shot table of one film
     scene_of_shot: np.ndarray,  # (n,) number of the scene of each shot, growing
 ) -> pd.DataFrame:  # a row for each scene, with `scene_columns`; times in seconds
-    "Where the scenes of a film begin and end; raises `PrimenbError` for numbers that do not fit the shots."
+    """Where the scenes of a film begin and end; raises `PrimenbError` for numbers that do not fit the shots.
+
+    Parameters
+    ----------
+    shots : pd.DataFrame
+        the shot table of one film
+    scene_of_shot : np.ndarray
+        (n,) number of the scene of each shot, growing
+
+    Returns
+    -------
+    pd.DataFrame
+        a row for each scene, with `scene_columns`; times in seconds
+    """
     scene = np.asarray(scene_of_shot)
     _check_scenes(shots, scene)
     first = np.flatnonzero(np.append(True, np.diff(scene) != 0))
@@ -62,7 +75,20 @@ def scenes_by_threshold(
     scores: np.ndarray,  # (n-1,) higher: more likely a scene ends between shot i and the next
     threshold: float = 0.5,  # the lowest score that counts
 ) -> np.ndarray:  # (n,) number of the scene of each shot
-    "Scenes that end wherever the score is high enough."
+    """Scenes that end wherever the score is high enough.
+
+    Parameters
+    ----------
+    scores : np.ndarray
+        (n-1,) higher: more likely a scene ends between shot i and the next
+    threshold : float, default 0.5
+        the lowest score that counts
+
+    Returns
+    -------
+    np.ndarray
+        (n,) number of the scene of each shot
+    """
     return _numbered(_checked(scores) >= threshold)
 
 # %% ../../nbs/scenes/06_grouping.ipynb #b1dd082f
@@ -94,7 +120,24 @@ def scenes_by_number(
     number: int,  # of scenes
     shortest: float = 0.0,  # seconds; no scene may be shorter
 ) -> np.ndarray:  # (n,) number of the scene of each shot
-    "A given number of scenes, with the highest sum of scores at their ends; raises `PrimenbError` if they do not fit."
+    """A given number of scenes, with the highest sum of scores at their ends; raises `PrimenbError` if they do not fit.
+
+    Parameters
+    ----------
+    scores : np.ndarray
+        (n-1,) higher: more likely a scene ends between shot i and the next
+    shots : pd.DataFrame
+        the shot table of the film
+    number : int
+        of scenes
+    shortest : float, default 0.0
+        seconds; no scene may be shorter
+
+    Returns
+    -------
+    np.ndarray
+        (n,) number of the scene of each shot
+    """
     name = shots.film.iloc[0]
     scenes = _numbered(_pick(_checked(scores, len(shots), name), _times(shots), number - 1, shortest))
     if (most := scenes[-1] + 1) != number:
@@ -108,7 +151,24 @@ def scenes_per_hour(
     per_hour: float,  # scenes
     shortest: float = 0.0,  # seconds; no scene may be shorter
 ) -> np.ndarray:  # (n,) number of the scene of each shot
-    "As many scenes as the film's length gives, at least one, and no more than fit."
+    """As many scenes as the film's length gives, at least one, and no more than fit.
+
+    Parameters
+    ----------
+    scores : np.ndarray
+        (n-1,) higher: more likely a scene ends between shot i and the next
+    shots : pd.DataFrame
+        the shot table of the film
+    per_hour : float
+        scenes
+    shortest : float, default 0.0
+        seconds; no scene may be shorter
+
+    Returns
+    -------
+    np.ndarray
+        (n,) number of the scene of each shot
+    """
     times = _times(shots)
     most = max(round(per_hour * (times[-1] - times[0]) / 3600), 1)
     return _numbered(_pick(_checked(scores, len(shots), shots.film.iloc[0]), times, most - 1, shortest))
@@ -138,7 +198,20 @@ def mean_distance(
     embeddings: np.ndarray,  # (n,d) of shots; rows of NaN or of zeros where there is none
     name: str = "the film",  # for an error
 ) -> float:  # 0 for a single shot
-    "The mean distance over all pairs of shots that have embeddings; raises `PrimenbError` if none has."
+    """The mean distance over all pairs of shots that have embeddings; raises `PrimenbError` if none has.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (n,d) of shots; rows of NaN or of zeros where there is none
+    name : str, default 'the film'
+        for an error
+
+    Returns
+    -------
+    float
+        0 for a single shot
+    """
     return _mean(*_unit(embeddings, name))
 
 # %% ../../nbs/scenes/06_grouping.ipynb #cafa864d
@@ -147,7 +220,22 @@ def distances(
     longest: int = LONGEST_SCENE,  # shots in a scene, at most
     name: str = "the film",  # for an error
 ) -> np.ndarray:  # (n,m-1), m the smaller of n and longest: entry [i,d-1] is of shots i and i+d, 0 beyond the end
-    "One minus the cosine of shots that may share a scene; raises `PrimenbError` if no shot has an embedding."
+    """One minus the cosine of shots that may share a scene; raises `PrimenbError` if no shot has an embedding.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (n,d) of shots; rows of NaN or of zeros where there is none
+    longest : int, default LONGEST_SCENE
+        shots in a scene, at most
+    name : str, default 'the film'
+        for an error
+
+    Returns
+    -------
+    np.ndarray
+        (n,m-1), m the smaller of n and longest: entry [i,d-1] is of shots i and i+d, 0 beyond the end
+    """
     if longest < 2:
         cause = "a scene would end after every shot"
         raise PrimenbError(f"scenes of at most {longest} shots", cause, "allow 2 or more")
@@ -206,7 +294,22 @@ def group_shots(
     number: int,  # of scenes
     cost: str = "scatter",  # "scatter", "normalised" or "additive"
 ) -> np.ndarray:  # (n,) number of the scene of each shot
-    "Optimal sequential grouping: scenes with the lowest cost; raises `PrimenbError` if this number cannot be made."
+    """Optimal sequential grouping: scenes with the lowest cost; raises `PrimenbError` if this number cannot be made.
+
+    Parameters
+    ----------
+    distance : np.ndarray
+        as `distances` gives them
+    number : int
+        of scenes
+    cost : str, default 'scatter'
+        "scatter", "normalised" or "additive"
+
+    Returns
+    -------
+    np.ndarray
+        (n,) number of the scene of each shot
+    """
     if cost not in ("scatter", "normalised", "additive"):
         raise PrimenbError(f"cost {cost!r}", "there is no such cost", 'choose "scatter", "normalised" or "additive"')
     inside = _inside(distance)
@@ -231,7 +334,18 @@ def _log_values(embeddings):
 def count_scenes(
     embeddings: np.ndarray,  # (n,d) of shots; rows of NaN or of zeros where there is none
 ) -> int:  # at least 1
-    "An estimate of the number of scenes: where the logarithms of the distances' singular values bend."
+    """An estimate of the number of scenes: where the logarithms of the distances' singular values bend.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (n,d) of shots; rows of NaN or of zeros where there is none
+
+    Returns
+    -------
+    int
+        at least 1
+    """
     y = _log_values(embeddings)
     return max(int((np.linspace(y[0], y[-1], len(y)) - y).argmax()), 1) if len(y) else 1
 
@@ -240,7 +354,20 @@ def grouping_scores(
     distance: np.ndarray,  # as `distances` gives them
     penalty: float,  # cost of a scene, such as `mean_distance`
 ) -> np.ndarray:  # (n-1,) in units of distance; above zero where the cheapest grouping has an end
-    "How much the cost of the cheapest grouping rises if no scene may end at a boundary, compared with one that must."
+    """How much the cost of the cheapest grouping rises if no scene may end at a boundary, compared with one that must.
+
+    Parameters
+    ----------
+    distance : np.ndarray
+        as `distances` gives them
+    penalty : float
+        cost of a scene, such as `mean_distance`
+
+    Returns
+    -------
+    np.ndarray
+        (n-1,) in units of distance; above zero where the cheapest grouping has an end
+    """
     cost = _inside(distance)
     cost /= _sizes(cost)
     cost += penalty

@@ -13,22 +13,35 @@ from typing import Callable
 
 import numpy as np
 import pandas as pd
-import timm
-import torch
 from fastcore.basics import patch
-from timm.models.resnet import BasicBlock, ResNet
-from torch import nn
-from torch.nn import functional as F
 
-from ..core import PrimenbError, progress
+from ..core import PrimenbError, extra, progress
 from ..data.records import ShotFeatures
 from ..media.video import frames_at
 from .positives import fill_missing
+with extra("learn"):
+    import timm
+    import torch
+    from timm.models.resnet import BasicBlock, ResNet
+    from torch import nn
+    from torch.nn import functional as F
 
 # %% ../../nbs/scenes/02_model.ipynb #951060d6
 @dataclass(frozen=True, eq=False)
 class Shots:
-    "Shots of several films, one film after the other."
+    """Shots of several films, one film after the other.
+
+    Parameters
+    ----------
+    films : tuple
+        names
+    first : np.ndarray
+        (F+1,) where each film begins in the arrays, and the number of all shots
+    inputs : np.ndarray
+        (N,d) float32 features; (N,H,W,3k) uint8, k key-frames, stacked; or (N,H,W,1) uint8 sound
+    scene : np.ndarray | None, default None
+        (N,) scene of each shot within its film, where it is known
+    """
     films: tuple  # names
     first: np.ndarray   # (F+1,) where each film begins in the arrays, and the number of all shots
     inputs: np.ndarray  # (N,d) float32 features; (N,H,W,3k) uint8, k key-frames, stacked; or (N,H,W,1) uint8 sound
@@ -38,11 +51,27 @@ class Shots:
     def split(self,
         rows: np.ndarray,  # (N,...)
     ) -> list[np.ndarray]:  # of each film
-        "Rows of all shots, film by film."
+        """Rows of all shots, film by film.
+
+        Parameters
+        ----------
+        rows : np.ndarray
+            (N,...)
+
+        Returns
+        -------
+        list[np.ndarray]
+            of each film
+        """
         return np.split(rows, self.first[1:-1])
     @property
     def positions(self) -> np.ndarray:
-        "(N,) positions on one line, on which films are far apart: only shots of one film are near each other."
+        """(N,) positions on one line, on which films are far apart: only shots of one film are near each other.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return np.arange(len(self)) + np.repeat(np.arange(len(self.films)), np.diff(self.first)) * 10**6
 
 # %% ../../nbs/scenes/02_model.ipynb #b7adccd0
@@ -50,7 +79,17 @@ class Shots:
 def select(self: Shots,
     numbers: list[int],  # of films
 ) -> "Shots":
-    "Some of the films."
+    """Some of the films.
+
+    Parameters
+    ----------
+    numbers : list[int]
+        of films
+
+    Returns
+    -------
+    'Shots'
+    """
     part = lambda rows: np.concatenate([self.split(rows)[i] for i in numbers])
     first = np.cumsum([0, *np.diff(self.first)[numbers]])
     scene = None if self.scene is None else part(self.scene)
@@ -62,7 +101,21 @@ def join_films(
     inputs: list[np.ndarray],  # of each film, as in `Shots`
     scenes: list[np.ndarray | None],  # of the shots of each film, where they are known
 ) -> Shots:
-    "Films, one after the other; raises `PrimenbError` for none, or for films with inputs of different shapes."
+    """Films, one after the other; raises `PrimenbError` for none, or for films with inputs of different shapes.
+
+    Parameters
+    ----------
+    names : list[str]
+        of the films
+    inputs : list[np.ndarray]
+        of each film, as in `Shots`
+    scenes : list[np.ndarray | None]
+        of the shots of each film, where they are known
+
+    Returns
+    -------
+    Shots
+    """
     if not inputs: raise PrimenbError("shots", "there are no films", "name some")
     shapes = {x.shape[1:] for x in inputs}
     if len(shapes) > 1:
@@ -75,7 +128,18 @@ def feature_shots(
     records: list[ShotFeatures],
     name: str,  # of the features
 ) -> Shots:
-    "The shots of films as their features, holes filled; raises `PrimenbError` for a film without these features."
+    """The shots of films as their features, holes filled; raises `PrimenbError` for a film without these features.
+
+    Parameters
+    ----------
+    records : list[ShotFeatures]
+    name : str
+        of the features
+
+    Returns
+    -------
+    Shots
+    """
     for r in records:
         if name not in r.features:
             raise PrimenbError(r.film, f"it has no features {name!r}, only {', '.join(r.features) or 'none'}",
@@ -89,7 +153,22 @@ def film_key_frames(
     shots: pd.DataFrame,  # its shot table
     size: tuple = (64, 36),  # width and height, pixels
 ) -> np.ndarray:  # (n,H,W,9) uint8
-    "The three key-frames of each shot, stacked as channels, as in ShotCoL."
+    """The three key-frames of each shot, stacked as channels, as in ShotCoL.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    shots : pd.DataFrame
+        its shot table
+    size : tuple, default (64, 36)
+        width and height, pixels
+
+    Returns
+    -------
+    np.ndarray
+        (n,H,W,9) uint8
+    """
     at = shots[["key1", "key2", "key3"]].to_numpy()
     seen = list(frames_at(path, at.ravel(), size=size))  # each image once, though two key-frames may be the same
     which = np.searchsorted([f.time for f in seen], at + 1e-6, side="right") - 1
@@ -100,7 +179,19 @@ def shot_key_frames(
     records: list,  # films with `key`, `path` and `shots`, such as `primenb.data.corpus.CorpusFilm`
     size: tuple = (64, 36),  # width and height, pixels
 ) -> Shots:
-    "The shots of films as their key-frames, with the scenes where the shot tables name them."
+    """The shots of films as their key-frames, with the scenes where the shot tables name them.
+
+    Parameters
+    ----------
+    records : list
+        films with `key`, `path` and `shots`, such as `primenb.data.corpus.CorpusFilm`
+    size : tuple, default (64, 36)
+        width and height, pixels
+
+    Returns
+    -------
+    Shots
+    """
     stacked = [film_key_frames(f.path, f.shots, size) for f in progress(records, "key-frames", unit="film")]
     scenes = [f.shots.scene.to_numpy() if "scene" in f.shots else None for f in records]
     return join_films([f.key for f in records], stacked, scenes)
@@ -111,7 +202,21 @@ def augment_features(
     dropout: float = 0.3,        # share of numbers set to 0
     feature_noise: float = 0.1,  # standard deviation of what is added
 ) -> torch.Tensor:
-    "Features with dropout and noise."
+    """Features with dropout and noise.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (n,d) float32, standardised
+    dropout : float, default 0.3
+        share of numbers set to 0
+    feature_noise : float, default 0.1
+        standard deviation of what is added
+
+    Returns
+    -------
+    torch.Tensor
+    """
     return F.dropout(x, dropout) + feature_noise * torch.randn_like(x)
 
 def augment_frames(
@@ -119,7 +224,21 @@ def augment_frames(
     min_crop: float = 0.5,      # side of the smallest crop, share of the image's
     color_jitter: float = 0.4,  # how far brightness, contrast and each colour may be scaled
 ) -> torch.Tensor:
-    "Key-frames in a random crop, mirrored or not, with other brightness, contrast and colours."
+    """Key-frames in a random crop, mirrored or not, with other brightness, contrast and colours.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (n,3k,H,W) float32, 0 to 1
+    min_crop : float, default 0.5
+        side of the smallest crop, share of the image's
+    color_jitter : float, default 0.4
+        how far brightness, contrast and each colour may be scaled
+
+    Returns
+    -------
+    torch.Tensor
+    """
     def chance(*shape): return torch.rand(len(x), *shape, device=x.device)
     scale = min_crop + (1 - min_crop) * chance()
     crop = torch.zeros(len(x), 2, 3, device=x.device)
@@ -144,7 +263,24 @@ def augment_sound(
     gain: float = 0.06,   # largest change of loudness, share of the range from 0 to 1
     masked: float = 0.2,  # widest band of mels, and longest stretch of time, that is masked; shares
 ) -> torch.Tensor:  # of the same shape
-    "Sound that begins elsewhere, louder or softer, with a band of mels and a stretch of time masked with the mean."
+    """Sound that begins elsewhere, louder or softer, with a band of mels and a stretch of time masked with the mean.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (n,1,mels,frames) float32, 0 to 1
+    shift : float, default 0.2
+        largest shift in time, share of all frames
+    gain : float, default 0.06
+        largest change of loudness, share of the range from 0 to 1
+    masked : float, default 0.2
+        widest band of mels, and longest stretch of time, that is masked; shares
+
+    Returns
+    -------
+    torch.Tensor
+        of the same shape
+    """
     mels, frames = x.shape[2:]
     def draw(): return torch.rand(len(x), 1, 1, 1, device=x.device)
     at = torch.arange(frames, device=x.device) + (shift * frames * (2 * draw() - 1)).round().long()
@@ -178,7 +314,21 @@ def _backbone(network, shape, width):
 
 # %% ../../nbs/scenes/02_model.ipynb #d3f511fe
 class ShotNet(nn.Module):
-    "An encoder of shots; `settings` are its arguments, which `primenb.learn.runs` stores beside its weights."
+    """An encoder of shots; `settings` are its arguments, which `primenb.learn.runs` stores beside its weights.
+
+    Parameters
+    ----------
+    shape : tuple
+        of one shot's input: (d,), (H,W,3k) or (H,W,1)
+    network : str, default 'small'
+        for key-frames and sound: "small", or a name that timm knows
+    width : int, default 128
+        of the representation before the head
+    embed_dim : int, default 64
+        of the embeddings, which the loss compares
+    scale : tuple | None, default None
+        mean and standard deviation of features, each (d,)
+    """
     def __init__(self,
         shape: tuple,  # of one shot's input: (d,), (H,W,3k) or (H,W,1)
         network: str = "small",  # for key-frames and sound: "small", or a name that timm knows
@@ -199,13 +349,29 @@ class ShotNet(nn.Module):
 def normalize(self: ShotNet,
     inputs: np.ndarray,  # (n,...) rows of `Shots.inputs`
 ) -> torch.Tensor:  # (n,d) standardised, or (n,3k,H,W) or (n,1,H,W) from 0 to 1
-    "Shots as the encoder takes them."
+    """Shots as the encoder takes them.
+
+    Parameters
+    ----------
+    inputs : np.ndarray
+        (n,...) rows of `Shots.inputs`
+
+    Returns
+    -------
+    torch.Tensor
+        (n,d) standardised, or (n,3k,H,W) or (n,1,H,W) from 0 to 1
+    """
     x = torch.from_numpy(np.ascontiguousarray(inputs)).to(self.mean.device)
     return (x - self.mean) / self.std if x.ndim == 2 else x.permute(0, 3, 1, 2) / 255
 
 @patch
 def forward(self: ShotNet, x):
-    "The embeddings, of length 1."
+    """The embeddings, of length 1.
+
+    Parameters
+    ----------
+    x
+    """
     return F.normalize(self.head(self.encoder(x)).float(), dim=1)
 
 # %% ../../nbs/scenes/02_model.ipynb #a7b7bcb8
@@ -216,7 +382,23 @@ def embed_shots(
     head: bool = True,   # whether to use the head; if not, the representation before it
     batch_size: int = 512,  # shots at a time
 ) -> np.ndarray:  # (n,embed_dim) float32 of length 1, or (n,width)
-    "The embeddings of shots; raises `PrimenbError` for inputs that the encoder was not made for."
+    """The embeddings of shots; raises `PrimenbError` for inputs that the encoder was not made for.
+
+    Parameters
+    ----------
+    net : ShotNet
+    inputs : np.ndarray
+        (n,...) as in `Shots`
+    head : bool, default True
+        whether to use the head; if not, the representation before it
+    batch_size : int, default 512
+        shots at a time
+
+    Returns
+    -------
+    np.ndarray
+        (n,embed_dim) float32 of length 1, or (n,width)
+    """
     if inputs.shape[1:] != net.shape:
         raise PrimenbError("embed_shots", f"shots of shape {inputs.shape[1:]} do not fit an encoder for {net.shape}",
                            "compute their features, key-frames or sound as those it was trained on")
@@ -232,7 +414,18 @@ def embed_shots(
 def encoder_features(
     net: ShotNet,  # for key-frames
 ) -> Callable:  # (film, shot table) -> (n,embed_dim) float32
-    "The encoder as `primenb.scenes.find.find_scenes` takes features; raises `PrimenbError` if it takes no key-frames."
+    """The encoder as `primenb.scenes.find.find_scenes` takes features; raises `PrimenbError` if it takes no key-frames.
+
+    Parameters
+    ----------
+    net : ShotNet
+        for key-frames
+
+    Returns
+    -------
+    Callable
+        (film, shot table) -> (n,embed_dim) float32
+    """
     if len(net.shape) != 3 or net.shape[2] != 9:
         raise PrimenbError("encoder", f"it was made for shots of shape {net.shape}",
                            "give one that was trained on key-frames")

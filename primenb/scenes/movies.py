@@ -14,18 +14,9 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from fastcore.basics import patch
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import average_precision_score, mean_squared_error
-from sklearn.model_selection import GridSearchCV, GroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
-from torch import nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from ..data.corpus import CorpusFilm
 from ..data.public import lvu_clips
 from ..data.records import Damages, ShotFeatures
@@ -34,11 +25,33 @@ from ..learn.engine import unwrap_model
 from ..learn.runs import Made, Run, checksum, conduct
 from .model import augment_features
 from .similarity import Similarity, nearest_films
+with extra("learn"):
+    import torch
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.metrics import average_precision_score, mean_squared_error
+    from sklearn.model_selection import GridSearchCV, GroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import MultiLabelBinarizer, StandardScaler
+    from torch import nn
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader
 
 # %% ../../nbs/scenes/10_movies.ipynb #6d712d96
 @dataclass(frozen=True, eq=False)
 class Scene:
-    "A scene of a film, or a clip of several shots; raises `PrimenbError` if no shot has features."
+    """A scene of a film, or a clip of several shots; raises `PrimenbError` if no shot has features.
+
+    Parameters
+    ----------
+    film : str
+        key of its film
+    scene : int | str
+        its number there, or the clip's name
+    features : np.ndarray
+        (n,d), a row for each shot; one with NaN for a shot that has none
+    labels : dict, default field(default_factory=dict)
+        task -> label: a word, a tuple of words, or a number
+    """
     film: str              # key of its film
     scene: int | str       # its number there, or the clip's name
     features: np.ndarray   # (n,d), a row for each shot; one with NaN for a shot that has none
@@ -50,7 +63,12 @@ class Scene:
             raise PrimenbError(f"{self.film}, scene {self.scene}", cause, "compute them, or leave the scene out")
     @property
     def known(self) -> np.ndarray:
-        "(n,) bool, which shots have features."
+        """(n,) bool, which shots have features.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return np.isfinite(self.features).all(1)
 
 # %% ../../nbs/scenes/10_movies.ipynb #7507bf94
@@ -59,7 +77,21 @@ def film_scenes(
     name: str,  # of the features
     damages: Damages | None = None,  # what to do with a scene without any features; None to refuse it
 ) -> list[Scene]:
-    "The scenes of a film, without labels; raises `PrimenbError` for a film without scene labels or such features."
+    """The scenes of a film, without labels; raises `PrimenbError` for a film without scene labels or such features.
+
+    Parameters
+    ----------
+    film : ShotFeatures
+        with scene labels
+    name : str
+        of the features
+    damages : Damages | None, default None
+        what to do with a scene without any features; None to refuse it
+
+    Returns
+    -------
+    list[Scene]
+    """
     film.boundaries
     if name not in film.features:
         cause = f"it has no features {name!r}, only {', '.join(film.features) or 'none'}"
@@ -83,13 +115,30 @@ def corpus_scenes(
     film: CorpusFilm,
     features: np.ndarray,  # (n,d) a row for each shot of the film
 ) -> list[Scene]:
-    "The scenes of a film of the corpus, with all their labels."
+    """The scenes of a film of the corpus, with all their labels.
+
+    Parameters
+    ----------
+    film : CorpusFilm
+    features : np.ndarray
+        (n,d) a row for each shot of the film
+
+    Returns
+    -------
+    list[Scene]
+    """
     rows = [(s, film.shots.scene == s.scene) for s in film.scenes.itertuples()]
     return [Scene(film.key, s.scene, features[mine], _corpus_labels(film, s, film.shots[mine])) for s, mine in rows]
 
 # %% ../../nbs/scenes/10_movies.ipynb #6481d169
 class Scenes:
-    "Many scenes as tensors: their shots one after the other, those without features left out."
+    """Many scenes as tensors: their shots one after the other, those without features left out.
+
+    Parameters
+    ----------
+    scenes : list[Scene]
+        whose shots all have the same number of features
+    """
     def __init__(self,
         scenes: list[Scene],  # whose shots all have the same number of features
     ):
@@ -106,12 +155,27 @@ class Scenes:
     def __len__(self): return len(self.length)
     @property
     def means(self) -> np.ndarray:
-        "(N,d) the mean of the shots of each scene."
+        """(N,d) the mean of the shots of each scene.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return np.add.reduceat(self.shots.numpy(), self.first.numpy()) / self.length.numpy()[:, None]
 
 # %% ../../nbs/scenes/10_movies.ipynb #b18199df
 class PaddedScenes(NamedTuple):
-    "A batch of scenes, padded to the longest."
+    """A batch of scenes, padded to the longest.
+
+    Parameters
+    ----------
+    features : torch.Tensor
+        (n,S,d)
+    position : torch.Tensor
+        (n,S) number of the shot in its scene
+    mask : torch.Tensor
+        (n,S) bool, where there is a shot
+    """
     features: torch.Tensor  # (n,S,d)
     position: torch.Tensor  # (n,S) number of the shot in its scene
     mask: torch.Tensor      # (n,S) bool, where there is a shot
@@ -121,7 +185,20 @@ def pad_scenes(
     numbers: torch.Tensor,  # (n,) which of them
     max_shots: int | None = None,  # of a longer scene, a random stretch is taken; None for all shots
 ) -> PaddedScenes:
-    "Some scenes as a batch."
+    """Some scenes as a batch.
+
+    Parameters
+    ----------
+    scenes : Scenes
+    numbers : torch.Tensor
+        (n,) which of them
+    max_shots : int | None, default None
+        of a longer scene, a random stretch is taken; None for all shots
+
+    Returns
+    -------
+    PaddedScenes
+    """
     length = scenes.length[numbers]
     size = min(max_shots or length.max(), length.max())
     begin = (torch.rand(len(numbers)) * ((length - size).clamp(min=0) + 1)).long()
@@ -132,7 +209,25 @@ def pad_scenes(
 
 # %% ../../nbs/scenes/10_movies.ipynb #02b47bc7
 class SceneNet(nn.Module):
-    "A transformer over the shots of a scene."
+    """A transformer over the shots of a scene.
+
+    Parameters
+    ----------
+    inputs : int
+        features of a shot
+    width : int, default 128
+        of its embeddings
+    depth : int, default 1
+        blocks
+    heads : int, default 4
+        of each block
+    embed_dim : int, default 64
+        size of what the loss compares
+    mean : torch.Tensor | None, default None
+        (inputs,) of the features, by which they are standardised
+    spread : torch.Tensor | None, default None
+        (inputs,) their standard deviation
+    """
     def __init__(self,
         inputs: int,      # features of a shot
         width: int = 128, # of its embeddings
@@ -161,7 +256,17 @@ class SceneNet(nn.Module):
 def normalize(self: SceneNet,
     x: torch.Tensor,  # (...,inputs) features
 ) -> torch.Tensor:
-    "Standardised features, on the network's device."
+    """Standardised features, on the network's device.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (...,inputs) features
+
+    Returns
+    -------
+    torch.Tensor
+    """
     return (x.to(self.mean) - self.mean) / self.spread
 
 @patch
@@ -170,7 +275,22 @@ def encode(self: SceneNet,
     position: torch.Tensor,  # (n,S) numbers of the shots in their scene
     mask: torch.Tensor,      # (n,S) bool, where there is a shot
 ) -> torch.Tensor:  # (n,width)
-    "The embeddings of scenes."
+    """The embeddings of scenes.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (n,S,inputs) from `normalize`
+    position : torch.Tensor
+        (n,S) numbers of the shots in their scene
+    mask : torch.Tensor
+        (n,S) bool, where there is a shot
+
+    Returns
+    -------
+    torch.Tensor
+        (n,width)
+    """
     x, mask = self.project(x), mask.to(x.device)
     angle = position.to(self.frequencies)[..., None] * self.frequencies
     token = self.class_token + (x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
@@ -180,7 +300,14 @@ def encode(self: SceneNet,
 
 @patch
 def forward(self: SceneNet, x, position, mask):
-    "What the loss compares: (n,embed_dim), of length 1."
+    """What the loss compares: (n,embed_dim), of length 1.
+
+    Parameters
+    ----------
+    x
+    position
+    mask
+    """
     return F.normalize(self.head(self.encode(x, position, mask)).float(), dim=1)
 
 # %% ../../nbs/scenes/10_movies.ipynb #633bc4ac
@@ -191,7 +318,22 @@ def embed_scenes(
     head: bool = False,     # the output of the projection head, of length 1
     batch_size: int = 256,  # scenes at a time, sorted by length
 ) -> np.ndarray:  # (n,width) float32, or (n,embed_dim)
-    "The embeddings of scenes; raises `PrimenbError` for another number of features than the network has inputs."
+    """The embeddings of scenes; raises `PrimenbError` for another number of features than the network has inputs.
+
+    Parameters
+    ----------
+    net : SceneNet
+    scenes : list[Scene] | Scenes
+    head : bool, default False
+        the output of the projection head, of length 1
+    batch_size : int, default 256
+        scenes at a time, sorted by length
+
+    Returns
+    -------
+    np.ndarray
+        (n,width) float32, or (n,embed_dim)
+    """
     scenes = scenes if isinstance(scenes, Scenes) else Scenes(scenes)
     if scenes.shots.shape[1] != len(net.mean):
         cause = f"shots have {scenes.shots.shape[1]} features, and the network was made for {len(net.mean)}"
@@ -218,7 +360,26 @@ def allowed_films(
     k: int,        # number of similar films, or of random ones
     seed: int = 0, # of the random films
 ) -> np.ndarray:  # (F,F) bool
-    "In which films (columns) each film finds its positives; raises `PrimenbError` for an unknown kind or film."
+    """In which films (columns) each film finds its positives; raises `PrimenbError` for an unknown kind or film.
+
+    Parameters
+    ----------
+    kind : str
+        a key of `SCENE_POSITIVES`
+    films : list
+        keys of the films that have scenes
+    similarity : Similarity
+        of these films
+    k : int
+        number of similar films, or of random ones
+    seed : int, default 0
+        of the random films
+
+    Returns
+    -------
+    np.ndarray
+        (F,F) bool
+    """
     if kind not in SCENE_POSITIVES:
         remedy = f"choose one of {', '.join(SCENE_POSITIVES)}"
         raise PrimenbError(f"positives {kind!r}", "there is no such kind", remedy)
@@ -238,7 +399,26 @@ def positive_scenes(
     allowed: torch.Tensor,  # (F,F) bool, from `allowed_films`
     embeddings: torch.Tensor,  # (N,D) of length 1
 ) -> torch.Tensor:  # (n,) numbers of scenes
-    "A positive for each scene: the nearest or a random one in the allowed films."
+    """A positive for each scene: the nearest or a random one in the allowed films.
+
+    Parameters
+    ----------
+    choice : str
+        "nearest" or "random"
+    query : torch.Tensor
+        (n,) numbers of scenes
+    film : torch.Tensor
+        (N,) number of the film of each scene
+    allowed : torch.Tensor
+        (F,F) bool, from `allowed_films`
+    embeddings : torch.Tensor
+        (N,D) of length 1
+
+    Returns
+    -------
+    torch.Tensor
+        (n,) numbers of scenes
+    """
     candidates = allowed[film[query]][:, film]
     candidates[torch.arange(len(query)), query] = False
     score = embeddings[query] @ embeddings.T if choice == "nearest" else torch.rand(candidates.shape)
@@ -247,7 +427,44 @@ def positive_scenes(
 # %% ../../nbs/scenes/10_movies.ipynb #34844890
 @dataclass(frozen=True)
 class SceneRun(Run):
-    "One training of an encoder of scenes; `num_steps` takes the place of `epochs`."
+    """One training of an encoder of scenes; `num_steps` takes the place of `epochs`.
+
+    Parameters
+    ----------
+    positives : str, default 'similar_nearest'
+        a key of `SCENE_POSITIVES`
+    k : int, default 3
+        films in which the positive is looked for
+    search : str, default 'frozen'
+        features of the search: "frozen", mean of the shots; "current", the teacher's embeddings
+    width : int, default 128
+        of the embeddings of scenes
+    depth : int, default 1
+        blocks
+    heads : int, default 4
+        of each block
+    embed_dim : int, default 64
+        size of what the loss compares
+    queue : int, default 1024
+        keys
+    momentum : float, default 0.99
+        of the teacher; the engine begins with less
+    temperature : float, default 0.1
+    max_shots : int, default 8
+        shots of an augmented scene
+    shot_dropout : float, default 0.3
+        share of them that is left out
+    dropout : float, default 0.3
+        share of features set to 0
+    feature_noise : float, default 0.1
+        standard deviation of the noise that is added
+    num_steps : int, default 150
+    steps_per_epoch : int, default 50
+        steps from one search, and checkpoint, to the next
+    weight_decay : float, default field(default=0.01, kw_only=True)
+        of matrices
+    not_in_key : ClassVar[tuple], default (*Run.not_in_key, 'epochs')
+    """
     positives: str = "similar_nearest"  # a key of `SCENE_POSITIVES`
     k: int = 3            # films in which the positive is looked for
     search: str = "frozen"  # features of the search: "frozen", mean of the shots; "current", the teacher's embeddings
@@ -270,7 +487,15 @@ class SceneRun(Run):
 
 # %% ../../nbs/scenes/10_movies.ipynb #54a64f58
 class SceneObjective:
-    "The contrastive loss of a batch of scenes, for `primenb.learn.engine.Trainer`."
+    """The contrastive loss of a batch of scenes, for `primenb.learn.engine.Trainer`.
+
+    Parameters
+    ----------
+    scenes : Scenes
+    allowed : np.ndarray
+        (F,F) bool, from `allowed_films`
+    run : SceneRun
+    """
     def __init__(self,
         scenes: Scenes,
         allowed: np.ndarray,  # (F,F) bool, from `allowed_films`
@@ -282,10 +507,20 @@ class SceneObjective:
         self.allowed, self.queue = torch.from_numpy(allowed), Queue(run.queue)
         self.epoch, self.embeddings = -1, None
     def state_dict(self) -> dict:
-        "What a checkpoint must hold."
+        """What a checkpoint must hold.
+
+        Returns
+        -------
+        dict
+        """
         return dict(queue=self.queue.kept, epoch=self.epoch, embeddings=self.embeddings)
     def load_state_dict(self, state: dict):
-        "Restores the state of a checkpoint."
+        """Restores the state of a checkpoint.
+
+        Parameters
+        ----------
+        state : dict
+        """
         self.queue.kept = state["queue"]
         self.epoch, self.embeddings = state["epoch"], state["embeddings"]
 
@@ -295,7 +530,19 @@ def augment(self: SceneObjective,
     net: SceneNet,
     numbers: torch.Tensor,  # (n,) of scenes
 ) -> PaddedScenes:  # the arguments of the network
-    "A random part of each scene, with disturbed features."
+    """A random part of each scene, with disturbed features.
+
+    Parameters
+    ----------
+    net : SceneNet
+    numbers : torch.Tensor
+        (n,) of scenes
+
+    Returns
+    -------
+    PaddedScenes
+        the arguments of the network
+    """
     batch = pad_scenes(self.scenes, numbers, self.run.max_shots)
     left = batch.mask & (torch.rand(batch.mask.shape) >= self.run.shot_dropout)
     features = augment_features(net.normalize(batch.features), self.run.dropout, self.run.feature_noise)
@@ -303,7 +550,16 @@ def augment(self: SceneObjective,
 
 @patch
 def search(self: SceneObjective, trainer) -> torch.Tensor:
-    "(N,D) embeddings of length 1 by which the nearest scene is found."
+    """(N,D) embeddings of length 1 by which the nearest scene is found.
+
+    Parameters
+    ----------
+    trainer
+
+    Returns
+    -------
+    torch.Tensor
+    """
     if self.run.search == "current": return torch.from_numpy(embed_scenes(trainer.teacher, self.scenes, head=True))
     return F.normalize(unwrap_model(trainer).normalize(torch.from_numpy(self.scenes.means)).cpu(), dim=1)
 
@@ -327,7 +583,18 @@ def scene_net(
     run: SceneRun,
     scenes: Scenes,  # whose mean and standard deviation become the network's
 ) -> SceneNet:
-    "The untrained network of a run."
+    """The untrained network of a run.
+
+    Parameters
+    ----------
+    run : SceneRun
+    scenes : Scenes
+        whose mean and standard deviation become the network's
+
+    Returns
+    -------
+    SceneNet
+    """
     mean, spread = scenes.shots.mean(0), scenes.shots.std(0, correction=0).clamp(min=1e-3)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(run.seed)
@@ -340,7 +607,22 @@ def train_scenes(
     similarity: Similarity,  # of their films
     out: str | Path,  # folder of the run; `primenb.learn.runs.load` reads the encoder from it
 ) -> dict:  # as from `primenb.learn.runs.conduct`
-    "Trains an encoder of scenes, resuming what was interrupted; raises `PrimenbError` for a film without metadata."
+    """Trains an encoder of scenes, resuming what was interrupted; raises `PrimenbError` for a film without metadata.
+
+    Parameters
+    ----------
+    run : SceneRun
+    scenes : list[Scene]
+    similarity : Similarity
+        of their films
+    out : str | Path
+        folder of the run; `primenb.learn.runs.load` reads the encoder from it
+
+    Returns
+    -------
+    dict
+        as from `primenb.learn.runs.conduct`
+    """
     scenes = Scenes(scenes)
     allowed = allowed_films(run.positives, scenes.films, similarity, run.k, run.seed)
     objective = SceneObjective(scenes, allowed, run)
@@ -407,7 +689,17 @@ def _labels_and_probe(task, values):
 def labels_of(
     scenes: list[Scene],
 ) -> dict[str, list]:  # task -> a label for each scene, or None
-    "The labels of scenes, task by task."
+    """The labels of scenes, task by task.
+
+    Parameters
+    ----------
+    scenes : list[Scene]
+
+    Returns
+    -------
+    dict[str, list]
+        task -> a label for each scene, or None
+    """
     tasks = dict.fromkeys(task for s in scenes for task in s.labels)
     return {task: [s.labels.get(task) for s in scenes] for task in tasks}
 
@@ -436,7 +728,26 @@ def evaluate_scenes(
     test: np.ndarray,     # (n,) bool, the test scenes, of other films
     films: list | None = None,  # film of each scene, for the cross-validation of ridge; None if each has its own
 ) -> pd.DataFrame:  # a row for each task: score, chance, accuracy, mse, tested (number of scenes)
-    "What probes read from frozen embeddings; raises `PrimenbError` for a task without labels to learn or to test."
+    """What probes read from frozen embeddings; raises `PrimenbError` for a task without labels to learn or to test.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (n,d) frozen
+    labels : dict
+        task -> n labels, as from `labels_of`
+    train : np.ndarray
+        (n,) bool, the scenes that probes learn on
+    test : np.ndarray
+        (n,) bool, the test scenes, of other films
+    films : list | None, default None
+        film of each scene, for the cross-validation of ridge; None if each has its own
+
+    Returns
+    -------
+    pd.DataFrame
+        a row for each task: score, chance, accuracy, mse, tested (number of scenes)
+    """
     parts = np.asarray(train, bool), np.asarray(test, bool)
     films = np.arange(len(embeddings)) if films is None else np.asarray(films)
     if (overlap := parts[0] & parts[1]).any():
@@ -451,7 +762,20 @@ def evaluate_lvu(
     embeddings: dict,    # clip -> (d,) frozen
     folder: str | Path,  # lvu_1.0, with a folder per task
 ) -> pd.DataFrame:  # as from `evaluate_scenes`, with the number of clips that are `missing`
-    "Probes trained and tested on the clips that LVU lists; raises `PrimenbError` for a task without clips."
+    """Probes trained and tested on the clips that LVU lists; raises `PrimenbError` for a task without clips.
+
+    Parameters
+    ----------
+    embeddings : dict
+        clip -> (d,) frozen
+    folder : str | Path
+        lvu_1.0, with a folder per task
+
+    Returns
+    -------
+    pd.DataFrame
+        as from `evaluate_scenes`, with the number of clips that are `missing`
+    """
     rows = []
     for task in sorted(p.name for p in Path(folder).iterdir() if p.is_dir()):
         clips = [c for split in ("train", "test") for c in lvu_clips(folder, task, split)]

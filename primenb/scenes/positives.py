@@ -21,7 +21,20 @@ def band(
     n: int,  # shots of the film
     m: int,  # how many on either side
 ) -> np.ndarray:  # (n,2m+1) int, -1 beyond the film
-    "The indices of the shots around each shot, itself in the middle."
+    """The indices of the shots around each shot, itself in the middle.
+
+    Parameters
+    ----------
+    n : int
+        shots of the film
+    m : int
+        how many on either side
+
+    Returns
+    -------
+    np.ndarray
+        (n,2m+1) int, -1 beyond the film
+    """
     j = np.arange(n)[:, None] + np.arange(-m, m + 1)
     return np.where((j >= 0) & (j < n), j, -1)
 
@@ -29,28 +42,64 @@ def band(
 def l2_normalize(
     embeddings: np.ndarray,  # (...,d)
 ) -> np.ndarray:  # (...,d) float32 of length 1, or 0 where they were 0
-    "Embeddings scaled to length 1."
+    """Embeddings scaled to length 1.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (...,d)
+
+    Returns
+    -------
+    np.ndarray
+        (...,d) float32 of length 1, or 0 where they were 0
+    """
     v = np.asarray(embeddings, np.float32)
     return v / np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    "What a way to choose positives may look at: the neighbours of each shot of a film."
+    """What a way to choose positives may look at: the neighbours of each shot of a film.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (n,d) of length 1
+    indices : np.ndarray
+        (n,2m+1) as `band` gives them
+    scene : np.ndarray | None, default None
+        (n,) scene of each shot, where it is known
+    """
     embeddings: np.ndarray  # (n,d) of length 1
     indices: np.ndarray     # (n,2m+1) as `band` gives them
     scene: np.ndarray | None = None  # (n,) scene of each shot, where it is known
 
     @property
     def offset(self) -> np.ndarray:
-        "(2m+1,) how many shots later; negative for earlier ones."
+        """(2m+1,) how many shots later; negative for earlier ones.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return np.arange(self.indices.shape[1]) - self.indices.shape[1] // 2
     @property
     def neighbours(self) -> np.ndarray:
-        "(n,2m+1) bool, where there is another shot."
+        """(n,2m+1) bool, where there is another shot.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return (self.indices >= 0) & (self.offset != 0)
     @property
     def cosine(self) -> np.ndarray:
-        "(n,2m+1) similarity of each shot to its neighbours."
+        """(n,2m+1) similarity of each shot to its neighbours.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return np.stack([(self.embeddings * self.embeddings[j]).sum(1) for j in self.indices.T], 1)
 
 # %% ../../nbs/scenes/01_positives.ipynb #66eb86fa
@@ -58,7 +107,20 @@ def fill_missing(
     rows: np.ndarray,  # (n,d), NaN where something is missing
     film: str = "features",  # its name, for an error
 ) -> np.ndarray:  # (n,d) float32
-    "Features without holes, taken from the nearest complete row; raises `PrimenbError` if there is none."
+    """Features without holes, taken from the nearest complete row; raises `PrimenbError` if there is none.
+
+    Parameters
+    ----------
+    rows : np.ndarray
+        (n,d), NaN where something is missing
+    film : str, default 'features'
+        its name, for an error
+
+    Returns
+    -------
+    np.ndarray
+        (n,d) float32
+    """
     rows = np.asarray(rows, np.float32)
     known = np.flatnonzero(np.isfinite(rows).all(1))
     if not len(known): raise PrimenbError(film, "not one shot has features", "compute them, or leave the film out")
@@ -70,29 +132,62 @@ def fill_missing(
 
 # %% ../../nbs/scenes/01_positives.ipynb #ba0a7d21
 def own_shot(near):
-    "The shot itself."
+    """The shot itself.
+
+    Parameters
+    ----------
+    near
+    """
     return (near.offset == 0) & (near.indices >= 0)
 
 def random_neighbour(near):
-    "Any neighbour."
+    """Any neighbour.
+
+    Parameters
+    ----------
+    near
+    """
     return near.neighbours
 
 def adjacent_neighbour(near):
-    "The shot before, or the one after."
+    """The shot before, or the one after.
+
+    Parameters
+    ----------
+    near
+    """
     return near.neighbours & (np.abs(near.offset) == 1)
 
 # %% ../../nbs/scenes/01_positives.ipynb #7b3dec11
 def nearest_neighbour(near):
-    "The most similar neighbour, as in ShotCoL."
+    """The most similar neighbour, as in ShotCoL.
+
+    Parameters
+    ----------
+    near
+    """
     found = np.where(near.neighbours, near.cosine, -np.inf)
     return (np.arange(found.shape[1]) == found.argmax(1)[:, None]) & near.neighbours
 
 def soft_neighbour(near, temperature=0.2):
-    "A random neighbour, with a higher probability for a similar one."
+    """A random neighbour, with a higher probability for a similar one.
+
+    Parameters
+    ----------
+    near
+    temperature : default 0.2
+    """
     return np.exp((near.cosine - 1) / temperature) * near.neighbours
 
 def decayed_neighbour(near, temperature=0.2, reach=4.0):
-    "A random neighbour, with a higher probability for a similar one that is not far away."
+    """A random neighbour, with a higher probability for a similar one that is not far away.
+
+    Parameters
+    ----------
+    near
+    temperature : default 0.2
+    reach : default 4.0
+    """
     return soft_neighbour(near, temperature) * np.exp(-np.abs(near.offset) / reach)
 
 # %% ../../nbs/scenes/01_positives.ipynb #4d57228e
@@ -100,7 +195,20 @@ def novelty(
     embeddings: np.ndarray,  # (n,d) of length 1
     w: int = 4,  # shots on either side; fewer where the film ends
 ) -> np.ndarray:  # (n-1,) from about 0 to 2
-    "How much a film changes from a shot to the next: similarity within the blocks on both sides, less that across."
+    """How much a film changes from a shot to the next: similarity within the blocks on both sides, less that across.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (n,d) of length 1
+    w : int, default 4
+        shots on either side; fewer where the film ends
+
+    Returns
+    -------
+    np.ndarray
+        (n-1,) from about 0 to 2
+    """
     n = len(embeddings)
     b, total = np.arange(1, n), np.vstack([np.zeros_like(embeddings[:1]), embeddings.cumsum(0, dtype=np.float64)])
     low, high = np.maximum(b - w, 0), np.minimum(b + w, n)
@@ -121,14 +229,26 @@ def _segments(near, w, apart):
     return np.append(0, (change >= around.max(1)).cumsum())
 
 def self_segmented_neighbour(near, w=4, apart=2):
-    "Any neighbour between the same peaks of the novelty."
+    """Any neighbour between the same peaks of the novelty.
+
+    Parameters
+    ----------
+    near
+    w : default 4
+    apart : default 2
+    """
     segment = _segments(near, w, apart)
     same = near.neighbours & (segment[near.indices] == segment[:, None])
     beside = Neighbourhood(near.embeddings, np.where(adjacent_neighbour(near), near.indices, -1))
     return np.where(same.any(1, keepdims=True), same, nearest_neighbour(beside))
 
 def oracle_neighbour(near):
-    "Any neighbour of the same scene, or the shot itself if it has none."
+    """Any neighbour of the same scene, or the shot itself if it has none.
+
+    Parameters
+    ----------
+    near
+    """
     if near.scene is None:
         raise PrimenbError("positives 'oracle'", "the scenes are not known", "choose another kind, or label the scenes")
     same = near.neighbours & (near.scene[near.indices] == near.scene[:, None])
@@ -156,7 +276,26 @@ def positive_distribution(
     scene: np.ndarray | None = None,  # (n,) for the oracle
     **options,  # of the kind, such as temperature=0.1
 ) -> np.ndarray:  # (n,2m+1) float32, rows add up to 1
-    "The probability of each neighbour to be a shot's positive; raises `PrimenbError` for bad options or embeddings."
+    """The probability of each neighbour to be a shot's positive; raises `PrimenbError` for bad options or embeddings.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (n,d) of the shots of one film
+    kind : str
+        a key of `SHOT_POSITIVES`
+    m : int, default 8
+        how many shots on either side may be chosen; 8 as in ShotCoL
+    scene : np.ndarray | None, default None
+        (n,) for the oracle
+    **options
+        of the kind, such as temperature=0.1
+
+    Returns
+    -------
+    np.ndarray
+        (n,2m+1) float32, rows add up to 1
+    """
     _check_kind(kind, options)
     if m < 1: raise PrimenbError(f"window {m}", "it holds no neighbours", "take at least 1")
     if len(bad := np.flatnonzero(~np.isfinite(embeddings).all(1))):
@@ -171,7 +310,19 @@ def sample_positives(
     p: np.ndarray,  # (n,2m+1) as `positive_distribution` gives it, or some of its rows
     rng: np.random.Generator,
 ) -> np.ndarray:  # (n,) int, how many shots after each shot its positive comes; negative if before
-    "A positive for each shot."
+    """A positive for each shot.
+
+    Parameters
+    ----------
+    p : np.ndarray
+        (n,2m+1) as `positive_distribution` gives it, or some of its rows
+    rng : np.random.Generator
+
+    Returns
+    -------
+    np.ndarray
+        (n,) int, how many shots after each shot its positive comes; negative if before
+    """
     place = (p.cumsum(1) <= rng.random((len(p), 1)) * p.sum(1, keepdims=True)).sum(1)
     return np.minimum(place, p.shape[1] - 1) - p.shape[1] // 2
 
@@ -180,13 +331,37 @@ def purity(
     p: np.ndarray,      # (n,2m+1) as `positive_distribution` gives it
     scene: np.ndarray,  # (n,)
 ) -> float:
-    "The probability that a positive is of the same scene."
+    """The probability that a positive is of the same scene.
+
+    Parameters
+    ----------
+    p : np.ndarray
+        (n,2m+1) as `positive_distribution` gives it
+    scene : np.ndarray
+        (n,)
+
+    Returns
+    -------
+    float
+    """
     return float((p * (scene[band(len(p), p.shape[1] // 2)] == scene[:, None])).sum(1).mean())
 
 def positive_similarity(
     p: np.ndarray,           # (n,2m+1) as `positive_distribution` gives it
     embeddings: np.ndarray,  # (n,d)
 ) -> float:
-    "The mean cosine of a shot and its positive."
+    """The mean cosine of a shot and its positive.
+
+    Parameters
+    ----------
+    p : np.ndarray
+        (n,2m+1) as `positive_distribution` gives it
+    embeddings : np.ndarray
+        (n,d)
+
+    Returns
+    -------
+    float
+    """
     near = Neighbourhood(l2_normalize(embeddings), band(len(p), p.shape[1] // 2))
     return float((p * near.cosine).sum(1).mean())

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.model_selection import KFold, LeaveOneOut, StratifiedKFold
 
-from ..core import PrimenbError, atomic, progress, root, rounded
+from ..core import PrimenbError, atomic, extra, progress, root, rounded
 from ..data.corpus import films
 from ..data.public import feature_films
 from ..data.records import Film, ShotFeatures
@@ -30,11 +29,27 @@ from .movies import Scene, SceneRun, Scenes, corpus_scenes, embed_scenes, evalua
 from .movies import train_scenes
 from .similarity import film_similarity
 from .train import ShotRun, make_shot_net, train_shots
+with extra("learn"):
+    from sklearn.model_selection import KFold, LeaveOneOut, StratifiedKFold
 
 # %% ../../nbs/scenes/12_protocol.ipynb #6f928dfe
 @dataclass(frozen=True)
 class FilmSource:
-    "Where films come from."
+    """Where films come from.
+
+    Parameters
+    ----------
+    folder : str, default 'data'
+        of the corpus; or of films with features, as in `primenb.data.public.feature_films`
+    features : str, default ''
+        the name of features; empty for key-frames of the corpus
+    width : int, default 48
+        of key-frames, pixels
+    height : int, default 27
+        of key-frames, pixels
+    unlabelled : str, default 'all'
+        shots that encoders are trained on: "all", or "train", of films that heads are fitted to
+    """
     folder: str = "data"  # of the corpus; or of films with features, as in `primenb.data.public.feature_films`
     features: str = ""    # the name of features; empty for key-frames of the corpus
     width: int = 48       # of key-frames, pixels
@@ -43,7 +58,17 @@ class FilmSource:
 
 # %% ../../nbs/scenes/12_protocol.ipynb #ec1ec25e
 class FilmSet(NamedTuple):
-    "What a source holds."
+    """What a source holds.
+
+    Parameters
+    ----------
+    records : list[ShotFeatures]
+        the films
+    shots : Shots
+        of all films
+    parts : list[tuple]
+        as in `score_held_out`
+    """
     records: list[ShotFeatures]  # the films
     shots: Shots  # of all films
     parts: list[tuple]  # as in `score_held_out`
@@ -62,7 +87,16 @@ def _films_with_features(source):
 def film_set(
     source: FilmSource,
 ) -> FilmSet:
-    "The films of a source; raises `PrimenbError` if too few have the features, or for an unknown choice of shots."
+    """The films of a source; raises `PrimenbError` if too few have the features, or for an unknown choice of shots.
+
+    Parameters
+    ----------
+    source : FilmSource
+
+    Returns
+    -------
+    FilmSet
+    """
     if source.unlabelled not in ("all", "train"):
         raise PrimenbError(f"unlabelled {source.unlabelled!r}", "there is no such choice", 'choose "all" or "train"')
     if source.features: return _films_with_features(source)
@@ -79,7 +113,18 @@ def with_embeddings(
     records: list[ShotFeatures],
     embeddings: list[np.ndarray],  # of each film, (n,d)
 ) -> list[ShotFeatures]:
-    "Films with other features, under the name `embeddings`."
+    """Films with other features, under the name `embeddings`.
+
+    Parameters
+    ----------
+    records : list[ShotFeatures]
+    embeddings : list[np.ndarray]
+        of each film, (n,d)
+
+    Returns
+    -------
+    list[ShotFeatures]
+    """
     return [replace(r, features=dict(embeddings=v)) for r, v in zip(records, embeddings, strict=True)]
 
 # %% ../../nbs/scenes/12_protocol.ipynb #37a2d089
@@ -91,7 +136,19 @@ def raw_features(
     shots: Shots,
     kind: str = "raw",  # as they are; "raw standardised": over all shots; "raw centred": less the mean of the film
 ) -> list[np.ndarray]:  # of each film
-    "Features; or the pixels of key-frames made 16 pixels wide. Raises `PrimenbError` for an unknown kind."
+    """Features; or the pixels of key-frames made 16 pixels wide. Raises `PrimenbError` for an unknown kind.
+
+    Parameters
+    ----------
+    shots : Shots
+    kind : str, default 'raw'
+        as they are; "raw standardised": over all shots; "raw centred": less the mean of the film
+
+    Returns
+    -------
+    list[np.ndarray]
+        of each film
+    """
     if kind not in RAW_FEATURES:
         kinds = ", ".join(RAW_FEATURES)
         raise PrimenbError(f"raw features {kind!r}", "there is no such kind", f"choose one of {kinds}")
@@ -131,7 +188,25 @@ def evaluate_shot_run(
     seed: int = 0,    # of the fractions of films
     fractions: tuple = LABEL_FRACTIONS,  # of the films that heads are fitted to, beside all of them
 ) -> dict:  # settings, curve, scores of each head and film, and average precision for each fraction
-    "Trains an encoder and evaluates it; resumes what was interrupted, and returns a finished result at once."
+    """Trains an encoder and evaluates it; resumes what was interrupted, and returns a finished result at once.
+
+    Parameters
+    ----------
+    run : ShotRun | str
+        of the encoder; or the name of raw features, one of `RAW_FEATURES`
+    source : FilmSource
+    out : str | Path
+        folder for the training, and evaluation.json
+    seed : int, default 0
+        of the fractions of films
+    fractions : tuple, default LABEL_FRACTIONS
+        of the films that heads are fitted to, beside all of them
+
+    Returns
+    -------
+    dict
+        settings, curve, scores of each head and film, and average precision for each fraction
+    """
     shots = film_set(source).shots
     fields = dict(raw=run) if isinstance(run, str) else run.key()
     settings = dict(**fields, source=asdict(source), shots_checksum=checksum(shots.inputs), heads=str(SHOT_HEADS),
@@ -153,13 +228,34 @@ def scored_films(
     source: FilmSource,
     head: str = "similarity",  # a key of `SHOT_HEADS`
 ) -> list[ScoredFilm]:
-    "The films with the saved scores."
+    """The films with the saved scores.
+
+    Parameters
+    ----------
+    result : dict
+        of `evaluate_shot_run`
+    source : FilmSource
+    head : str, default 'similarity'
+        a key of `SHOT_HEADS`
+
+    Returns
+    -------
+    list[ScoredFilm]
+    """
     records = {r.film: r for r in film_set(source).records}
     return [ScoredFilm.of(records[name], np.array(s)) for name, s in result["scores"][head].items()]
 
 # %% ../../nbs/scenes/12_protocol.ipynb #acb18a1b
 class SceneSet(NamedTuple):
-    "The scenes of a corpus, and what is known of them."
+    """The scenes of a corpus, and what is known of them.
+
+    Parameters
+    ----------
+    scenes : list[Scene]
+    third : np.ndarray
+        (n,) which third of the films each scene belongs to
+    catalogue : list[Film]
+    """
     scenes: list[Scene]
     third: np.ndarray  # (n,) which third of the films each scene belongs to
     catalogue: list[Film]
@@ -168,7 +264,17 @@ class SceneSet(NamedTuple):
 def scene_set(
     folder: str = "data",  # of the corpus
 ) -> SceneSet:
-    "The scenes of all films, with what is known of them."
+    """The scenes of all films, with what is known of them.
+
+    Parameters
+    ----------
+    folder : str, default 'data'
+        of the corpus
+
+    Returns
+    -------
+    SceneSet
+    """
     catalogue = sorted(films(folder=root() / folder, check=False), key=lambda f: f.key)
     made = [corpus_scenes(f, colour_features(f.path, f.shots, 72)) for f in progress(catalogue, "colours", unit="film")]
     third = np.zeros(len(catalogue), int)
@@ -190,7 +296,26 @@ def evaluate_scene_run(
     out: str | Path,   # folder for the training, and evaluation.json
     seed: int = 0,     # which third of the films is evaluated
 ) -> dict:  # settings, and a score for each task
-    "Trains an encoder of scenes and evaluates it; resumes what was interrupted, and returns a finished result at once."
+    """Trains an encoder of scenes and evaluates it; resumes what was interrupted, and returns a finished result at once.
+
+    Parameters
+    ----------
+    run : SceneRun | None
+        None for the mean features of the shots
+    folder : str
+        of the corpus
+    by : tuple
+        sources of film similarity, as in `primenb.scenes.similarity.film_similarity`
+    out : str | Path
+        folder for the training, and evaluation.json
+    seed : int, default 0
+        which third of the films is evaluated
+
+    Returns
+    -------
+    dict
+        settings, and a score for each task
+    """
     settings = dict(**(run.key() if run else {}), folder=folder, by=list(by), third=seed % 3)
     path = Path(out) / "evaluation.json"
     if found := finished(path, settings): return found
@@ -215,7 +340,19 @@ def _without_source(run, kind):
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusShotRun(ShotRun):
-    "One training of an encoder of shots, and the films that it sees."
+    """One training of an encoder of shots, and the films that it sees.
+
+    Parameters
+    ----------
+    folder : str, default 'data'
+        as in `FilmSource`
+    features : str, default ''
+        the name of features; empty for key-frames of the corpus
+    frame_width : int, default 48
+        of key-frames, pixels
+    frame_height : int, default 27
+        of key-frames, pixels
+    """
     folder: str = "data"    # as in `FilmSource`
     features: str = ""      # the name of features; empty for key-frames of the corpus
     frame_width: int = 48   # of key-frames, pixels
@@ -225,14 +362,34 @@ def train_corpus_shots(
     run: CorpusShotRun,
     out: str | Path,  # folder for its checkpoint, curve, model and result
 ) -> dict:  # as from `train_shots`
-    "Trains an encoder on the shots of all films of a source; raises what `film_set` and `train_shots` raise."
+    """Trains an encoder on the shots of all films of a source; raises what `film_set` and `train_shots` raise.
+
+    Parameters
+    ----------
+    run : CorpusShotRun
+    out : str | Path
+        folder for its checkpoint, curve, model and result
+
+    Returns
+    -------
+    dict
+        as from `train_shots`
+    """
     source = FilmSource(run.folder, run.features, run.frame_width, run.frame_height)
     return train_shots(_without_source(run, ShotRun), film_set(source).shots, out)
 
 # %% ../../nbs/scenes/12_protocol.ipynb #afb0719c
 @dataclass(frozen=True, kw_only=True)
 class CorpusSceneRun(SceneRun):
-    "One training of an encoder of scenes, the films that it sees, and what makes them similar."
+    """One training of an encoder of scenes, the films that it sees, and what makes them similar.
+
+    Parameters
+    ----------
+    folder : str, default 'data'
+        of the corpus
+    similarity : tuple, default ('genre', 'synopsis', 'cast', 'co_watch')
+        keys of `SIMILARITY_SOURCES`, of equal weight
+    """
     folder: str = "data"  # of the corpus
     similarity: tuple = ("genre", "synopsis", "cast", "co_watch")  # keys of `SIMILARITY_SOURCES`, of equal weight
 
@@ -240,6 +397,18 @@ def train_corpus_scenes(
     run: CorpusSceneRun,
     out: str | Path,  # folder for its checkpoint, curve, model and result
 ) -> dict:  # as from `train_scenes`
-    "Trains an encoder on the scenes of all films of a corpus; raises `PrimenbError` for an unknown similarity."
+    """Trains an encoder on the scenes of all films of a corpus; raises `PrimenbError` for an unknown similarity.
+
+    Parameters
+    ----------
+    run : CorpusSceneRun
+    out : str | Path
+        folder for its checkpoint, curve, model and result
+
+    Returns
+    -------
+    dict
+        as from `train_scenes`
+    """
     data = scene_set(run.folder)
     return train_scenes(_without_source(run, SceneRun), data.scenes, _alike(data.catalogue, run.similarity), out)

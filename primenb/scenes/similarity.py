@@ -15,13 +15,14 @@ from typing import Callable, Iterable
 
 import numpy as np
 import pandas as pd
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import average_precision_score
-from sklearn.metrics.pairwise import cosine_similarity
-from sklearn.preprocessing import MultiLabelBinarizer
 
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from ..data.records import Film
+with extra("learn"):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.metrics import average_precision_score
+    from sklearn.metrics.pairwise import cosine_similarity
+    from sklearn.preprocessing import MultiLabelBinarizer
 
 # %% ../../nbs/scenes/09_similarity.ipynb #b574e91f
 def _mask_unknown(values, known):
@@ -35,7 +36,18 @@ def _mask_unknown(values, known):
 def jaccard(
     sets: Iterable[Iterable[str]],  # one for each film
 ) -> np.ndarray:  # (n,n) float32 from 0 to 1, NaN on the diagonal and where a set is empty
-    "The Jaccard similarity of all pairs of sets, ignoring case."
+    """The Jaccard similarity of all pairs of sets, ignoring case.
+
+    Parameters
+    ----------
+    sets : Iterable[Iterable[str]]
+        one for each film
+
+    Returns
+    -------
+    np.ndarray
+        (n,n) float32 from 0 to 1, NaN on the diagonal and where a set is empty
+    """
     lower = [{name.casefold() for name in s} for s in sets]
     table = MultiLabelBinarizer(sparse_output=True).fit_transform(lower).astype(np.float32)
     common, size = (table @ table.T).toarray(), np.asarray(table.sum(1)).ravel()
@@ -44,13 +56,33 @@ def jaccard(
 def genre_similarity(
     films: list[Film],
 ) -> np.ndarray:  # as in `jaccard`
-    "The share of genres in common."
+    """The share of genres in common.
+
+    Parameters
+    ----------
+    films : list[Film]
+
+    Returns
+    -------
+    np.ndarray
+        as in `jaccard`
+    """
     return jaccard(f.genres for f in films)
 
 def cast_similarity(
     films: list[Film],
 ) -> np.ndarray:  # as in `jaccard`
-    "The share of players in common."
+    """The share of players in common.
+
+    Parameters
+    ----------
+    films : list[Film]
+
+    Returns
+    -------
+    np.ndarray
+        as in `jaccard`
+    """
     return jaccard(f.cast for f in films)
 
 # %% ../../nbs/scenes/09_similarity.ipynb #2d25bc72
@@ -64,7 +96,19 @@ def synopsis_similarity(
     films: list[Film],
     embed: Callable = _tfidf,  # from a list of n texts to (n,d) embeddings
 ) -> np.ndarray:  # (n,n) float32 from -1 to 1, NaN on the diagonal and for films without words
-    "The cosine of the synopses; raises `PrimenbError` for embeddings that do not fit the texts."
+    """The cosine of the synopses; raises `PrimenbError` for embeddings that do not fit the texts.
+
+    Parameters
+    ----------
+    films : list[Film]
+    embed : Callable, default _tfidf
+        from a list of n texts to (n,d) embeddings
+
+    Returns
+    -------
+    np.ndarray
+        (n,n) float32 from -1 to 1, NaN on the diagonal and for films without words
+    """
     texts = [f.synopsis for f in films]
     embeddings = embed(texts)
     if embeddings.shape[0] != len(texts) or not np.isfinite(embeddings.sum()):
@@ -78,7 +122,19 @@ def without_words(
     films: list[Film],
     words: Iterable[str],  # such as the names of all genres; a name may have several words
 ) -> list[Film]:  # the same with other synopses
-    "Films whose synopses hold none of these words, nor others that share their first five letters."
+    """Films whose synopses hold none of these words, nor others that share their first five letters.
+
+    Parameters
+    ----------
+    films : list[Film]
+    words : Iterable[str]
+        such as the names of all genres; a name may have several words
+
+    Returns
+    -------
+    list[Film]
+        the same with other synopses
+    """
     stems = {w[:5] for name in words for w in re.findall(r"\w+", name.casefold())}
     def keep(match): return "" if match[0].casefold()[:5] in stems else match[0]
     return [replace(f, synopsis=re.sub(r"\w+", keep, f.synopsis)) for f in films]
@@ -86,14 +142,34 @@ def without_words(
 def genre_names(
     films: list[Film],
 ) -> list[str]:  # in alphabetical order
-    "All genres that occur."
+    """All genres that occur.
+
+    Parameters
+    ----------
+    films : list[Film]
+
+    Returns
+    -------
+    list[str]
+        in alphabetical order
+    """
     return sorted({g for f in films for g in f.genres})
 
 # %% ../../nbs/scenes/09_similarity.ipynb #be9e874f
 def co_watch_similarity(
     films: list[Film],
 ) -> np.ndarray:  # (n,n) float32 from 0 to 1, NaN on the diagonal and for films without a list that no list names
-    "The cosine of the lists of films that the same people watch."
+    """The cosine of the lists of films that the same people watch.
+
+    Parameters
+    ----------
+    films : list[Film]
+
+    Returns
+    -------
+    np.ndarray
+        (n,n) float32 from 0 to 1, NaN on the diagonal and for films without a list that no list names
+    """
     keys = [*(f.key for f in films), *(key for f in films for key in f.related)]
     column = {key: n for n, key in enumerate(dict.fromkeys(keys))}
     vectors = np.zeros((len(films), len(column)), np.float32)
@@ -110,7 +186,20 @@ def combine_similarities(
     parts: list[np.ndarray],  # (n,n) similarities, NaN where nothing is known; the diagonal is ignored
     weights: list[float] | None = None,  # of each part; None for 1
 ) -> np.ndarray:  # (n,n) float32, NaN on the diagonal and where no part knows anything
-    "The weighted sum of similarities, each in standard deviations above its mean."
+    """The weighted sum of similarities, each in standard deviations above its mean.
+
+    Parameters
+    ----------
+    parts : list[np.ndarray]
+        (n,n) similarities, NaN where nothing is known; the diagonal is ignored
+    weights : list[float] | None, default None
+        of each part; None for 1
+
+    Returns
+    -------
+    np.ndarray
+        (n,n) float32, NaN on the diagonal and where no part knows anything
+    """
     total, known = np.zeros_like(parts[0], np.float32), np.zeros(np.shape(parts[0]), bool)
     for part, weight in zip(parts, weights or [1] * len(parts), strict=True):
         part = _mask_unknown(part, np.ones(len(part), bool))
@@ -126,7 +215,15 @@ def combine_similarities(
 # %% ../../nbs/scenes/09_similarity.ipynb #6388f4c2
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    "The similarity of films."
+    """The similarity of films.
+
+    Parameters
+    ----------
+    keys : tuple[str, ...]
+        of the films
+    values : np.ndarray
+        (n,n) in any unit, higher for more similar films; NaN on the diagonal and where unknown
+    """
     keys: tuple[str, ...]  # of the films
     values: np.ndarray     # (n,n) in any unit, higher for more similar films; NaN on the diagonal and where unknown
 
@@ -140,7 +237,17 @@ class Similarity:
     def only(self,
         keys: Iterable[str],  # films, in any order
     ) -> "Similarity":
-        "The same for some of the films; raises `PrimenbError` for an unknown film."
+        """The same for some of the films; raises `PrimenbError` for an unknown film.
+
+        Parameters
+        ----------
+        keys : Iterable[str]
+            films, in any order
+
+        Returns
+        -------
+        'Similarity'
+        """
         row, keys = {key: n for n, key in enumerate(self.keys)}, tuple(keys)
         if unknown := [key for key in keys if key not in row]:
             some = ", ".join(self.keys[:3])
@@ -157,7 +264,18 @@ def film_similarity(
     films: Iterable[Film],
     **weights: float,  # of the sources, such as genre=1, co_watch=0.5
 ) -> Similarity:
-    "The similarity of films by one or several sources; raises `PrimenbError` for an unknown or empty source."
+    """The similarity of films by one or several sources; raises `PrimenbError` for an unknown or empty source.
+
+    Parameters
+    ----------
+    films : Iterable[Film]
+    **weights : float
+        of the sources, such as genre=1, co_watch=0.5
+
+    Returns
+    -------
+    Similarity
+    """
     if not weights or not set(weights) <= set(SIMILARITY_SOURCES):
         name, remedy = ", ".join(weights) or "nothing", f"choose among {', '.join(SIMILARITY_SOURCES)}"
         raise PrimenbError(f"similarity by {name}", "there is no such source", remedy)
@@ -170,7 +288,19 @@ def nearest_films(
     similarity: Similarity,
     k: int = 5,  # films for each film
 ) -> dict[str, tuple]:  # key -> keys of the k most similar films, the nearest first; ties keep their order
-    "The films most similar to each film; raises `PrimenbError` for a film that can be compared with fewer than k."
+    """The films most similar to each film; raises `PrimenbError` for a film that can be compared with fewer than k.
+
+    Parameters
+    ----------
+    similarity : Similarity
+    k : int, default 5
+        films for each film
+
+    Returns
+    -------
+    dict[str, tuple]
+        key -> keys of the k most similar films, the nearest first; ties keep their order
+    """
     keys = similarity.keys
     if not 1 <= k < len(keys):
         raise PrimenbError(f"{k} nearest films", f"there are {len(keys)} films", f"choose 1 to {len(keys) - 1}")
@@ -195,7 +325,24 @@ def predict_genres(
     k: int = 20,             # votes
     known: np.ndarray | None = None,  # (n,) bool, the films that may vote; None for all, each film by all others
 ) -> pd.DataFrame:  # a row for each film, a column for each genre, from 0 to 1
-    "How likely each genre is for each film, by the genres of the most similar films."
+    """How likely each genre is for each film, by the genres of the most similar films.
+
+    Parameters
+    ----------
+    similarity : Similarity
+        in standard deviations above the mean, as from `film_similarity`
+    films : list[Film]
+        whose genres are predicted
+    k : int, default 20
+        votes
+    known : np.ndarray | None, default None
+        (n,) bool, the films that may vote; None for all, each film by all others
+
+    Returns
+    -------
+    pd.DataFrame
+        a row for each film, a column for each genre, from 0 to 1
+    """
     gt = _genre_table(films)
     values = np.nan_to_num(similarity.only(f.key for f in films).values, nan=-np.inf)
     votes = gt.any(axis=1).to_numpy() & (True if known is None else known)
@@ -213,7 +360,24 @@ def evaluate_genres(
     known: np.ndarray | None = None,  # (n,) bool, films that vote and do not count; None: each film by all others
     seed: int = 0,  # of the shuffled control
 ) -> pd.Series:  # mAP, prior and shuffled from 0 to 1, and the number of films and genres
-    "How well a similarity predicts genres, with two controls; raises `PrimenbError` if no genre can be tested."
+    """How well a similarity predicts genres, with two controls; raises `PrimenbError` if no genre can be tested.
+
+    Parameters
+    ----------
+    similarity : Similarity
+    films : list[Film]
+    k : int, default 20
+        votes
+    known : np.ndarray | None, default None
+        (n,) bool, films that vote and do not count; None: each film by all others
+    seed : int, default 0
+        of the shuffled control
+
+    Returns
+    -------
+    pd.Series
+        mAP, prior and shuffled from 0 to 1, and the number of films and genres
+    """
     gt = _genre_table(films)
     tested = gt.any(axis=1).to_numpy() & (True if known is None else ~known)
     used = gt[tested].any() & (True if known is None else gt[known].any())

@@ -18,7 +18,19 @@ def sound_shots(
     records: list,  # films with `path`, `shots` and `key`, such as `primenb.data.corpus.CorpusFilm`
     **options,  # as in `primenb.media.sound.film_sound`
 ) -> Shots:
-    "The shots of films as their sound, with the scenes where the shot tables name them."
+    """The shots of films as their sound, with the scenes where the shot tables name them.
+
+    Parameters
+    ----------
+    records : list
+        films with `path`, `shots` and `key`, such as `primenb.data.corpus.CorpusFilm`
+    **options
+        as in `primenb.media.sound.film_sound`
+
+    Returns
+    -------
+    Shots
+    """
     sounds = [film_sound(f.path, f.shots, **options) for f in progress(records, "sound", unit="film")]
     scenes = [f.shots.scene.to_numpy() if "scene" in f.shots else None for f in records]
     return join_films([f.key for f in records], sounds, scenes)
@@ -27,5 +39,16 @@ def sound_shots(
 def concat_embeddings(
     *embeddings: np.ndarray,  # (n,d) each, of the same shots
 ) -> np.ndarray:  # (n, sum of d) float32 of length 1
-    "Embeddings whose cosine is the mean of the cosines of those given."
+    """Embeddings whose cosine is the mean of the cosines of those given.
+
+    Parameters
+    ----------
+    *embeddings : np.ndarray
+        (n,d) each, of the same shots
+
+    Returns
+    -------
+    np.ndarray
+        (n, sum of d) float32 of length 1
+    """
     return np.hstack([l2_normalize(v) for v in embeddings]) / np.float32(np.sqrt(len(embeddings)))

@@ -11,21 +11,58 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-import torch
 from fastcore.basics import patch
-from torch.utils.data import DataLoader
 
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from ..learn.contrast import Queue, info_nce
 from ..learn.engine import unwrap_model
 from ..learn.runs import Made, Run, checksum, conduct
 from .model import Shots, ShotNet, augment_features, augment_frames, augment_sound, embed_shots
 from .positives import positive_distribution, purity, sample_positives
+with extra("learn"):
+    import torch
+    from torch.utils.data import DataLoader
 
 # %% ../../nbs/scenes/03_train.ipynb #4f860571
 @dataclass(frozen=True)
 class ShotRun(Run):
-    "One training of an encoder of shots; the settings after `color_jitter` are those of `primenb.learn.runs.Run`."
+    """One training of an encoder of shots; the settings after `color_jitter` are those of `primenb.learn.runs.Run`.
+
+    Parameters
+    ----------
+    positives : str, default 'nearest'
+        a key of `primenb.scenes.positives.SHOT_POSITIVES`
+    positive_options : dict, default field(default_factory=dict)
+        its options, such as {"temperature": 0.1}
+    window : int, default 8
+        m, shots on either side
+    exclude_radius : int, default 0
+        keys of the same film that lie as near as this are not used as negatives
+    network : str, default 'small'
+        as in `primenb.scenes.model.ShotNet`
+    width : int, default 128
+        of the representation before the head
+    embed_dim : int, default 64
+        of the embeddings
+    queue : int, default 1024
+        keys; momentum contrast, and so ShotCoL, has 65,536
+    momentum : float, default 0.99
+        of the teacher; the engine begins with less
+    temperature : float, default 0.1
+    dropout : float, default 0.3
+        as in `primenb.scenes.model.augment_features`
+    feature_noise : float, default 0.1
+        as in `primenb.scenes.model.augment_features`
+    min_crop : float, default 0.5
+        as in `primenb.scenes.model.augment_frames`
+    color_jitter : float, default 0.4
+        as in `primenb.scenes.model.augment_frames`
+    epochs : int, default 20
+    batch_size : int, default 128
+        shots of a step
+    weight_decay : float, default 0.0001
+        of matrices
+    """
     positives: str = "nearest"  # a key of `primenb.scenes.positives.SHOT_POSITIVES`
     positive_options: dict = field(default_factory=dict)  # its options, such as {"temperature": 0.1}
     window: int = 8       # m, shots on either side
@@ -50,13 +87,31 @@ def augment_shots(
     x: torch.Tensor,  # (n,...) as `ShotNet.normalize` gives it
     run: ShotRun,
 ) -> torch.Tensor:  # of the same shape
-    "A random augmentation of shots."
+    """A random augmentation of shots.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (n,...) as `ShotNet.normalize` gives it
+    run : ShotRun
+
+    Returns
+    -------
+    torch.Tensor
+        of the same shape
+    """
     if x.ndim == 2: return augment_features(x, run.dropout, run.feature_noise)
     return augment_sound(x) if x.shape[1] == 1 else augment_frames(x, run.min_crop, run.color_jitter)
 
 # %% ../../nbs/scenes/03_train.ipynb #003db8bf
 class ShotObjective:
-    "The contrastive loss of a batch, for `primenb.learn.engine.Trainer`."
+    """The contrastive loss of a batch, for `primenb.learn.engine.Trainer`.
+
+    Parameters
+    ----------
+    shots : Shots
+    run : ShotRun
+    """
     def __init__(self,
         shots: Shots,
         run: ShotRun,
@@ -67,10 +122,20 @@ class ShotObjective:
         self.positions, self.queue = shots.positions, Queue(run.queue)
         self.epoch, self.p = -1, None
     def state_dict(self) -> dict:
-        "What a checkpoint must hold."
+        """What a checkpoint must hold.
+
+        Returns
+        -------
+        dict
+        """
         return dict(queue=self.queue.kept, epoch=self.epoch, p=None if self.p is None else torch.from_numpy(self.p))
     def load_state_dict(self, state: dict):
-        "Restores what a checkpoint holds."
+        """Restores what a checkpoint holds.
+
+        Parameters
+        ----------
+        state : dict
+        """
         self.queue.kept, self.epoch = state["queue"], state["epoch"]
         self.p = None if state["p"] is None else state["p"].cpu().numpy()
 
@@ -79,7 +144,17 @@ class ShotObjective:
 def distributions(self: ShotObjective,
     net: ShotNet,
 ) -> np.ndarray:  # (N,2m+1)
-    "The distributions of all shots over their neighbours, with the network as it is."
+    """The distributions of all shots over their neighbours, with the network as it is.
+
+    Parameters
+    ----------
+    net : ShotNet
+
+    Returns
+    -------
+    np.ndarray
+        (N,2m+1)
+    """
     run, shots = self.run, self.shots
     scenes = [None] * len(shots.films) if shots.scene is None else shots.split(shots.scene)
     def of_film(z, scene): return positive_distribution(z, run.positives, run.window, scene, **run.positive_options)
@@ -106,7 +181,18 @@ def make_shot_net(
     run: ShotRun,
     shots: Shots,  # whose mean and standard deviation the encoder keeps, for features
 ) -> ShotNet:
-    "The untrained encoder of a run."
+    """The untrained encoder of a run.
+
+    Parameters
+    ----------
+    run : ShotRun
+    shots : Shots
+        whose mean and standard deviation the encoder keeps, for features
+
+    Returns
+    -------
+    ShotNet
+    """
     x = shots.inputs
     scale = [torch.from_numpy(v) for v in (x.mean(0), np.maximum(x.std(0), 1e-3))] if x.ndim == 2 else None
     with torch.random.fork_rng(devices=[]):
@@ -135,7 +221,22 @@ def train_shots(
     out: str | Path,  # folder for its checkpoint, curve, model and result
     evaluate: Callable | None = None,  # (ShotNet) -> dict of numbers, after each epoch
 ) -> dict:  # as `primenb.learn.runs.conduct` gives it
-    "Trains an encoder, resumes it, or returns a finished run's result; raises `PrimenbError` for unknown options."
+    """Trains an encoder, resumes it, or returns a finished run's result; raises `PrimenbError` for unknown options.
+
+    Parameters
+    ----------
+    run : ShotRun
+    shots : Shots
+    out : str | Path
+        folder for its checkpoint, curve, model and result
+    evaluate : Callable | None, default None
+        (ShotNet) -> dict of numbers, after each epoch
+
+    Returns
+    -------
+    dict
+        as `primenb.learn.runs.conduct` gives it
+    """
     positive_distribution(np.eye(2), run.positives, run.window, np.zeros(2), **run.positive_options)  # fails early
     objective = ShotObjective(shots, run)
     def make():

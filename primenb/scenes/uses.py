@@ -23,7 +23,22 @@ def scene_embeddings(
     scene_of_shot: np.ndarray,  # (n,) int, not decreasing
     film: str = "the film",     # its name, for the error
 ) -> np.ndarray:  # (m,d) in the order of the scenes
-    "The mean embedding of each scene; raises `PrimenbError` for a scene of which no shot has an embedding."
+    """The mean embedding of each scene; raises `PrimenbError` for a scene of which no shot has an embedding.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (n,d) a row for each shot of a film; a row with NaN for a shot that has none
+    scene_of_shot : np.ndarray
+        (n,) int, not decreasing
+    film : str, default 'the film'
+        its name, for the error
+
+    Returns
+    -------
+    np.ndarray
+        (m,d) in the order of the scenes
+    """
     if len(embeddings) != len(scene_of_shot):
         cause = f"there are {len(embeddings)} embeddings for {len(scene_of_shot)} shots"
         raise PrimenbError(film, cause, "join them by shot number first")
@@ -39,7 +54,15 @@ def scene_embeddings(
 
 # %% ../../nbs/scenes/11_uses.ipynb #b9bc3d01
 class SceneIndex:
-    "Scenes of many films, in which similar ones can be searched; raises `PrimenbError` for a repeated scene or a NaN."
+    """Scenes of many films, in which similar ones can be searched; raises `PrimenbError` for a repeated scene or a NaN.
+
+    Parameters
+    ----------
+    scenes : pd.DataFrame
+        the scene tables of the films, concatenated; further columns are kept
+    embeddings : np.ndarray
+        (n,d) one for each scene
+    """
     def __init__(self,
         scenes: pd.DataFrame,  # the scene tables of the films, concatenated; further columns are kept
         embeddings: np.ndarray,  # (n,d) one for each scene
@@ -58,7 +81,18 @@ class SceneIndex:
     def similarity(self,
         embeddings: np.ndarray,  # (...,d)
     ) -> np.ndarray:  # (...,n) -1 to 1
-        "The similarity of embeddings to each scene of the index."
+        """The similarity of embeddings to each scene of the index.
+
+        Parameters
+        ----------
+        embeddings : np.ndarray
+            (...,d)
+
+        Returns
+        -------
+        np.ndarray
+            (...,n) -1 to 1
+        """
         return l2_normalize(np.asarray(embeddings) - self.centre) @ self.embeddings.T
 
 # %% ../../nbs/scenes/11_uses.ipynb #8f6949dd
@@ -68,7 +102,22 @@ def search(self: SceneIndex,
     k: int = 5,    # number of results
     other_films: bool = False,  # exclude scenes of the same film
 ) -> pd.DataFrame:  # their rows of the scene table, with `similarity`, the most similar first
-    "The scenes most similar to one of the index, itself excluded; raises `PrimenbError` for an unknown scene."
+    """The scenes most similar to one of the index, itself excluded; raises `PrimenbError` for an unknown scene.
+
+    Parameters
+    ----------
+    scene : tuple
+        film and number of the scene
+    k : int, default 5
+        number of results
+    other_films : bool, default False
+        exclude scenes of the same film
+
+    Returns
+    -------
+    pd.DataFrame
+        their rows of the scene table, with `similarity`, the most similar first
+    """
     if tuple(scene) not in self.row:
         raise PrimenbError("{}, scene {}".format(*scene), "it is not in the index", "search for a scene that is")
     n = self.row[tuple(scene)]
@@ -85,7 +134,26 @@ def predict_labels(
     k: int = 10,           # neighbours that vote
     films: list | None = None,  # (q) their films, whose scenes then have no vote
 ) -> pd.DataFrame:  # (q,L) confidence in each label, 0 to 1
-    "What scenes show, by the labels of similar ones; raises `PrimenbError` unless there is a set for each scene."
+    """What scenes show, by the labels of similar ones; raises `PrimenbError` unless there is a set for each scene.
+
+    Parameters
+    ----------
+    index : SceneIndex
+        the scenes that have labels
+    labels : list
+        (n) the set of labels of each
+    embeddings : np.ndarray
+        (q,d) scenes whose labels are predicted
+    k : int, default 10
+        neighbours that vote
+    films : list | None, default None
+        (q) their films, whose scenes then have no vote
+
+    Returns
+    -------
+    pd.DataFrame
+        (q,L) confidence in each label, 0 to 1
+    """
     if len(labels) != len(index.scenes):
         cause = f"there are {len(labels)} for {len(index.scenes)} scenes"
         raise PrimenbError("the labels", cause, "give a set for each")
@@ -103,7 +171,24 @@ def classify_by_text(
     embed: Callable,         # from a list of L texts to (L,d)
     temperature: float = 0.01,  # as CLIP has it after training
 ) -> pd.DataFrame:  # (q,L) confidence in each text; a row adds up to 1
-    "Which of several texts describes a scene best."
+    """Which of several texts describes a scene best.
+
+    Parameters
+    ----------
+    embeddings : np.ndarray
+        (q,d) scenes, in the space of the texts
+    texts : list[str]
+        the classes
+    embed : Callable
+        from a list of L texts to (L,d)
+    temperature : float, default 0.01
+        as CLIP has it after training
+
+    Returns
+    -------
+    pd.DataFrame
+        (q,L) confidence in each text; a row adds up to 1
+    """
     logits = l2_normalize(np.asarray(embeddings)) @ l2_normalize(np.asarray(embed(texts))).T / temperature
     p = np.exp(logits - logits.max(1, keepdims=True))
     return pd.DataFrame(p / p.sum(1, keepdims=True), columns=texts)
@@ -116,7 +201,26 @@ def shot_gains(
     seconds_b: np.ndarray,  # (m,)
     threshold: float = 0.9,  # the similarity at which the evidence is 0
 ) -> np.ndarray:  # (n,m) -1 to 1
-    "The evidence that shots of one film are the same as shots of another."
+    """The evidence that shots of one film are the same as shots of another.
+
+    Parameters
+    ----------
+    a : np.ndarray
+        (n,d) embeddings of the shots of one film, of length 1; rows of NaN where there is none
+    b : np.ndarray
+        (m,d) of another
+    seconds_a : np.ndarray
+        (n,) how long the shots are
+    seconds_b : np.ndarray
+        (m,)
+    threshold : float, default 0.9
+        the similarity at which the evidence is 0
+
+    Returns
+    -------
+    np.ndarray
+        (n,m) -1 to 1
+    """
     alike = (a @ b.T - threshold) / (1 - threshold)
     return np.nan_to_num(alike - 4 * np.abs(np.subtract.outer(seconds_a, seconds_b)), nan=-1).clip(-1, 1)
 
@@ -137,7 +241,20 @@ def align_repeats(
     gains: np.ndarray,  # (n,m) of pairing shot i of one film with shot j of another
     skip: float = 0.5,  # cost of leaving out a shot
 ) -> tuple[float, np.ndarray]:  # its sum, and (p,2) the pairs; 0 and none if no pair has a gain
-    "The sequence of pairs, increasing in both films, with the largest sum (Smith and Waterman, 1981)."
+    """The sequence of pairs, increasing in both films, with the largest sum (Smith and Waterman, 1981).
+
+    Parameters
+    ----------
+    gains : np.ndarray
+        (n,m) of pairing shot i of one film with shot j of another
+    skip : float, default 0.5
+        cost of leaving out a shot
+
+    Returns
+    -------
+    tuple[float, np.ndarray]
+        its sum, and (p,2) the pairs; 0 and none if no pair has a gain
+    """
     H, free = np.zeros(np.add(gains.shape, 1)), skip * np.arange(gains.shape[1] + 1)
     for i, row in enumerate(gains):
         paired = np.append(0, np.maximum(H[i, :-1] + row, 0))
@@ -169,7 +286,24 @@ def find_repeats(
     least: float = 3,  # smallest sum of evidence: 3 shots that are surely the same, or more that are likely to be
     threshold: float = 0.9,  # as in `shot_gains`
 ) -> pd.DataFrame:  # film, first_shot, last_shot, start, end; the same with other_; score, in shots
-    "Sequences of shots that are in two of these films; raises `PrimenbError` unless embeddings fit the shots."
+    """Sequences of shots that are in two of these films; raises `PrimenbError` unless embeddings fit the shots.
+
+    Parameters
+    ----------
+    embeddings : dict
+        film -> (n,d) embeddings of its shots
+    shots : dict
+        film -> its shot table
+    least : float, default 3
+        smallest sum of evidence: 3 shots that are surely the same, or more that are likely to be
+    threshold : float, default 0.9
+        as in `shot_gains`
+
+    Returns
+    -------
+    pd.DataFrame
+        film, first_shot, last_shot, start, end; the same with other_; score, in shots
+    """
     for film, table in shots.items():
         if (n := len(embeddings.get(film, ()))) != len(table):
             raise PrimenbError(film, f"there are {n} embeddings for {len(table)} shots", "give one for each")
@@ -199,7 +333,22 @@ def recurring_segments(
     shots: dict,            # film -> its shot table
     films: int = 1,         # other films that must have it; raise it to find what most films have
 ) -> pd.DataFrame:  # film, first_shot, last_shot, start, end; films: how many others have a part of it
-    "Sequences of consecutive shots that are also in other films."
+    """Sequences of consecutive shots that are also in other films.
+
+    Parameters
+    ----------
+    repeats : pd.DataFrame
+        from `find_repeats`
+    shots : dict
+        film -> its shot table
+    films : int, default 1
+        other films that must have it; raise it to find what most films have
+
+    Returns
+    -------
+    pd.DataFrame
+        film, first_shot, last_shot, start, end; films: how many others have a part of it
+    """
     rows = []
     for film, table in shots.items():
         count = _shared_by(film, table, repeats)

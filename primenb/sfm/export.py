@@ -13,14 +13,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
-import pycolmap
 from fastcore.basics import patch
-from pxr import Gf, Usd, UsdGeom, Vt
-from scipy.spatial.transform import Rotation
 
-from ..core import PrimenbError, atomic
+from ..core import PrimenbError, atomic, extra
 from ..data.records import npz_file
 from .geometry import CameraTrack, Tracks, inverse, unproject, project
+with extra("cameras"):
+    import pycolmap
+    from pxr import Gf, Usd, UsdGeom, Vt
+    from scipy.spatial.transform import Rotation
 
 # %% ../../nbs/sfm/09_export.ipynb #6706f4ab
 def _visible(xy, z, depth, size):
@@ -48,7 +49,29 @@ def track_from_cameras(
     points: int = 1000,          # how many to sample
     seed: int = 0,               # of the sampling
 ) -> CameraTrack:
-    "A track of known cameras, with points sampled from depth maps; raises `PrimenbError` if there is no depth."
+    """A track of known cameras, with points sampled from depth maps; raises `PrimenbError` if there is no depth.
+
+    Parameters
+    ----------
+    K : np.ndarray
+        (T,3,3) intrinsics, pixels of the frames
+    cam_from_world : np.ndarray
+        (T,4,4)
+    depth : np.ndarray
+        (T,h,w) units along the camera's axis, of any size; inf or NaN where there is none
+    frames : np.ndarray
+        (T,H,W,3) uint8
+    rate : float, default 24.0
+        frames a second
+    points : int, default 1000
+        how many to sample
+    seed : int, default 0
+        of the sampling
+
+    Returns
+    -------
+    CameraTrack
+    """
     (h, w), (H, W) = depth.shape[1:], frames.shape[1:3]
     T = len(depth)
     t, *place = _some_pixels(depth, points, seed)
@@ -103,7 +126,20 @@ def to_colmap(self: CameraTrack,
     folder: str | Path,   # where to; made if need be
     binary: bool = True,  # .bin files, or .txt
 ) -> Path:  # the folder
-    "Writes a COLMAP model: cameras, rigs, frames, images, points; raises `PrimenbError` if no frame has a camera."
+    """Writes a COLMAP model: cameras, rigs, frames, images, points; raises `PrimenbError` if no frame has a camera.
+
+    Parameters
+    ----------
+    folder : str | Path
+        where to; made if need be
+    binary : bool, default True
+        .bin files, or .txt
+
+    Returns
+    -------
+    Path
+        the folder
+    """
     folder, model = Path(folder), _model(self, _posed(self, folder))
     if folder.exists() and not folder.is_dir():
         raise PrimenbError(folder, "there is a file of that name", "name a folder")
@@ -120,7 +156,19 @@ def upright_rotation(
     track: CameraTrack,
     up: np.ndarray | None = None,  # (3,) what is up in the track's world; None for the cameras' own
 ) -> np.ndarray:  # (3,3)
-    "The rotation into a world whose z axis points up; raises `PrimenbError` if the cameras do not agree on any up."
+    """The rotation into a world whose z axis points up; raises `PrimenbError` if the cameras do not agree on any up.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world; None for the cameras' own
+
+    Returns
+    -------
+    np.ndarray
+        (3,3)
+    """
     if up is None: up = -track.cam_from_world[_posed(track, "track"), 1, :3].mean(0)
     if not np.linalg.norm(up) > 1e-3:
         raise PrimenbError("up", f"{np.round(up, 3).tolist()} is no direction", "say which way is up, as three numbers")
@@ -151,7 +199,18 @@ def _lens(track, frames):
 def srgb_to_linear(
     colours: np.ndarray,  # (...,3) uint8, or 0 to 255: sRGB
 ) -> np.ndarray:  # (...,3) float, 0 to 1
-    "Colours as amounts of light: the sRGB curve undone."
+    """Colours as amounts of light: the sRGB curve undone.
+
+    Parameters
+    ----------
+    colours : np.ndarray
+        (...,3) uint8, or 0 to 255: sRGB
+
+    Returns
+    -------
+    np.ndarray
+        (...,3) float, 0 to 1
+    """
     c = np.asarray(colours, float) / 255
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
@@ -204,7 +263,23 @@ def to_usd(self: CameraTrack,
     metres: float = 1.0,           # of one unit
     first: int = 1,                # number of the first frame
 ) -> Path:
-    "Writes a USD stage with an animated camera and the points; raises `PrimenbError` if no frame has a camera."
+    """Writes a USD stage with an animated camera and the points; raises `PrimenbError` if no frame has a camera.
+
+    Parameters
+    ----------
+    path : str | Path
+        .usda is text, .usdc binary, .usd as USD likes
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world, as in `upright_rotation`
+    metres : float, default 1.0
+        of one unit
+    first : int, default 1
+        number of the first frame
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     if path.suffix not in (".usd", ".usda", ".usdc"):
         raise PrimenbError(path, "USD does not know this ending", "use .usda, .usdc or .usd")
@@ -240,7 +315,21 @@ def to_nuke(self: CameraTrack,
     up: np.ndarray | None = None,  # (3,) what is up in the track's world, as in `upright_rotation`
     first: int = 1,                # number of the first frame
 ) -> Path:
-    "Writes a Nuke `.chan` file, rotation order ZXY, y up; raises `PrimenbError` for a lens it cannot describe."
+    """Writes a Nuke `.chan` file, rotation order ZXY, y up; raises `PrimenbError` for a lens it cannot describe.
+
+    Parameters
+    ----------
+    path : str | Path
+        a .chan file
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world, as in `upright_rotation`
+    first : int, default 1
+        number of the first frame
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     frames, placed = _for_films(self, path, up)[:2]
     if not _is_plain(self, frames):
@@ -310,7 +399,23 @@ def to_blender(self: CameraTrack,
     up: np.ndarray | None = None,     # (3,) what is up in the track's world, as in `upright_rotation`
     first: int = 1,                   # number of the first frame
 ) -> Path:
-    "Writes a Python script for Blender with camera and points; raises `PrimenbError` if no frame has a camera."
+    """Writes a Python script for Blender with camera and points; raises `PrimenbError` if no frame has a camera.
+
+    Parameters
+    ----------
+    path : str | Path
+        a .py file
+    video : str | Path | None, default None
+        the footage, to be shown behind the points
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world, as in `upright_rotation`
+    first : int, default 1
+        number of the first frame
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     films = _for_films(self, path, up)
     frames, placed = films[:2]
@@ -331,7 +436,13 @@ def to_blender(self: CameraTrack,
 # %% ../../nbs/sfm/09_export.ipynb #934aee35
 @patch
 def table(self: CameraTrack) -> pd.DataFrame:  # frame, time, status, position, quaternion, focal, sigmas
-    "The cameras as a table, NaN where there is none."
+    """The cameras as a table, NaN where there is none.
+
+    Returns
+    -------
+    pd.DataFrame
+        frame, time, status, position, quaternion, focal, sigmas
+    """
     columns = dict(frame=np.arange(len(self.K)), time=np.arange(len(self.K)) / self.rate, status=self.status)
     columns |= dict(zip("xyz", np.where(self.posed[:, None], self.centres, np.nan).T))
     turns = np.full((len(self.K), 4), np.nan)
@@ -350,7 +461,17 @@ _version = 1
 def save(self: CameraTrack,
     path: str | Path,  # an .npz file
 ) -> Path:
-    "Writes all of the track to one file, whole or not at all."
+    """Writes all of the track to one file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str | Path
+        an .npz file
+
+    Returns
+    -------
+    Path
+    """
     path, arrays = Path(path), {name: np.asarray(getattr(self, name)) for name in _arrays}
     arrays["status"] = arrays["status"].astype(str)
     facts = json.dumps(self.facts, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
@@ -385,7 +506,17 @@ def _checked(path, a):
 def load_camera_track(
     path: str | Path,  # a file that `save` wrote
 ) -> CameraTrack:
-    "Reads a track back; raises `PrimenbError` for a missing or damaged file, or one of another version or kind."
+    """Reads a track back; raises `PrimenbError` for a missing or damaged file, or one of another version or kind.
+
+    Parameters
+    ----------
+    path : str | Path
+        a file that `save` wrote
+
+    Returns
+    -------
+    CameraTrack
+    """
     a = npz_file(path, ("version",))
     if not (a["version"].shape == () and a["version"] == _version):
         cause = f"its format is number {a['version']}, and this program reads number {_version}"
