@@ -4,23 +4,24 @@ export PRIMENB_REAL
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 ready := .venv/.ready
 
-.PHONY: help repro test check lab docs readme bench real full data
+.PHONY: help repro test check lab docs readme bench real full gc data
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1@/p' $(MAKEFILE_LIST) | awk -F@ '{printf "  make %-8s %s\n", $$1, $$2}'
 
-repro: $(ready)  ## run every experiment whose inputs changed, and print the table of results
+repro: $(ready)  ## run every experiment whose inputs changed, and say what became of the headline numbers
 	dvc pull
 	dvc repro
-	python -m primenb.reports table
+	@python -m primenb.results
 
 # Without a GPU, and two at a time with one thread each, so that the tests are the same everywhere. Each notebook, with all
 # its cells as a reader runs it, and each file of tests has a process of its own: what loads LLVM with torch clashes with
 # the LLVM of Mesa, once something has been drawn.
 test: export CUDA_VISIBLE_DEVICES :=
 test: $(ready)  ## run all notebooks of the library and all tests
+	@python scripts/machine.py
 	dvc pull
 	find nbs -name "*.ipynb" -not -path "nbs/exp/*" -not -path "*/.*" | sort | OMP_NUM_THREADS=1 xargs -P 2 -n 1 python -m primenb.reports run_all
-	ls tests/test_*.py | OMP_NUM_THREADS=1 xargs -P 2 -n 1 pytest -q
+	ls tests/test_*.py | OMP_NUM_THREADS=1 xargs -P 2 -n 1 pytest -q -rs
 
 check: $(ready)  ## clean the notebooks, export the library, look at names and signatures, run the fast tests: before every commit
 	nbdev_clean && python -m primenb.docstrings
@@ -33,7 +34,7 @@ lab: $(ready)  ## open the notebooks in JupyterLab
 	jupyter lab nbs
 
 docs: $(ready)  ## build the site in _docs/html
-	python -m primenb.reports docs
+	python -m primenb.site
 
 readme: $(ready)  ## run nbs/index.ipynb and make README.md of it
 	jupyter nbconvert --to notebook --execute --inplace --log-level WARN --KernelManager.transport_encryption=auto nbs/index.ipynb && nbdev_clean --fname nbs/index.ipynb
@@ -56,6 +57,9 @@ full: $(ready)  ## run the experiments with all the data and for longer, into re
 	python -m primenb.studio.make runs/scenes/corpus films
 	set -e; for params in params/full/*.yaml; do stage=$$(basename $$params .yaml); \
 	python -m primenb.reports run nbs/exp/$$stage.ipynb $$params results/full/$$stage -p date="'$$(date +%F)'"; done
+
+gc: $(ready)  ## drop from the store what dvc.lock and data.dvc do not need
+	dvc gc --workspace --cloud --force
 
 data: $(ready)  ## make the starter corpus again, or what is missing of it, and store it
 	python scripts/starter_film.py data/starter

@@ -23,10 +23,10 @@ CONTENTS["Films"] = {
     "save_scenes": ("primenb.scenes.files", "Writes scenes, whole or not at all"),
 }
 
-# %% ../nbs/91_front_door.ipynb #108f35bb
+# %% ../nbs/91_front_door.ipynb #a80ad8ca
 CONTENTS["Cameras"] = {
     "track_camera": ("primenb.sfm.mapper", "A camera for every frame of a shot"),
-    "CameraTrack": ("primenb.sfm.geometry", "A camera for every frame of a shot, and the points it was estimated with"),
+    "CameraTrack": ("primenb.sfm.mapper", "A camera for every frame of a shot, and the points it was estimated with"),
     "load_camera_track": ("primenb.sfm.export", "Reads a track back"),
     "depth_network": ("primenb.sfm.priors", "Depth of each frame by a network"),
     "depth_folder": ("primenb.sfm.priors", "Depth maps from one .npy, .npz or 16-bit .png per frame"),
@@ -93,7 +93,7 @@ CONTENTS["Training"] = {
     "load": ("primenb.learn.runs", "The model of a finished run, from its folder alone"),
 }
 
-# %% ../nbs/91_front_door.ipynb #53659975
+# %% ../nbs/91_front_door.ipynb #a94c34e4
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what editors and type checkers see
@@ -103,18 +103,17 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from primenb.media.shots import detect_shots
     from primenb.scenes.find import find_scenes
     from primenb.scenes.files import save_scenes
-    from primenb.sfm.mapper import track_camera
-    from primenb.sfm.geometry import CameraTrack
+    from primenb.sfm.mapper import track_camera, CameraTrack
     from primenb.sfm.export import load_camera_track
     from primenb.sfm.priors import depth_network, depth_folder, sensor_depth
     from primenb.sfm.evaluate import evaluate_track
     from primenb.sfm.insert import insert, write_insert
     from primenb.clip.loss import PSDClipLoss, wrap_scheduler
     from primenb.clip.model import load_clip, small_clip
-
-# %% ../nbs/91_front_door.ipynb #9b46d924
-if TYPE_CHECKING:
     from primenb.clip.train import ClipRun, train_clip
+
+# %% ../nbs/91_front_door.ipynb #914a56ce
+if TYPE_CHECKING:
     from primenb.clip.evaluate import zero_shot, retrieval
     from primenb.mgm.masks import Masks, guide
     from primenb.mgm.model import videomae, load_videomae
@@ -129,10 +128,10 @@ if TYPE_CHECKING:
     from primenb.learn.engine import Trainer
     from primenb.learn.runs import Run, load
 
-# %% ../nbs/91_front_door.ipynb #eb05b66b
-import importlib
+# %% ../nbs/91_front_door.ipynb #b63fca45
+import importlib, sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 def _table_of_contents():
     "The names in groups, each with its module and a sentence, as `help(primenb)` shows them."
@@ -148,6 +147,11 @@ __doc__ = _table_of_contents()
 _module_of = {name: module for names in CONTENTS.values() for name, (module, _) in names.items()}
 
 # %% ../nbs/91_front_door.ipynb #5280460d
+def __dir__():
+    "All names, for completion; for `help`, which would load each of them, what is loaded."
+    for_help = sys._getframe(1).f_globals.get("__name__") == "inspect"
+    return sorted({*globals()} if for_help else {*globals(), *_module_of})
+
 def __getattr__(name):
     "A name of the table, imported now; raises `MissingExtra` where a package for it is not installed."
     if name not in _module_of: raise AttributeError(f"module 'primenb' has no attribute {name!r}; see help(primenb)")

@@ -149,7 +149,8 @@ def main(
         if caught: _fail(str(caught[0].message), 0)
     except PrimenbError as e: return _fail(str(e), 1)
     except OSError as e:
-        remedy = "see that it can be written and that the disk is not full"
+        missing = isinstance(e, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
+        remedy = "name a file" if missing else "see that it can be written and that the disk is not full"
         return _fail(f"{e.filename or args.out}: {e.strerror}; {remedy}", 1)
     except (KeyboardInterrupt, SystemExit) as e:
         return _fail(f"stopped; {again} continues", getattr(e, "code", 130))

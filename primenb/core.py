@@ -94,7 +94,9 @@ def extra(
     """
     try: yield
     except ModuleNotFoundError as e:
-        cause = f"the package {(e.name or '').split('.')[0]} is not installed"
+        package = (e.name or "primenb").split(".")[0]
+        if package == "primenb": raise  # a slip of ours, or a package that is there and broken
+        cause = f"the package {package} is not installed"
         raise MissingExtra(f"primenb[{name}]", cause, f'run: pip install "primenb[{name}]"') from None
 
 # %% ../nbs/00_core.ipynb #8d0792da
@@ -157,7 +159,7 @@ def typed_params(
         name -> value, as read from a file or a command line
     defaults : dict
         name -> default value, which also sets the type
-    where : default 'parameters'
+    where : str, default 'parameters'
         the file named in the error
 
     Returns
@@ -172,11 +174,9 @@ def typed_params(
         kind = (int, float) if type(default) is float else type(default)
         fits = isinstance(value, kind) and (isinstance(value, bool) == isinstance(default, bool))
         if default is not None and not fits:
-            raise PrimenbError(
-                where,
-                f"{name} is {value!r}, a {type(value).__name__}",
-                f"give a {type(default).__name__} like {default!r}",
-            )
+            like = f"{type(default).__name__} like {default!r}"
+            if isinstance(default, tuple): like = f"list like {list(default)!r}"  # as YAML has it
+            raise PrimenbError(where, f"{name} is {value!r}, a {type(value).__name__}", f"give a {like}")
     return {**defaults, **given}
 
 # %% ../nbs/00_core.ipynb #1973f444

@@ -53,6 +53,17 @@ def killed(self, trainer, batch, old={names[1]}.__call__):
     assert (folder / "checkpoint.pt").exists() and not (folder / "run.json").exists()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    "A test that would have to draw on a machine that cannot is skipped, and says which packages are missing."
+    report = yield
+    cause = str(call.excinfo.value) if call.excinfo else ""
+    where = cause.find("drawing: this machine has no")
+    if where >= 0:
+        report.outcome, report.longrepr = "skipped", (str(item.path), 0, f"Skipped: {cause[where:].splitlines()[0]}")
+    return report
+
+
 @pytest.fixture(scope="session")
 def browser():
     "Debian's Chromium without a window."
@@ -60,7 +71,7 @@ def browser():
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
-        pytest.skip("no Chromium on this machine")
+        pytest.skip("no Chromium on this machine: on Debian or Ubuntu, apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser

@@ -7,12 +7,13 @@ import pytest
 import yaml
 from conftest import project, tool
 from primenb.core import typed_params
-from primenb.reports import code, page, parameters, read, results_table
+from primenb.reports import code, page, parameters, read, reading_list
 
 nbs = project / "nbs"
-library = sorted(nbs.rglob("[0-9][0-9]_*.ipynb"))
+guides = sorted((nbs / "guides").glob("[0-9][0-9]_*.ipynb"))  # recipes: they export nothing
+library = [nb for nb in sorted(nbs.rglob("[0-9][0-9]_*.ipynb")) if nb not in guides]
 experiments = sorted((nbs / "exp").glob("*.ipynb"))
-notebooks = [nbs / "index.ipynb", *library, *experiments]
+notebooks = [nbs / "index.ipynb", *library, *guides, *experiments]
 modules = sorted((project / "primenb").rglob("*.py"))
 
 
@@ -23,7 +24,7 @@ def name_of(nb):
 each_notebook = pytest.mark.parametrize("nb", notebooks, ids=name_of)
 each_library_notebook = pytest.mark.parametrize("nb", library, ids=name_of)
 
-FLOORS = {name: 0 for name in ("core", "viz", "reports", "docstrings")}
+FLOORS = {name: 0 for name in ("core", "viz", "reports", "docstrings", "results", "site")}
 FLOORS |= dict(render=1, media=1, learn=1, data=2, sfm=3, clip=3, mgm=3, scenes=3, film=4, cli=5)
 APPENDIX = "studio"  # may import from everywhere; imported by nothing but its own notebooks
 
@@ -165,7 +166,7 @@ def test_notebooks_are_small(nb):
     assert max(sizes, default=0) <= 150_000
 
 
-@each_library_notebook
+@pytest.mark.parametrize("nb", [*library, *guides], ids=name_of)
 def test_cells_are_short(nb):
     lines = [
         [line for line in cell["source"].splitlines() if line.strip() and not line.startswith("#|")]
@@ -188,18 +189,21 @@ def test_readme_is_the_index():
     text, pictures = page(project / "nbs/index.ipynb")
     assert (project / "README.md").read_text() == text, "run `make readme`"
     assert {name: (project / name).read_bytes() for name in pictures} == pictures, "run `make readme`"
-    assert results_table() in text, "run `make readme`: the results have changed"
+    assert len(text.encode()) <= 12_288
 
 
-def test_index_leads_to_every_notebook():
-    index = "\n".join(cell["source"] for cell in read(project / "nbs/index.ipynb")["cells"])
-    assert [name_of(nb) for nb in library if f"({name_of(nb)}.ipynb)" not in index] == []
+def test_every_notebook_is_in_the_reading_list():
+    listed = (project / "nbs/README.md").read_text()
+    assert listed == reading_list(), "run `make readme`"
+    every = map(name_of, [*library, *guides, *experiments])
+    assert [name for name in every if f"({name}.ipynb)" not in listed] == []
 
 
-@pytest.mark.slow
-def test_site_builds_without_a_warning():
-    assert tool("python", "-m", "primenb.reports", "docs") == ""
-    assert [name_of(nb) for nb in library if not (project / f"_docs/html/{name_of(nb)}.html").exists()] == []
+@pytest.mark.parametrize("page", ["README.md", "nbs/README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_of_pages_lead_somewhere(page):
+    "Each link to a file of the project, and each image."
+    links = re.findall(r"\]\((?!\w+:|#)([^)#]+)", (project / page).read_text())
+    assert [link for link in links if not ((project / page).parent / link).exists()] == []
 
 
 def test_no_machine_in_the_files():
@@ -214,6 +218,40 @@ def test_no_machine_in_the_files():
         text = (project / file).read_bytes().decode("utf-8", errors="replace")
         if file != "tests/test_repo.py":
             assert not private.search(text), f"{file}: {private.search(text)[0]}"
+
+
+def needed() -> set[str]:
+    "The hashes that dvc.lock and data.dvc name, with those of the files in their folders."
+    lock = yaml.safe_load((project / "dvc.lock").read_text())["stages"].values()
+    entries = [out for stage in lock for out in stage.get("outs", [])]
+    entries += yaml.safe_load((project / "data.dvc").read_text())["outs"]
+    kept = {out["path"] for stage in stages().values() for out in map(cached, stage.get("outs", [])) if out}
+    hashes = {e["md5"] for e in entries if e["path"] in kept | {"data"}}
+    for folder in [h for h in hashes if h.endswith(".dir")]:
+        hashes |= {file["md5"] for file in json.loads(stored(folder).read_text())}
+    return hashes
+
+
+def stages() -> dict:
+    return yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+
+
+def cached(out):
+    "An output that DVC keeps in the store, and not git."
+    if isinstance(out, str):
+        return dict(path=out)
+    ((path, settings),) = out.items()
+    return dict(path=path) if (settings or {}).get("cache", True) else None
+
+
+def stored(md5: str) -> Path:
+    return project / "dvcstore/files/md5" / md5[:2] / md5[2:]
+
+
+def test_store_holds_what_is_needed_and_no_more():
+    there = {f.parent.name + f.name for f in (project / "dvcstore/files/md5").rglob("*") if f.is_file()}
+    assert needed() - there == set(), "run `dvc push`"
+    assert there - needed() == set(), "run `make gc`"
 
 
 def test_store_is_small():

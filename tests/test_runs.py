@@ -189,3 +189,18 @@ def test_lists_give_a_folder_each():
     assert [f.name for f in _folders(runs, Path("out"))] == ["seed=0", "seed=1"]
     assert _folders(runs[:1], Path("out")) == [Path("out")]
     assert asdict(runs[1])["seed"] == 1
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (dict(lr=[]), "lr is an empty list, so there is nothing to run"),
+        (dict(rate=[]), "there is no parameter 'rate'"),
+        (dict(trackers="tensorboard"), "give a list like"),
+        (dict(lr=[], rate=1), "there is no parameter 'rate'"),
+    ],
+)
+def test_settings_that_would_run_nothing_are_refused(given, said):
+    "An empty list would make the grid empty, and a command that does nothing looks like one that is done."
+    with pytest.raises(PrimenbError, match=said):
+        expand_grid(Run, given, "params.yaml")

@@ -354,7 +354,7 @@ def test_a_model_that_is_not_there_or_says_nothing_is_refused(networks, tmp_path
         "folder of a downloaded model",
     )
     refused(lambda: depth_network(frames, tmp_path, device="cpu"), str(tmp_path), "cannot be loaded")
-    monkeypatch.setattr("primenb.sfm.priors.MEANS", {})
+    monkeypatch.setattr("primenb.sfm.priors.NETWORK_KINDS", {})
     refused(lambda: depth_network(frames, networks / "dpt", device="cpu"), "whether a dpt", "kind=")
     refused(lambda: depth_network(frames[0], networks / "dpt"), "no shot")
     refused(lambda: depth_network(frames.astype(float), networks / "dpt"), "no shot")

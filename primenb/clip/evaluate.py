@@ -54,7 +54,7 @@ def class_embeddings(
         has `encode_texts`: list of texts -> (n,d) unit embeddings, as `primenb.clip.model.ClipModel`
     names : list
         for each class a name, or a list of names
-    templates : default ('{}',)
+    templates : tuple, default ('{}',)
         texts with {} where the name goes, or functions from a name to a text
 
     Returns

@@ -254,17 +254,17 @@ class PSDClipLoss(ClipLoss):
 
     Parameters
     ----------
-    local_loss : default False
+    local_loss : bool, default False
         as in open_clip's `ClipLoss`
-    gather_with_grad : default False
+    gather_with_grad : bool, default False
         as in open_clip's `ClipLoss`
-    cache_labels : default False
+    cache_labels : bool, default False
         as in open_clip's `ClipLoss`
-    rank : default 0
+    rank : int, default 0
         as in open_clip's `ClipLoss`
-    world_size : default 1
+    world_size : int, default 1
         as in open_clip's `ClipLoss`
-    use_horovod : default False
+    use_horovod : bool, default False
         as in open_clip's `ClipLoss`
     total_steps : int | None, default None
         optimiser steps of the whole training; not needed for a constant schedule
@@ -478,7 +478,7 @@ def forward(self: PSDClipLoss,
         of an external teacher
     targets : default None
         (N,N) weights of all images by all captions in place of the labels; no empty row or column
-    output_dict : default False
+    output_dict : bool, default False
         a dictionary of terms to add up, instead of their sum
     """
     S = self._logits(image_features, text_features, logit_scale, logit_bias)
@@ -561,7 +561,6 @@ class SmoothedClipLoss(ClipLoss):
 
     Parameters
     ----------
-    *args
     smoothing : float, default 0.1
         the share that is spread over the whole batch
     **kwargs
@@ -579,11 +578,7 @@ class SmoothedClipLoss(ClipLoss):
 
         Parameters
         ----------
-        image_features
-        text_features
-        logit_scale
-        logit_bias : default None
-        output_dict : default False
+        output_dict : bool, default False
         """
         logits = self.get_logits(image_features, text_features, logit_scale, logit_bias)
         labels = self.get_ground_truth(image_features.device, len(logits[0]))
@@ -631,11 +626,7 @@ class MomentumClipLoss(PSDClipLoss):
             as in `PSDClipLoss`
         logit_bias : default None
             as in `PSDClipLoss`
-        dist_image_features : default None
-        dist_text_features : default None
-        dist_logit_scale : default None
-        dist_logit_bias : default None
-        output_dict : default False
+        output_dict : bool, default False
         """
         S = self._logits(image_features, text_features, logit_scale, logit_bias)
         Z = self._teacher(S, dist_image_features, dist_text_features, dist_logit_scale, dist_logit_bias)

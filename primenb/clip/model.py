@@ -67,20 +67,10 @@ class ConvTower(nn.Module):
         """
         self.head.reset(num_classes, global_pool)
     def forward_features(self, x):
-        """(n,3,H,W) to maps (n,c,h,w).
-
-        Parameters
-        ----------
-        x
-        """
+        "(n,3,H,W) to maps (n,c,h,w)."
         return self.stages(x.contiguous(memory_format=torch.channels_last))
     def forward(self, x):
-        """(n,3,H,W) to (n,d).
-
-        Parameters
-        ----------
-        x
-        """
+        "(n,3,H,W) to (n,d)."
         return self.head(self.forward_features(x))
 
 def _stage(a, b):
@@ -165,7 +155,20 @@ class CaptionTokenizer:
         texts: str | Iterable[str],  # n sentences; a single one is a list of one
         truncate: bool = False,  # cut what is too long
     ) -> torch.Tensor:  # (n, context_length) int64
-        "The tokens of sentences; raises `PrimenbError` for one that is empty, too long or no text."
+        """The tokens of sentences; raises `PrimenbError` for one that is empty, too long or no text.
+
+        Parameters
+        ----------
+        texts : str | Iterable[str]
+            n sentences; a single one is a list of one
+        truncate : bool, default False
+            cut what is too long
+
+        Returns
+        -------
+        torch.Tensor
+            (n, context_length) int64
+        """
         texts = _texts(texts)
         if not texts: return self.empty[:0]
         tokens = self.tokenizer(texts)

@@ -7,7 +7,7 @@ __all__ = ['MAX_WORDS', 'ClipData', 'place_prompts', 'load_clip_data', 'training
            'evaluate_clip', 'evaluate_targets', 'run_clip']
 
 # %% ../../nbs/clip/05_protocol.ipynb #516c8478
-import json, os
+import json
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,10 +20,11 @@ from .loss import label_agreement
 from .model import ClipModel, load_clip, small_clip, to_rgb
 from .noise import CIFAR10, class_captions, labelled_pairs, permute_captions
 from .train import ClipRun, ClipTask, train_clip, zero_shot_accuracies
-from ..core import PrimenbError, extra, root
+from ..core import PrimenbError, extra
 from ..data.claims import PLACE_WORDS, TIME_WORDS
 from ..data.corpus import gt_captions, pairs
 from ..learn.probes import linear_probe
+from ..learn.runs import setting_path
 with extra("learn"):
     import torch
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -108,11 +109,11 @@ def load_clip_data(
     -------
     ClipData
     """
-    path = root() / os.path.expandvars(data)
+    path = setting_path(data)
     if data != "stills" and not path.is_dir():
         remedy = 'use "stills", or name a folder with train-*.tar and test-*.tar'
         raise PrimenbError(data, f"there is no folder {path}", remedy)
-    read = _stills(root() / folder) if data == "stills" else _labelled(path, label)
+    read = _stills(setting_path(folder)) if data == "stills" else _labelled(path, label)
     (splits, prompts), class_of = read[:2], read[2]
     number = {name: n for n, name in enumerate(prompts)}
     labels = {name: np.array([number[class_of(p)] for p in split]) for name, split in splits.items()}

@@ -49,6 +49,25 @@ class ClipRun(Run):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 12
+    batch_size : int, default 256
+        pairs of a step, in each process
+    lr : float, default 0.002
+        highest learning rate
+    warmup : float, default 0.05
+        share of all steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.1
+        of matrices; vectors and scalars have none
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
     data : str, default 'stills'
         "stills", or a folder of shards with class labels, such as $PRIMENB_REAL/cifar10
     folder : str, default 'data'
@@ -67,17 +86,6 @@ class ClipRun(Run):
         smallest random crop, share of the area; 1 for the whole image
     steps_per_epoch : int, default 0
         0 for one pass over the images
-    epochs : int, default 12
-    batch_size : int, default 256
-        pairs of a step, in each process
-    lr : float, default 0.002
-        highest learning rate
-    warmup : float, default 0.05
-        share of all steps over which the learning rate rises
-    weight_decay : float, default 0.1
-        of matrices; vectors and scalars have none
-    mixed_precision : str, default 'bf16'
-        of the towers; losses are computed in float32
     """
     data: str = "stills"     # "stills", or a folder of shards with class labels, such as $PRIMENB_REAL/cifar10
     folder: str = "data"     # of the corpus
@@ -93,7 +101,6 @@ class ClipRun(Run):
     lr: float = 2e-3         # highest learning rate
     warmup: float = 0.05     # share of all steps over which the learning rate rises
     weight_decay: float = 0.1  # of matrices; vectors and scalars have none
-    mixed_precision: str = "bf16"  # of the towers; losses are computed in float32
 
     @property
     def name(self) -> str:

@@ -25,7 +25,7 @@ class Claims:
         "wide", "full", "medium" or "close"
     count : int | None, default None
         how many people
-    people : list[dict], default field(default_factory=list)
+    people : list[dict], default list()
         a dictionary each: action, shirt, hat, ...
     """
     place: str | None = None  # "street"

@@ -131,7 +131,26 @@ def _motion(field, cell, rate, opens):
 # %% ../../nbs/data/03_corpus.ipynb #c9524ac0
 @dataclass(frozen=True, eq=False)
 class CorpusFilm(Film):
-    "A film of the corpus, with what is known of each shot and frame."
+    """A film of the corpus, with what is known of each shot and frame.
+
+    Parameters
+    ----------
+    key : str
+        unique within the catalogue
+    title : str
+    year : int | None, default None
+    genres : tuple[str, ...], default ()
+    cast : tuple[str, ...], default ()
+    synopsis : str, default ''
+    related : tuple[str, ...], default ()
+        keys of films with the same audience, the nearest first
+    attributes : dict, default dict()
+        whatever else is known: director, IMDb number, ...
+    path : Path | None, default None
+        the video file, where there is one
+    split : str, default ''
+        "train", "val", "test" or ""
+    """
     @cached_property
     def timeline(self) -> dict:
         """The whole timeline: `scenes` and `shots` as lists of dictionaries, and the catalogue's entry.
@@ -614,6 +633,16 @@ class CorpusClip(Clip):
 
     Parameters
     ----------
+    key : str
+        unique within the data set
+    path : Path | None
+        the video file; None where there are only labels
+    labels : dict
+        task -> label: dict(action="jump", direction=3)
+    split : str, default ''
+        "train", "val", "test" or as the data set has it
+    film : str, default ''
+        the film it was cut from, where that is known
     motion : Motion | None, default None
         of 8-pixel cells
     movers : np.ndarray | None, default None
@@ -863,31 +892,16 @@ class _Stream(_Drawn):
         order = self._rng("shards").permutation(len(self.shards)) if self.shuffle else range(len(self.shards))
         yield from (self.shards[i] for i in order)
     def read(self, shards):
-        """The pairs in them.
-
-        Parameters
-        ----------
-        shards
-        """
+        "The pairs in them."
         yield from _stills(shards, False, damages := Damages(self.damaged))
         _warn(damages)
     def mixed(self, pairs):
-        """The same, out of order.
-
-        Parameters
-        ----------
-        pairs
-        """
+        "The same, out of order."
         with extra("learn"): import webdataset
         if not self.shuffle: return pairs
         return webdataset.shuffle(self.shuffle, seed=int(self._rng("order").integers(2**31)))(pairs)
     def drawn(self, pairs):
-        """An image and one of the captions of each.
-
-        Parameters
-        ----------
-        pairs
-        """
+        "An image and one of the captions of each."
         damages = Damages(self.damaged)
         for pair in pairs:
             with damages: yield _drawn_pair(self, pair)

@@ -34,7 +34,7 @@ def to_rigid(
     ----------
     pose : np.ndarray
         (4,4) world_from_cam, perhaps rounded
-    where : default 'pose'
+    where : str, default 'pose'
         what to call it in an error
 
     Returns

@@ -372,11 +372,11 @@ class Pair:
     ----------
     key : str
         unique within the data set
-    source : bytes | Path, default field(repr=False)
+    source : bytes | Path
         the image, still encoded, or where it is
     captions : tuple[str, ...], default ()
         all of them true, unless the data set says otherwise
-    attributes : dict, default field(default_factory=dict)
+    attributes : dict, default dict()
         whatever else is known: class, place, true caption, ...
     """
     key: str  # unique within the data set
@@ -544,7 +544,7 @@ class Film:
     synopsis : str, default ''
     related : tuple[str, ...], default ()
         keys of films with the same audience, the nearest first
-    attributes : dict, default field(default_factory=dict)
+    attributes : dict, default dict()
         whatever else is known: director, IMDb number, ...
     path : Path | None, default None
         the video file, where there is one
@@ -574,7 +574,7 @@ class ShotFeatures:
         (n rows) the shot table
     scene_of_shot : np.ndarray | None, default None
         (n,) number of the scene, growing; None without scene labels
-    features : dict, default field(default_factory=dict)
+    features : dict, default dict()
         name -> (n,d) float32; a row of NaN where there is none
     labels : np.ndarray | None, default None
         (n,) what the data set says of the end of each shot; NaN where it says nothing

@@ -43,7 +43,7 @@ class FilmReport:
         what the file contains
     settings : dict
         the settings of the analysis
-    done : dict, default field(default_factory=dict)
+    done : dict, default dict()
         part name -> its facts
     """
     path: Path  # the film
@@ -98,7 +98,7 @@ def camera_track(self: FilmReport,
 
     Returns
     -------
-    'CameraTrack'
+    CameraTrack
     """
     from primenb.sfm.export import load_camera_track
     return load_camera_track(self.out / "cameras" / f"{shot:04d}" / "track.npz")

@@ -297,12 +297,7 @@ class AttentiveProbe(nn.Module):
         """
         return self.query((tokens - self.mean) / self.spread).softmax(1)
     def forward(self, tokens):
-        """Logits, (n,classes).
-
-        Parameters
-        ----------
-        tokens
-        """
+        "Logits, (n,classes)."
         x = (tokens - self.mean) / self.spread
         return self.classify((self.weights(tokens).transpose(1, 2) @ x).flatten(1))
 

@@ -54,12 +54,7 @@ class MotionPathway(nn.Module):
             nn.Conv3d(width, width, 3, stride=2, padding=1), nn.GroupNorm(1, width), nn.GELU())
         self.projection = _projection(width, embed_dim)
     def forward(self, motion):
-        """The embeddings, (n,embed_dim), of motion, (n,S,h,w,3).
-
-        Parameters
-        ----------
-        motion
-        """
+        "The embeddings, (n,embed_dim), of motion, (n,S,h,w,3)."
         x = self.convolutions(motion.movedim(-1, 1)).mean((2, 3, 4))
         return F.normalize(self.projection(x).float(), dim=1)
 
@@ -115,13 +110,7 @@ class Pathways(nn.Module):
         """
         return F.normalize(self.projection(self.videomae(pixels).last_hidden_state.mean(1)).float(), dim=1)
     def forward(self, pixels, motion):
-        """The embeddings of both pathways.
-
-        Parameters
-        ----------
-        pixels
-        motion
-        """
+        "The embeddings of both pathways."
         return self.embed_pixels(pixels), self.motion(motion)
 
 # %% ../../nbs/mgm/04_contrast.ipynb #796f28b7
@@ -199,6 +188,67 @@ class MotionContrastRun(EncoderRun):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 40
+    batch_size : int, default 64
+        samples of a step, in each process
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.05
+        of matrices; vectors and scalars have none
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
+    image_size : int, default 32
+        side of the images, pixels
+    num_frames : int, default 8
+        of a clip
+    frame_stride : int, default 1
+        from frame to frame
+    patch_size : int, default 8
+        side of a token, pixels
+    tubelet_size : int, default 2
+        frames of a token
+    width : int, default 128
+        of the encoder
+    depth : int, default 4
+        of the encoder
+    heads : int, default 4
+        of the encoder
+    decoder_width : int, default 64
+    decoder_depth : int, default 2
+    norm_pix_loss : bool, default False
+        predict pixels standardised token by token
+    init_from : str, default ''
+        a folder or a name of a model to begin with; empty for random weights
+    token_budget : float, default 0.0
+        encoder tokens, millions, in place of epochs; 0 to go by the epochs
+    data : tuple, default ('clips',)
+        as in `find_segments`
+    folder : str, default 'data'
+        of the corpus
+    num_clips : int, default 0
+        to train with; 0 for all there are
+    motion : str, default 'vectors'
+        where motion comes from, one of `MOTION_SOURCES`
+    min_crop : float, default 0.7
+        side of the smallest crop, share of the short side
+    flip : float, default 0.0
+        share of windows that are flipped
+    cache_size : int, default 48
+        short side at which images are cached in memory; 0 to decode them each time
+    workers : int, default 0
+        of the loader
+    sidecars : str, default 'runs/mgm/motion'
+        folder for what is known of the motion
     queue : int, default 512
         keys; MaCLR has 65,536
     temperature : float, default 0.1

@@ -45,7 +45,7 @@ class EvalSet:
         (n,V,T,3,S,S) uint8, V views of each
     labels : pd.DataFrame
         n rows of words, a column for each task; "" where it does not apply
-    damages : list, default field(default_factory=list)
+    damages : list, default list()
         what had to be left out
     """
     clips: torch.Tensor   # (n,V,T,3,S,S) uint8, V views of each

@@ -51,39 +51,15 @@ def hide_top_k(
 
 # %% ../../nbs/mgm/00_masks.ipynb #efc284f2
 def random_mask(n, grid, k, rng):
-    """Each token independently.
-
-    Parameters
-    ----------
-    n
-    grid
-    k
-    rng
-    """
+    "Each token independently."
     return rng.random((n, *grid))
 
 def tube_mask(n, grid, k, rng):
-    """Places, the same in every slot.
-
-    Parameters
-    ----------
-    n
-    grid
-    k
-    rng
-    """
+    "Places, the same in every slot."
     return np.broadcast_to(rng.random((n, 1, *grid[1:])), (n, *grid))
 
 def frame_mask(n, grid, k, rng):
-    """Whole slots.
-
-    Parameters
-    ----------
-    n
-    grid
-    k
-    rng
-    """
+    "Whole slots."
     order = rng.permuted(np.tile(np.arange(grid[0]), (n, 1)), axis=1)
     return order[:, :, None, None] + rng.random((n, *grid))
 
@@ -124,12 +100,8 @@ def block_mask(n, grid, k, rng, blocks=4, aspect=2.0):
 
     Parameters
     ----------
-    n
-    grid
-    k
-    rng
-    blocks : default 4
-    aspect : default 2.0
+    blocks : int, default 4
+    aspect : float, default 2.0
     """
     centres, shapes = rng.uniform(0, 1, (blocks, n, 1, 2)) * grid[1:], _aspects(rng, (blocks, n), aspect)
     nearest = np.min([box_distance(c, a, grid) for c, a in zip(centres, shapes)], 0)
@@ -140,11 +112,7 @@ def simulated_motion_mask(n, grid, k, rng, aspect=2.0):
 
     Parameters
     ----------
-    n
-    grid
-    k
-    rng
-    aspect : default 2.0
+    aspect : float, default 2.0
     """
     start, end = rng.uniform(0, 1, (2, n, 1, 2)) * grid[1:]
     return -box_distance(start + (end - start) * np.linspace(0, 1, grid[0])[:, None], _aspects(rng, n, aspect), grid)
@@ -436,13 +404,10 @@ def mgm_mask(guide, k, rng, box=0.4, aspect=2.0, blur=1, smooth=4):
 
     Parameters
     ----------
-    guide
-    k
-    rng
-    box : default 0.4
-    aspect : default 2.0
-    blur : default 1
-    smooth : default 4
+    box : float, default 0.4
+    aspect : float, default 2.0
+    blur : int, default 1
+    smooth : int, default 4
     """
     energy = smoothed(guide.energy, blur, smooth)
     if not (area := round(box * k)): return energy
@@ -455,12 +420,9 @@ def soft_mgm_mask(guide, k, rng, blur=1, smooth=4, sharpness=4.0):
 
     Parameters
     ----------
-    guide
-    k
-    rng
-    blur : default 1
-    smooth : default 4
-    sharpness : default 4.0
+    blur : int, default 1
+    smooth : int, default 4
+    sharpness : float, default 4.0
     """
     energy = smoothed(guide.energy, blur, smooth)
     return sharpness * np.log(energy + 1e-6) + rng.gumbel(size=energy.shape)
@@ -470,11 +432,8 @@ def inverse_mgm_mask(guide, k, rng, blur=1, smooth=4):
 
     Parameters
     ----------
-    guide
-    k
-    rng
-    blur : default 1
-    smooth : default 4
+    blur : int, default 1
+    smooth : int, default 4
     """
     return -smoothed(guide.energy, blur, smooth)
 
@@ -483,12 +442,9 @@ def shuffled_mgm_mask(guide, k, rng, blur=1, smooth=4, sharpness=4.0):
 
     Parameters
     ----------
-    guide
-    k
-    rng
-    blur : default 1
-    smooth : default 4
-    sharpness : default 4.0
+    blur : int, default 1
+    smooth : int, default 4
+    sharpness : float, default 4.0
     """
     if len(guide) < 2:
         raise PrimenbError("mask 'shuffled_mgm'", "it follows the motion of another clip and there is only one",
@@ -512,14 +468,7 @@ def _warp(image, shift, outside):
     return np.where(inside, (1 - fy) * upper + fy * lower, outside)
 
 def mgmae_mask(guide, k, rng):
-    """Visible tokens are warped along the flow, outward from the middle slot.
-
-    Parameters
-    ----------
-    guide
-    k
-    rng
-    """
+    "Visible tokens are warped along the flow, outward from the middle slot."
     n, flow = len(guide), guide.flow
     slots, (h, w) = guide.grid[0], guide.grid[1:]
     noise = rng.random((n, h, w)) / 10
@@ -573,15 +522,15 @@ class Masks:
     Parameters
     ----------
     kind : str
-        a key of `MASKS`
+        "tube", "random", "mgm", "soft_mgm" or another key of `MASKS`
     grid : tuple
         (S,h,w)
     ratio : float
         share of the tokens that are hidden
-    settings : dict, default field(default_factory=dict)
+    settings : dict, default dict()
         of the kind, such as dict(box=0.5)
     """
-    kind: str     # a key of `MASKS`
+    kind: str     # "tube", "random", "mgm", "soft_mgm" or another key of `MASKS`
     grid: tuple   # (S,h,w)
     ratio: float  # share of the tokens that are hidden
     settings: dict = field(default_factory=dict)  # of the kind, such as dict(box=0.5)
@@ -600,7 +549,19 @@ class Masks:
         clips: Guide | int,  # the guide of n clips; or n, for the kinds that need none
         rng: np.random.Generator,
     ) -> np.ndarray:  # (n,N) bool, true where hidden; slot by slot, row by row, as transformers' `bool_masked_pos`
-        "Masks for n clips; raises `PrimenbError` for a guide that is missing or has another grid."
+        """Masks for n clips; raises `PrimenbError` for a guide that is missing or has another grid.
+
+        Parameters
+        ----------
+        clips : Guide | int
+            the guide of n clips; or n, for the kinds that need none
+        rng : np.random.Generator
+
+        Returns
+        -------
+        np.ndarray
+            (n,N) bool, true where hidden; slot by slot, row by row, as transformers' `bool_masked_pos`
+        """
         score = _scores(self, clips, rng)
         return hide_top_k(score, self.count, self.kind in UNEVEN).reshape(len(score), -1)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..core import PrimenbError, atomic, root, rounded, typed_params
+from ..core import PrimenbError, atomic, rounded, typed_params
 from ..data.corpus import clips
-from ..learn.runs import finished, load
+from ..learn.runs import finished, load, setting_path
 from ..media.motion import Motion
 from .contrast import MotionContrastRun, train_motion_contrast
 from .evaluate import (
@@ -177,7 +177,7 @@ def eval_sets(
     tuple[EvalSet, EvalSet]
         for the probes to train on, and to test them
     """
-    train, test = (list(clips(split, folder=root() / folder, check=False)) for split in ("train", "test"))
+    train, test = (list(clips(split, folder=setting_path(folder), check=False)) for split in ("train", "test"))
     if num_labelled and num_labelled < len(train):
         train = [train[i] for i in np.linspace(0, len(train) - 1, num_labelled).round().astype(int)]
     return read_eval_set(train, side, num_frames, stride), read_eval_set(test, side, num_frames, stride)

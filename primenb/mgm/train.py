@@ -9,7 +9,7 @@ __all__ = ['MOTION_CELL', 'MOTION_SOURCES', 'CELLS_PER_TOKEN', 'MASKED_TARGETS',
            'to_cells', 'motion_loss', 'footage_of', 'train_encoder', 'train_masked']
 
 # %% ../../nbs/mgm/02_train.ipynb #e0b61c36
-import json, os
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch, store_attr
 
-from ..core import PrimenbError, atomic, extra, fingerprint, progress, root
+from ..core import PrimenbError, atomic, extra, fingerprint, progress
 from ..data.corpus import clips, films
 from ..data.records import Damages
 from ..learn.engine import Trainer, unwrap_model
-from ..learn.runs import Format, Made, Run, conduct
+from ..learn.runs import Format, Made, Run, conduct, setting_path
 from ..media.motion import cached_motion
 from ..media.video import NoMotionVectors, probe, read_frames
 from .masks import GUIDED, Guide, Masks, guide, no_guide, optical_flow
@@ -102,7 +102,7 @@ def find_segments(
             found += [Segment(c.key, c.path) for c in clips(split, folder=folder, check=False)]
         elif source == "films":
             found += [p for film in films(split, folder=folder, check=False) for p in _pieces(film, length)]
-        else: found += _files(root() / os.path.expandvars(source))
+        else: found += _files(setting_path(source))
     return found
 
 # %% ../../nbs/mgm/02_train.ipynb #2d734e32
@@ -684,6 +684,25 @@ class VideoMAERun(Run):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 10
+    batch_size : int, default 64
+        samples of a step, in each process
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.05
+        of matrices; vectors and scalars have none
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
     image_size : int, default 32
         side of the images, pixels
     num_frames : int, default 8
@@ -738,7 +757,47 @@ class EncoderRun(VideoMAERun):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
     epochs : int, default 40
+    batch_size : int, default 64
+        samples of a step, in each process
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.05
+        of matrices; vectors and scalars have none
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
+    image_size : int, default 32
+        side of the images, pixels
+    num_frames : int, default 8
+        of a clip
+    frame_stride : int, default 1
+        from frame to frame
+    patch_size : int, default 8
+        side of a token, pixels
+    tubelet_size : int, default 2
+        frames of a token
+    width : int, default 128
+        of the encoder
+    depth : int, default 4
+        of the encoder
+    heads : int, default 4
+        of the encoder
+    decoder_width : int, default 64
+    decoder_depth : int, default 2
+    norm_pix_loss : bool, default False
+        predict pixels standardised token by token
+    init_from : str, default ''
+        a folder or a name of a model to begin with; empty for random weights
     token_budget : float, default 0.0
         encoder tokens, millions, in place of epochs; 0 to go by the epochs
     data : tuple, default ('clips',)
@@ -788,11 +847,72 @@ class MaskedRun(EncoderRun):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 40
+    batch_size : int, default 64
+        samples of a step, in each process
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.05
+        of matrices; vectors and scalars have none
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
+    image_size : int, default 32
+        side of the images, pixels
+    num_frames : int, default 8
+        of a clip
+    frame_stride : int, default 1
+        from frame to frame
+    patch_size : int, default 8
+        side of a token, pixels
+    tubelet_size : int, default 2
+        frames of a token
+    width : int, default 128
+        of the encoder
+    depth : int, default 4
+        of the encoder
+    heads : int, default 4
+        of the encoder
+    decoder_width : int, default 64
+    decoder_depth : int, default 2
+    norm_pix_loss : bool, default False
+        predict pixels standardised token by token
+    init_from : str, default ''
+        a folder or a name of a model to begin with; empty for random weights
+    token_budget : float, default 0.0
+        encoder tokens, millions, in place of epochs; 0 to go by the epochs
+    data : tuple, default ('clips',)
+        as in `find_segments`
+    folder : str, default 'data'
+        of the corpus
+    num_clips : int, default 0
+        to train with; 0 for all there are
+    motion : str, default 'vectors'
+        where motion comes from, one of `MOTION_SOURCES`
+    min_crop : float, default 0.7
+        side of the smallest crop, share of the short side
+    flip : float, default 0.0
+        share of windows that are flipped
+    cache_size : int, default 48
+        short side at which images are cached in memory; 0 to decode them each time
+    workers : int, default 0
+        of the loader
+    sidecars : str, default 'runs/mgm/motion'
+        folder for what is known of the motion
     mask : str, default 'mgm'
         a kind of `primenb.mgm.masks.MASKS`
     ratio : float, default 0.75
         of the tokens that are hidden
-    mask_settings : dict | None, default field(default=None, hash=False)
+    mask_settings : dict | None, default None
         of the kind of mask, such as dict(box=0.2)
     target : str, default 'pixels'
         what is predicted of hidden tokens, a key of `MASKED_TARGETS`
@@ -912,8 +1032,8 @@ MASKED_TARGETS = dict(pixels=pixel_loss, motion=motion_loss)
 @lru_cache(maxsize=2)
 def _footage(data, num_clips, slots, frames_per_slot, source, cache_size, folder, sidecars):
     "Footage, read once for all runs of a process."
-    segments = find_segments(data, length=2 * slots * frames_per_slot, folder=root() / folder)[: num_clips or None]
-    return Footage(segments, slots, frames_per_slot, root() / sidecars, source, cache_size)
+    segments = find_segments(data, length=2 * slots * frames_per_slot, folder=setting_path(folder))[: num_clips or None]
+    return Footage(segments, slots, frames_per_slot, setting_path(sidecars), source, cache_size)
 
 def footage_of(
     run: EncoderRun,

@@ -55,26 +55,12 @@ def _features(record, name):
     return fill_missing(record.features[name], record.film)
 
 def window_evidence(record, name, k):
-    """The features of the shots around, concatenated.
-
-    Parameters
-    ----------
-    record
-    name
-    k
-    """
+    "The features of the shots around, concatenated."
     v = _features(record, name)
     return v[window_indices(len(v), k)].reshape(len(v) - 1, 2 * k * v.shape[1])
 
 def similarity_evidence(record, name, k):
-    """The cosines between the shots around.
-
-    Parameters
-    ----------
-    record
-    name
-    k
-    """
+    "The cosines between the shots around."
     v = l2_normalize(_features(record, name))
     last, at = np.arange(len(v)), window_indices(len(v), k)
     steps = [(v * v[np.minimum(last + d, len(v) - 1)]).sum(1) for d in range(2 * k)]  # no two are compared twice
@@ -83,26 +69,12 @@ def similarity_evidence(record, name, k):
 
 # %% ../../nbs/scenes/05_boundaries.ipynb #16304e1c
 def novelty_evidence(record, name, k):
-    """The novelty.
-
-    Parameters
-    ----------
-    record
-    name
-    k
-    """
+    "The novelty."
     v = l2_normalize(_features(record, name))
     return novelty(v, k)[:, None] if len(v) > 1 else np.zeros((0, 1))
 
 def duration_evidence(record, name, k):
-    """The logarithms of the lengths of the shots around, and of the gap at the boundary.
-
-    Parameters
-    ----------
-    record
-    name
-    k
-    """
+    "The logarithms of the lengths of the shots around, and of the gap at the boundary."
     start, end = record.shots[["start", "end"]].to_numpy().T
     gap = np.log1p(np.maximum(start[1:] - end[:-1], 0))
     return np.hstack([np.log(np.maximum(end - start, 0.04))[window_indices(len(start), k)], gap[:, None]])
@@ -136,7 +108,17 @@ class Evidence:
     def __call__(self,
         record: ShotFeatures,
     ) -> np.ndarray:  # (n-1,c) float
-        "The columns for each boundary of a film."
+        """The columns for each boundary of a film.
+
+        Parameters
+        ----------
+        record : ShotFeatures
+
+        Returns
+        -------
+        np.ndarray
+            (n-1,c) float
+        """
         return EVIDENCE[self.kind](record, self.name, self.k)
 
 # %% ../../nbs/scenes/05_boundaries.ipynb #c3a0f9da
@@ -194,7 +176,7 @@ class Head:
         sizes of the layers of "mlp"
     seed : int, default 0
         of "mlp"
-    model : object, default field(default=None, repr=False)
+    model : object, default None
         the fitted classifier
     shift : float, default 0.0
         of its log odds, found in `fit`
@@ -219,7 +201,7 @@ class Head:
 
         Returns
         -------
-        'Head'
+        Head
         """
         learner = _learner(self.learner, self.hidden, self.seed)
         self.model, self.shift = _fitted(learner, *_labelled(self.evidence, records))
@@ -249,7 +231,7 @@ class FusedHead:
     ----------
     heads : tuple
         of `Head`, not fitted
-    model : object, default field(default=None, repr=False)
+    model : object, default None
         the fitted classifier
     shift : float, default 0.0
         of its log odds, found in `fit`
@@ -271,7 +253,7 @@ class FusedHead:
 
         Returns
         -------
-        'FusedHead'
+        FusedHead
         """
         columns = []
         for head in self.heads:
@@ -323,7 +305,7 @@ class NoveltyHead:
 
         Returns
         -------
-        'NoveltyHead'
+        NoveltyHead
         """
         return self
     def scores(self,

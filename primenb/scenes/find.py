@@ -133,7 +133,7 @@ class ZeroShot:
 
         Returns
         -------
-        'ZeroShot'
+        ZeroShot
         """
         return self
     def scores(self,

@@ -111,7 +111,7 @@ def _pick(scores, times, most, shortest):
     for before in rows[::-1]: ends[j], j = True, before[j]
     return ends
 
-# %% ../../nbs/scenes/06_grouping.ipynb #ae4a3b57
+# %% ../../nbs/scenes/06_grouping.ipynb #df7f9757
 def _times(shots): return np.append(shots.start, shots.end.iloc[-1])
 
 def scenes_by_number(
@@ -145,6 +145,7 @@ def scenes_by_number(
         raise PrimenbError(f"{number} scenes", cause, "choose fewer, or shorter ones")
     return scenes
 
+# %% ../../nbs/scenes/06_grouping.ipynb #3f2d081f
 def scenes_per_hour(
     scores: np.ndarray,  # (n-1,) higher: more likely a scene ends between shot i and the next
     shots: pd.DataFrame,  # the shot table of the film
@@ -169,6 +170,8 @@ def scenes_per_hour(
     np.ndarray
         (n,) number of the scene of each shot
     """
+    if not 0 < per_hour < np.inf:
+        raise PrimenbError(f"{per_hour} scenes an hour", "it is no rate of scenes", "give a number above 0")
     times = _times(shots)
     most = max(round(per_hour * (times[-1] - times[0]) / 3600), 1)
     return _numbered(_pick(_checked(scores, len(shots), shots.film.iloc[0]), times, most - 1, shortest))

@@ -49,7 +49,7 @@ class Scene:
         its number there, or the clip's name
     features : np.ndarray
         (n,d), a row for each shot; one with NaN for a shot that has none
-    labels : dict, default field(default_factory=dict)
+    labels : dict, default dict()
         task -> label: a word, a tuple of words, or a number
     """
     film: str              # key of its film
@@ -300,14 +300,7 @@ def encode(self: SceneNet,
 
 @patch
 def forward(self: SceneNet, x, position, mask):
-    """What the loss compares: (n,embed_dim), of length 1.
-
-    Parameters
-    ----------
-    x
-    position
-    mask
-    """
+    "What the loss compares: (n,embed_dim), of length 1."
     return F.normalize(self.head(self.encode(x, position, mask)).float(), dim=1)
 
 # %% ../../nbs/scenes/10_movies.ipynb #633bc4ac
@@ -431,6 +424,25 @@ class SceneRun(Run):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 10
+    batch_size : int, default 64
+        samples of a step, in each process
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.01
+        of matrices
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
     positives : str, default 'similar_nearest'
         a key of `SCENE_POSITIVES`
     k : int, default 3
@@ -461,9 +473,6 @@ class SceneRun(Run):
     num_steps : int, default 150
     steps_per_epoch : int, default 50
         steps from one search, and checkpoint, to the next
-    weight_decay : float, default field(default=0.01, kw_only=True)
-        of matrices
-    not_in_key : ClassVar[tuple], default (*Run.not_in_key, 'epochs')
     """
     positives: str = "similar_nearest"  # a key of `SCENE_POSITIVES`
     k: int = 3            # films in which the positive is looked for
@@ -551,10 +560,6 @@ def augment(self: SceneObjective,
 @patch
 def search(self: SceneObjective, trainer) -> torch.Tensor:
     """(N,D) embeddings of length 1 by which the nearest scene is found.
-
-    Parameters
-    ----------
-    trainer
 
     Returns
     -------

@@ -132,40 +132,20 @@ def fill_missing(
 
 # %% ../../nbs/scenes/01_positives.ipynb #ba0a7d21
 def own_shot(near):
-    """The shot itself.
-
-    Parameters
-    ----------
-    near
-    """
+    "The shot itself."
     return (near.offset == 0) & (near.indices >= 0)
 
 def random_neighbour(near):
-    """Any neighbour.
-
-    Parameters
-    ----------
-    near
-    """
+    "Any neighbour."
     return near.neighbours
 
 def adjacent_neighbour(near):
-    """The shot before, or the one after.
-
-    Parameters
-    ----------
-    near
-    """
+    "The shot before, or the one after."
     return near.neighbours & (np.abs(near.offset) == 1)
 
 # %% ../../nbs/scenes/01_positives.ipynb #7b3dec11
 def nearest_neighbour(near):
-    """The most similar neighbour, as in ShotCoL.
-
-    Parameters
-    ----------
-    near
-    """
+    "The most similar neighbour, as in ShotCoL."
     found = np.where(near.neighbours, near.cosine, -np.inf)
     return (np.arange(found.shape[1]) == found.argmax(1)[:, None]) & near.neighbours
 
@@ -174,8 +154,7 @@ def soft_neighbour(near, temperature=0.2):
 
     Parameters
     ----------
-    near
-    temperature : default 0.2
+    temperature : float, default 0.2
     """
     return np.exp((near.cosine - 1) / temperature) * near.neighbours
 
@@ -184,9 +163,8 @@ def decayed_neighbour(near, temperature=0.2, reach=4.0):
 
     Parameters
     ----------
-    near
-    temperature : default 0.2
-    reach : default 4.0
+    temperature : float, default 0.2
+    reach : float, default 4.0
     """
     return soft_neighbour(near, temperature) * np.exp(-np.abs(near.offset) / reach)
 
@@ -233,9 +211,8 @@ def self_segmented_neighbour(near, w=4, apart=2):
 
     Parameters
     ----------
-    near
-    w : default 4
-    apart : default 2
+    w : int, default 4
+    apart : int, default 2
     """
     segment = _segments(near, w, apart)
     same = near.neighbours & (segment[near.indices] == segment[:, None])
@@ -243,12 +220,7 @@ def self_segmented_neighbour(near, w=4, apart=2):
     return np.where(same.any(1, keepdims=True), same, nearest_neighbour(beside))
 
 def oracle_neighbour(near):
-    """Any neighbour of the same scene, or the shot itself if it has none.
-
-    Parameters
-    ----------
-    near
-    """
+    "Any neighbour of the same scene, or the shot itself if it has none."
     if near.scene is None:
         raise PrimenbError("positives 'oracle'", "the scenes are not known", "choose another kind, or label the scenes")
     same = near.neighbours & (near.scene[near.indices] == near.scene[:, None])

@@ -16,15 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core import PrimenbError, atomic, extra, progress, root, rounded
+from ..core import PrimenbError, atomic, extra, progress, rounded
 from ..data.corpus import films
 from ..data.public import feature_films
 from ..data.records import Film, ShotFeatures
-from ..learn.runs import checksum, finished, load
+from ..learn.runs import Run, checksum, finished, load, setting_path
 from .boundaries import Evidence, Head, score_held_out
 from .evaluate import ScoredFilm, pooled_ap
 from .find import ZeroShot, colour_features
-from .model import Shots, embed_shots, feature_shots, shot_key_frames
+from .model import Shots, archive_films, embed_shots, feature_shots, shot_key_frames
 from .movies import Scene, SceneRun, Scenes, corpus_scenes, embed_scenes, evaluate_scenes, labels_of
 from .movies import train_scenes
 from .similarity import film_similarity
@@ -74,7 +74,7 @@ class FilmSet(NamedTuple):
     parts: list[tuple]  # as in `score_held_out`
 
 def _films_with_features(source):
-    records = [f for f in feature_films(root() / source.folder) if source.features in f.features]
+    records = [f for f in feature_films(setting_path(source.folder)) if source.features in f.features]
     if len(records) < 5:
         raise PrimenbError(source.folder, f"{len(records)} films have features {source.features!r}",
                            "name features that at least five films have")
@@ -100,7 +100,7 @@ def film_set(
     if source.unlabelled not in ("all", "train"):
         raise PrimenbError(f"unlabelled {source.unlabelled!r}", "there is no such choice", 'choose "all" or "train"')
     if source.features: return _films_with_features(source)
-    train, test = (list(films(split, folder=root() / source.folder, check=False)) for split in ("train", "test"))
+    train, test = (list(films(split, folder=setting_path(source.folder), check=False)) for split in ("train", "test"))
     both = train + test
     records = [ShotFeatures(f.key, f.shots, f.shots.scene.to_numpy(), split=f.split) for f in both]
     parts = [(list(range(len(train))), list(range(len(train), len(both))))]
@@ -275,7 +275,7 @@ def scene_set(
     -------
     SceneSet
     """
-    catalogue = sorted(films(folder=root() / folder, check=False), key=lambda f: f.key)
+    catalogue = sorted(films(folder=setting_path(folder), check=False), key=lambda f: f.key)
     made = [corpus_scenes(f, colour_features(f.path, f.shots, 72)) for f in progress(catalogue, "colours", unit="film")]
     third = np.zeros(len(catalogue), int)
     folds = StratifiedKFold(3, shuffle=True, random_state=0).split(catalogue, [f.genres[0] for f in catalogue])
@@ -344,25 +344,82 @@ class CorpusShotRun(ShotRun):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 20
+    batch_size : int, default 128
+        shots of a step
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.0001
+        of matrices
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
+    positives : str, default 'nearest'
+        a key of `primenb.scenes.positives.SHOT_POSITIVES`
+    positive_options : dict, default dict()
+        its options, such as {"temperature": 0.1}
+    window : int, default 8
+        m, shots on either side
+    exclude_radius : int, default 0
+        keys of the same film that lie as near as this are not used as negatives
+    network : str, default 'small'
+        as in `primenb.scenes.model.ShotNet`
+    width : int, default 128
+        of the representation before the head
+    embed_dim : int, default 64
+        of the embeddings
+    queue : int, default 1024
+        keys; momentum contrast, and so ShotCoL, has 65,536
+    momentum : float, default 0.99
+        of the teacher; the engine begins with less
+    temperature : float, default 0.1
+    dropout : float, default 0.3
+        as in `primenb.scenes.model.augment_features`
+    feature_noise : float, default 0.1
+        as in `primenb.scenes.model.augment_features`
+    min_crop : float, default 0.5
+        as in `primenb.scenes.model.augment_frames`
+    color_jitter : float, default 0.4
+        as in `primenb.scenes.model.augment_frames`
     folder : str, default 'data'
-        as in `FilmSource`
+        as in `FilmSource`; or a folder of film files
     features : str, default ''
-        the name of features; empty for key-frames of the corpus
+        the name of features; empty for key-frames
     frame_width : int, default 48
         of key-frames, pixels
     frame_height : int, default 27
         of key-frames, pixels
+    shot_tables : str, default 'runs/scenes/shots'
+        folder for the shots that are detected in film files
     """
-    folder: str = "data"    # as in `FilmSource`
-    features: str = ""      # the name of features; empty for key-frames of the corpus
+    folder: str = "data"    # as in `FilmSource`; or a folder of film files
+    features: str = ""      # the name of features; empty for key-frames
     frame_width: int = 48   # of key-frames, pixels
     frame_height: int = 27  # of key-frames, pixels
+    shot_tables: str = "runs/scenes/shots"  # folder for the shots that are detected in film files
+
+    not_in_key = (*Run.not_in_key, "shot_tables")
+
+def _shots_to_train_on(run):
+    "The shots of the corpus, of films with features, or of film files."
+    folder, size = setting_path(run.folder), (run.frame_width, run.frame_height)
+    if run.features or (folder / "films").is_dir(): return film_set(FilmSource(run.folder, run.features, *size)).shots
+    return shot_key_frames(list(archive_films(folder, setting_path(run.shot_tables), damaged="skip")), size)
 
 def train_corpus_shots(
     run: CorpusShotRun,
     out: str | Path,  # folder for its checkpoint, curve, model and result
 ) -> dict:  # as from `train_shots`
-    """Trains an encoder on the shots of all films of a source; raises what `film_set` and `train_shots` raise.
+    """Trains an encoder on the shots of all films of a source; raises what its reader and `train_shots` raise.
 
     Parameters
     ----------
@@ -375,8 +432,7 @@ def train_corpus_shots(
     dict
         as from `train_shots`
     """
-    source = FilmSource(run.folder, run.features, run.frame_width, run.frame_height)
-    return train_shots(_without_source(run, ShotRun), film_set(source).shots, out)
+    return train_shots(_without_source(run, ShotRun), _shots_to_train_on(run), out)
 
 # %% ../../nbs/scenes/12_protocol.ipynb #afb0719c
 @dataclass(frozen=True, kw_only=True)
@@ -385,6 +441,55 @@ class CorpusSceneRun(SceneRun):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 10
+    batch_size : int, default 64
+        samples of a step, in each process
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.01
+        of matrices
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
+    positives : str, default 'similar_nearest'
+        a key of `SCENE_POSITIVES`
+    k : int, default 3
+        films in which the positive is looked for
+    search : str, default 'frozen'
+        features of the search: "frozen", mean of the shots; "current", the teacher's embeddings
+    width : int, default 128
+        of the embeddings of scenes
+    depth : int, default 1
+        blocks
+    heads : int, default 4
+        of each block
+    embed_dim : int, default 64
+        size of what the loss compares
+    queue : int, default 1024
+        keys
+    momentum : float, default 0.99
+        of the teacher; the engine begins with less
+    temperature : float, default 0.1
+    max_shots : int, default 8
+        shots of an augmented scene
+    shot_dropout : float, default 0.3
+        share of them that is left out
+    dropout : float, default 0.3
+        share of features set to 0
+    feature_noise : float, default 0.1
+        standard deviation of the noise that is added
+    num_steps : int, default 150
+    steps_per_epoch : int, default 50
+        steps from one search, and checkpoint, to the next
     folder : str, default 'data'
         of the corpus
     similarity : tuple, default ('genre', 'synopsis', 'cast', 'co_watch')

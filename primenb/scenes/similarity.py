@@ -246,7 +246,7 @@ class Similarity:
 
         Returns
         -------
-        'Similarity'
+        Similarity
         """
         row, keys = {key: n for n, key in enumerate(self.keys)}, tuple(keys)
         if unknown := [key for key in keys if key not in row]:

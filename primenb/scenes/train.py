@@ -30,9 +30,28 @@ class ShotRun(Run):
 
     Parameters
     ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 20
+    batch_size : int, default 128
+        shots of a step
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.0001
+        of matrices
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
     positives : str, default 'nearest'
         a key of `primenb.scenes.positives.SHOT_POSITIVES`
-    positive_options : dict, default field(default_factory=dict)
+    positive_options : dict, default dict()
         its options, such as {"temperature": 0.1}
     window : int, default 8
         m, shots on either side
@@ -57,11 +76,6 @@ class ShotRun(Run):
         as in `primenb.scenes.model.augment_frames`
     color_jitter : float, default 0.4
         as in `primenb.scenes.model.augment_frames`
-    epochs : int, default 20
-    batch_size : int, default 128
-        shots of a step
-    weight_decay : float, default 0.0001
-        of matrices
     """
     positives: str = "nearest"  # a key of `primenb.scenes.positives.SHOT_POSITIVES`
     positive_options: dict = field(default_factory=dict)  # its options, such as {"temperature": 0.1}

@@ -49,7 +49,6 @@ class Reconstruction:
         Parameters
         ----------
         K : np.ndarray
-            (T,3,3) -> (T,3,3)
 
         Returns
         -------
@@ -474,7 +473,7 @@ def subset(self: Adjustment,
 
     Returns
     -------
-    tuple['Adjustment', np.ndarray]
+    tuple[Adjustment, np.ndarray]
         and the old numbers of the tracks that are kept
     """
     tracks, old = self.tracks.keep(rows, min_length)

@@ -64,7 +64,7 @@ class Tracks:
 
         Returns
         -------
-        tuple['Tracks', np.ndarray]
+        tuple[Tracks, np.ndarray]
             renumbered from 0, and the old numbers of the tracks that are kept
         """
         rows = rows & (np.bincount(self.track[rows], minlength=len(self)) >= min_length)[self.track]
@@ -98,7 +98,7 @@ class CameraTrack:
         (T,) units per unit of the depth prior, NaN without one
     rate : float, default 24.0
         frames a second
-    facts : dict, default field(default_factory=dict)
+    facts : dict, default dict()
         how it was estimated: seconds, errors, choices
     """
     size: tuple[int, int]       # width and height of the frames in pixels

@@ -17,13 +17,13 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import PrimenbError, extra, progress
+with extra("studio"):
+    import pyvista as pv
+    import vtk
 from .export import srgb_to_linear, upright_rotation
 from .geometry import CameraTrack, unproject, project, rays
 from ..render import Item, Window, box, lathe, read_colours, read_depth_buffer, thing
 from ..media.video import encode, frame_numbers, iter_frames, read_frames
-with extra("studio"):
-    import pyvista as pv
-    import vtk
 
 # %% ../../nbs/sfm/10_insert.ipynb #b5ffc336
 class Ground(NamedTuple):

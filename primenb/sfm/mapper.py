@@ -227,7 +227,7 @@ class Shot:
         (n,) which tracks these are
     scene : Reconstruction | None, default None
         what has been found
-    facts : dict, default field(default_factory=dict)
+    facts : dict, default dict()
         how it was found
     """
     tracks: Tracks         # all of them, in all frames
@@ -1034,13 +1034,7 @@ def _plane(ax, points, path, colours, x, y):
 # %% ../../nbs/sfm/06_mapper.ipynb #1803ca9b
 @patch
 def plot(self: CameraTrack):  # a matplotlib figure
-    """The path among the points from above and from the side, the path alone over time, and how sure each camera is.
-
-    Returns
-    -------
-    value
-        a matplotlib figure
-    """
+    "The path among the points from above and from the side, the path alone over time, and how sure each camera is."
     home = self.cam_from_world[self.posed.argmax()]
     time = np.arange(len(self.K)) / self.rate
     posed = self.posed

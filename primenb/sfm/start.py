@@ -31,7 +31,6 @@ def inlier_tolerance(size: tuple[int, int]) -> float:  # width, height -> pixels
     Parameters
     ----------
     size : tuple[int, int]
-        width, height -> pixels
 
     Returns
     -------

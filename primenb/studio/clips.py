@@ -211,9 +211,6 @@ def object_clip(rng: np.random.Generator, place) -> tuple:  # Stage, cameras, la
     Parameters
     ----------
     rng : np.random.Generator
-        Stage, cameras, labels
-    place
-        Stage, cameras, labels
 
     Returns
     -------
@@ -304,9 +301,6 @@ def people_clip(rng: np.random.Generator, place) -> tuple:  # Stage, cameras, la
     Parameters
     ----------
     rng : np.random.Generator
-        Stage, cameras, labels
-    place
-        Stage, cameras, labels
 
     Returns
     -------

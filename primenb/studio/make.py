@@ -469,11 +469,6 @@ def main(arguments: list[str] | None = None):  # None for those of the command l
     ----------
     arguments : list[str] | None, default None
         None for those of the command line
-
-    Returns
-    -------
-    value
-        None for those of the command line
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not 1 <= len(arguments) <= 2 or not {*arguments[1:]} <= {*CORPUS_SIZES} or arguments[0].startswith("-"):

@@ -995,7 +995,7 @@ class Performance:
     who : Identity
     action : str
         a key of `ACTIONS`
-    at : default (0.0, 0.0)
+    at : tuple, default (0.0, 0.0)
         metres: where it begins
     facing : float, default 0.0
         radians, 0 looks along +x

@@ -84,7 +84,6 @@ def draw_director(rng, number: int = 0) -> Director:
 
     Parameters
     ----------
-    rng
     number : int, default 0
 
     Returns
@@ -106,7 +105,6 @@ def draw_writer(rng, number: int = 0) -> Writer:
 
     Parameters
     ----------
-    rng
     number : int, default 0
 
     Returns
@@ -332,7 +330,7 @@ class FilmPlan:
     taste : list[float]
     seed : int
     split : str, default 'train'
-    similar : list[str], default field(default_factory=list)
+    similar : list[str], default list()
     """
     key: str
     title: str

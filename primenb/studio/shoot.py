@@ -385,7 +385,7 @@ def grade(
     ----------
     image : np.ndarray
         (H,W,3) uint8
-    gain : default (1, 1, 1)
+    gain : tuple, default (1, 1, 1)
         (r,g,b) factors
     contrast : float, default 1.0
         about middle grey
@@ -405,11 +405,6 @@ def grade(
 # %% ../../nbs/studio/06_shoot.ipynb #d9f45a09
 def traits(who) -> dict:  # an Identity; name, shirt, hat, accessory, build
     """What captions may say of a person's looks.
-
-    Parameters
-    ----------
-    who
-        an Identity; name, shirt, hat, accessory, build
 
     Returns
     -------
@@ -538,16 +533,7 @@ def _followed(setup, seen):
 
 @patch
 def view(self: Set, plan, stage, seen, roll, inside):
-    """First camera, set-up as used, share of free moments; looked for once for a set-up and the same doings.
-
-    Parameters
-    ----------
-    plan
-    stage
-    seen
-    roll
-    inside
-    """
+    "First camera, set-up as used, share of free moments; looked for once for a set-up and the same doings."
     setup = self.scene.setups[plan.setup]
     key = plan.setup, repr([(p.at, p.act.action) for p in seen])
     if key not in self.views and setup.insert: self.views[key] = frame_thing(self.place, self.size), setup, 1.0
@@ -626,7 +612,7 @@ def shoot_film(
     Parameters
     ----------
     plan : FilmPlan
-    size : default (256, 144)
+    size : tuple, default (256, 144)
         (width, height), pixels
     rate : int, default 12
         frames per second
@@ -751,7 +737,7 @@ def make_film(
     plan : FilmPlan
     folder : str | Path
         gets `<key>.mp4`, `<key>.npz` with the cameras and `<key>.json` with the timeline
-    size : default (256, 144)
+    size : tuple, default (256, 144)
     rate : int, default 12
     crf : int, default 28
     motion : int, default 0

@@ -179,7 +179,7 @@ class Stage:
         what stands still
     actors : list, default ()
         what moves: anything with `parts` and `poses(t)`
-    size : default (256, 144)
+    size : tuple, default (256, 144)
         (width, height) of the images, pixels
     finer : float, default 1.5
         factor by which images are drawn larger, then averaged down; rounded up to whole pixels
@@ -207,7 +207,6 @@ class Stage:
         Parameters
         ----------
         t : float
-            (parts,4,4) world_from_part, the sky and all that stands still included
 
         Returns
         -------

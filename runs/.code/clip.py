@@ -14,13 +14,14 @@ image_size = 32  # side, pixels
 epochs = 24
 batch_size = 128  # pairs of a step
 lr = 0.002  # highest learning rate
+mixed_precision = "no"  # or "bf16", where the processor has it: without, it is many times slower
 warmup = 0.055  # share of all steps over which the learning rate rises
 min_crop = 0.9  # smallest random crop in training, share of the area
 workers = 2  # processes
 models = ""  # folder that keeps the trained models; empty to keep them only until all is done
 date = ""  # the day, for results that are kept outside the pipeline; in the pipeline it would make every run differ
-metrics = "runs/clip/metrics.json"  # where the metrics go
-out = "runs/clip"  # where all else goes
+headlines = []  # names of the numbers that are compared after a rerun
+out = "runs/clip"  # where results go
 
 # %%
 import os, shutil, time
@@ -38,10 +39,11 @@ from primenb.clip.evaluate import draw_prediction, draw_robustness
 from primenb.clip.model import to_rgb
 from primenb.clip.protocol import load_clip_data, run_clip
 from primenb.clip.train import ClipRun
-from primenb.core import root, save_metrics, seed_all
+from primenb.core import root, seed_all
 from primenb.learn.jobs import run_jobs
 from primenb.learn.runs import load
 from primenb.learn.stats import paired_gain
+from primenb.results import save_results
 from primenb.viz import style
 
 # %%
@@ -58,7 +60,8 @@ every = load_clip_data(data, "class", folder)
 total = len(every.splits["train"])
 full_size = num_images or total
 shared = dict(data=data, folder=folder, image_size=image_size, min_crop=min_crop, device="cpu")
-base = ClipRun(**shared, num_images=num_images, epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup)
+base = ClipRun(**shared, num_images=num_images, epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup,
+               mixed_precision=mixed_precision)
 steps = full_size // batch_size
 
 def with_seeds(methods, **changes):
@@ -217,8 +220,10 @@ def nested(table, keys, leaf):
         inner[row[keys[-1]]] = leaf(row)
     return found
 
-means = whole.groupby(["noise", "method", "which"], sort=False).test_accuracy.mean().reset_index()
-found = dict(accuracy=nested(means, ["noise", "method", "which"], lambda row: row["test_accuracy"]))
+by = whole.groupby(["noise", "method", "which"], sort=False).test_accuracy
+means = by.agg(["mean", "sem"]).fillna(0).reset_index()
+def mean_and_error(row): return dict(mean=row["mean"], sem=row["sem"])
+found = dict(accuracy=nested(means, ["noise", "method", "which"], mean_and_error))
 found["gain"] = nested(gains, ["noise", "method", "which", "measure"], short)
 found["robustness"] = {}
 for noise, r in robustness.items():
@@ -240,13 +245,18 @@ for run, result in results.items():
     curve = {k: v for k, v in result["curve"].items() if k.endswith("_accuracy") or k == "distilled"}
     for e in range(run.epochs):
         records.append(settings_of(run) | dict(epoch=e + 1) | {k: v[e] for k, v in curve.items()})
-pd.DataFrame(records).round(4).to_csv(out / "curves.csv", index=False)
+curves = pd.DataFrame(records)
+curves.round(4).to_csv(out / "curves.csv", index=False)
+main = curves[(curves.noise == main_noise) & (curves.num_images == full_size)]
+by_epoch = main.pivot_table(index="epoch", columns="method", values="test_accuracy", sort=False)
+by_epoch.round(4).to_csv(out / "learning.csv")  # for `dvc plots`
 
 # %%
 trained = sum(result["seconds"] for result in results.values()) / workers
 seconds = max(time.perf_counter() - started, trained)
 sizes = dict(num_images=full_size, trainings=len(runs), epochs=epochs)
-save_metrics(place(metrics), found, seconds=seconds, seeds=seeds, sizes=sizes, **(dict(date=date) if date else {}))
+record = dict(seeds=seeds, sizes=sizes) | (dict(date=date) if date else {})
+save_results(out, found, headlines, seconds=seconds, **record)
 if not models: shutil.rmtree(kept)
 
 # %%
@@ -258,7 +268,7 @@ def sentence(noise, method, which):
     else: verdict = "better" if g.low > 0 else "worse" if g.high < 0 else "no clear difference"
     reached = found["accuracy"][noise]
     interval = "" if verdict == "no interval" else f" [{100 * g.low:+.1f}, {100 * g.high:+.1f}]"
-    numbers = f"`{method}` {reached[method][which]:.3f}, `clip` {reached['clip'][which]:.3f}"
+    numbers = ", ".join(f"`{m}` {reached[m][which]['mean']:.3f}" for m in (method, "clip"))
     difference = f"{100 * g.gain:+.1f} points{interval} over {len(seeds)} seeds"
     return f"- noise {noise}, {which} epoch: {numbers}; {difference}: {verdict}"
 

@@ -5,6 +5,7 @@ clips_checked = 264  # how many clips have their motion vectors compared, test c
 frames_checked = 8  # frames of a tracking shot that optical flow is computed for
 seed = 0
 date = ""  # the day, for results that are kept outside the pipeline; in the pipeline it would make every run differ
+headlines = []  # names of the numbers that are compared after a rerun
 out = "runs/corpus"  # where results go
 
 # %%
@@ -22,12 +23,13 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from primenb.core import progress, root, save_metrics, seed_all
+from primenb.core import progress, root, seed_all
 from primenb.data.corpus import gt_captions, clips, films, pairs, shots, tracking_shots
 from primenb.data.depth import Pinhole, reprojection
 from primenb.media.motion import read_motion, to_tokens
 from primenb.media.shots import detect_shots, match_cuts, score_cuts
 from primenb.media.video import frames_at
+from primenb.results import save_results
 from primenb.viz import sheet, show, style
 
 # %%
@@ -341,7 +343,7 @@ agreement_of_geometry = dict(
 parts = dict(counts=counts, cuts=cut_scores, geometry=agreement_of_geometry, estimators=estimators, vectors=vectors)
 metrics = dict(**parts, control=controls, genre=genres, durations=durations, words=words, editing=editing)
 record = dict(seeds=[seed], sizes=sizes, **(dict(date=date) if date else {}))
-save_metrics(out / "metrics.json", metrics, seconds=time.perf_counter() - started, **record)
+save_results(out, metrics, headlines, seconds=time.perf_counter() - started, **record)
 pd.json_normalize(metrics).T.rename(columns={0: "value"})
 
 # %%

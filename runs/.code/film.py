@@ -7,6 +7,7 @@ token = 16  # pixels; motion is compared on squares of this size
 flow_step = 4  # optical flow, where it stands in for ground truth, is computed for every such frame
 seed = 0
 date = ""  # the day, for results that are stored outside the pipeline; in the pipeline it would make every run differ
+headlines = []  # names of the numbers that are compared after a rerun
 out = "runs/film"  # where results go
 
 # %%
@@ -19,10 +20,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from primenb.core import root, save_metrics, seed_all
+from primenb.core import root, seed_all
 from primenb.media.motion import read_motion, to_tokens, window_motion
 from primenb.media.shots import detect_shots, match_cuts, score_cuts
 from primenb.media.video import canonicalise, frame_times, iter_frames
+from primenb.results import save_results
 from primenb.viz import style
 
 # %%
@@ -130,7 +132,7 @@ for (reference, form), row in mean.iterrows():
 sizes = dict(films=len(known), frames=sum(map(len, times.values())))
 metrics = dict(shots=shots, **scores, counts=sizes)
 record = dict(seeds=[seed], sizes=sizes, **(dict(date=date) if date else {}))
-save_metrics(out / "metrics.json", metrics, seconds=time.perf_counter() - started, **record);
+save_results(out, metrics, headlines, seconds=time.perf_counter() - started, **record);
 
 # %%
 table = mean.round(3).reset_index()

@@ -32,9 +32,8 @@ real_footage = ""  # folder with clips of a static camera
 workers = 2  # processes
 models = ""  # folder for the trained models; empty to delete them when all is done
 date = ""  # the day, for results that are kept outside the pipeline
-metrics = "runs/mgm/metrics.json"
-mask_metrics = "runs/mgm/masks.json"
-out = "runs/mgm"
+headlines = []  # names of the numbers that are compared after a rerun
+out = "runs/mgm"  # where results go
 
 # %%
 import os, shutil, time
@@ -49,7 +48,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from primenb.core import root, save_metrics, seed_all
+from primenb.core import root, seed_all
 from primenb.data.corpus import clips as corpus_clips
 from primenb.data.corpus import films
 from primenb.learn.jobs import run_jobs
@@ -62,6 +61,7 @@ from primenb.mgm.protocol import (
     EvalPlan, control_pairs, eval_sets, foreground_motion, mean_epochs_to_target, score_encoder, train_and_evaluate,
     variant_runs)
 from primenb.mgm.train import MaskedRun
+from primenb.results import save_results
 from primenb.viz import overlay, sheet, show, style
 
 # %%
@@ -293,6 +293,7 @@ found = dict(
 if goal: found["epochs_to_target"] = dict(target=goal, epochs=epochs) | reached
 by_mask = dict(kinds=kinds.T.to_dict(), mgm_recall=by_camera.T.to_dict(), foreground=median_motion.T.to_dict())
 if real_recall: by_mask["real_recall"] = real_recall
+found["masks"] = by_mask
 
 # %%
 out.mkdir(parents=True, exist_ok=True)
@@ -305,15 +306,17 @@ curve_rows = [pd.DataFrame(result["curve"]).assign(variant=name, seed=seed)
 all_curves = pd.concat(curve_rows, ignore_index=True)
 first = ["variant", "seed"]
 all_curves[first + [c for c in all_curves if c not in first]].round(5).to_csv(out / "curves.csv", index=False)
+loss = next(name for name in all_curves if name.endswith("loss"))
+by_epoch = all_curves.pivot_table(index="epoch", columns="variant", values=loss, sort=False)
+by_epoch.round(5).to_csv(out / "learning.csv")  # for `dvc plots`
 
 # %%
 record = dict(seeds=seeds) | (dict(date=date) if date else {})
 seconds = time.perf_counter() - started
-save_metrics(place(mask_metrics), by_mask, seconds=seconds, sizes=dict(num_clips=len(tests), ratio=ratio), **record)
 train_clips = num_clips or len(list(corpus_clips("train", folder=place(folder), check=False)))
 sizes = dict(trainings=len(results), epochs=epochs, num_clips=train_clips, num_labelled=num_labelled)
 training = sum(result["seconds"] for *_, result in results) / workers
-save_metrics(place(metrics), found, seconds=max(seconds, training), sizes=sizes, **record)
+save_results(out, found, headlines, seconds=max(seconds, training), sizes=sizes, **record)
 if not models: shutil.rmtree(model_folder)
 
 # %%

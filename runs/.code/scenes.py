@@ -30,8 +30,8 @@ most = 3000  # films of the catalogue
 workers = 2  # processes
 models = ""  # folder that keeps the trained models; empty to keep them only until all is done
 date = ""  # the day, for results that are kept outside the pipeline
-metrics = "runs/scenes/metrics.json"
-out = "runs/scenes"
+headlines = []  # names of the numbers that are compared after a rerun
+out = "runs/scenes"  # where results go
 
 # %%
 import os, shutil, time
@@ -45,10 +45,11 @@ import pandas as pd
 from IPython.display import Markdown
 from scipy import stats
 
-from primenb.core import root, save_metrics, seed_all
+from primenb.core import root, seed_all
 from primenb.data.public import feature_films, wikipedia_films
 from primenb.learn.jobs import run_jobs
 from primenb.learn.stats import paired_gain
+from primenb.results import save_results
 from primenb.scenes.boundaries import Evidence, FusedHead, Head, score_held_out
 from primenb.scenes.evaluate import evaluate_boundaries, paired_bootstrap, pooled_ap, prior, random_scores
 from primenb.scenes.find import ZeroShot
@@ -285,10 +286,11 @@ if scene_positives:
 # %%
 scores.round(4).to_csv(out / "scores.csv", index=False)
 few.round(4).to_csv(out / "labels.csv", index=False)
+curves["mean"].round(4).to_csv(out / "learning.csv")  # for `dvc plots`
 if scene_positives: read.round(4).to_csv(out / "scenes.csv", index=False)
 sizes = dict(films=len(records), shots=len(shots), epochs=epochs, trainings=len(plan) + len(scene_plan))
-day = dict(date=date) if date else {}
-save_metrics(place(metrics), numbers, seeds=seeds, seconds=time.perf_counter() - started, sizes=sizes, **day)
+record = dict(seeds=seeds, sizes=sizes) | (dict(date=date) if date else {})
+save_results(out, numbers, headlines, seconds=time.perf_counter() - started, **record)
 if not models: shutil.rmtree(kept)
 
 # %%

@@ -12,8 +12,8 @@ max_features = 400  # SIFT features of a frame of them
 workers = 2  # processes
 seed = 0
 date = ""  # the day, for results that are kept outside the pipeline; in the pipeline it would make every run differ
-metrics = "runs/sfm/metrics.json"  # where the metrics go
-out = "runs/sfm"  # where all else goes
+headlines = []  # names of the numbers that are compared after a rerun
+out = "runs/sfm"  # where results go
 
 # %%
 import os, tempfile, time
@@ -26,9 +26,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from primenb.core import root, save_metrics, seed_all
+from primenb.core import root, seed_all
 from primenb.data.corpus import tracking_shots
 from primenb.learn.jobs import run_jobs
+from primenb.results import save_results
 from primenb.sfm.baselines import SFM_BASELINES
 from primenb.sfm.evaluate import AUCS, METRICS, count_failures, draw_paths, improvement
 from primenb.sfm.insert import insert
@@ -273,8 +274,8 @@ results = dict(sequences=sequences_found, pooled=pooled) if real else dict(start
 results["focal"] = lens
 if not real: results["insertion"] = insertion
 results["speed"] = speed
-dated = dict(date=date) if date else {}
-save_metrics(place(metrics), results, seconds=time.perf_counter() - started, seeds=[seed], sizes=sizes, **dated)
+record = dict(seeds=[seed], sizes=sizes) | (dict(date=date) if date else {})
+save_results(out, results, headlines, seconds=time.perf_counter() - started, **record)
 pd.json_normalize(results).T.rename(columns={0: "value"})
 
 # %%
