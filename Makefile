@@ -36,8 +36,9 @@ lab: $(ready)  ## open the notebooks in JupyterLab
 docs: $(ready)  ## build the site in _docs/html
 	python -m primenb.site
 
-readme: $(ready)  ## run nbs/index.ipynb and make README.md of it
-	jupyter nbconvert --to notebook --execute --inplace --log-level WARN --KernelManager.transport_encryption=auto nbs/index.ipynb && nbdev_clean --fname nbs/index.ipynb
+readme: $(ready)  ## run nbs/results.ipynb and nbs/index.ipynb, and make README.md of it
+	for nb in results index; do jupyter nbconvert --to notebook --execute --inplace --log-level WARN \
+	--KernelManager.transport_encryption=auto nbs/$$nb.ipynb && nbdev_clean --fname nbs/$$nb.ipynb || exit 1; done
 	python -m primenb.reports readme
 
 bench: $(ready)  ## measure speed beside other libraries, into runs/bench

@@ -188,6 +188,9 @@ SECTION = re.compile(r"^(Parameters|Returns)\n---", re.M)
 
 def _literal(text, indent):
     "A docstring of several lines as source."
+    if "\n" not in text.split("\n\n")[0]:  # one line, which the quotes may make too long
+        first, *rest = text.split("\n\n", 1)
+        text = "\n\n".join([textwrap.fill(first, 117 - len(indent), break_on_hyphens=False), *rest])
     safe = text.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     return textwrap.indent(f'"""{safe}\n"""', indent, lambda line: line.strip()).splitlines()
 

@@ -275,8 +275,21 @@ def deps():
     with atomic(root() / "dvc.yaml") as f: f.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 # %% ../nbs/01_reports.ipynb #4be1cf8b
-def run_all(nb):
-    "Run all cells of the notebook NB as JupyterLab does."
+def run_all(
+    nb: str | Path,  # any notebook
+):  # the executed notebook, as nbformat has it
+    """Run all cells of the notebook NB as JupyterLab does.
+
+    Parameters
+    ----------
+    nb : str | Path
+        any notebook
+
+    Returns
+    -------
+    value
+        the executed notebook, as nbformat has it
+    """
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -288,6 +301,7 @@ def run_all(nb):
         if e.ename == "PrimenbError" and e.evalue.startswith("drawing: "):
             print(f"{nb}: not run from the first cell that draws: {e.evalue}")
         else: raise PrimenbError(nb, f"a cell raised {e.ename}: {e.evalue}", str(e)) from None
+    return notebook
 
 # %% ../nbs/01_reports.ipynb #8c96e609
 def page(

@@ -4,9 +4,10 @@ import ast, csv, json, re, subprocess
 
 import nbformat
 import pytest
-from conftest import project, tool
+from conftest import project
 from hypothesis import given, strategies as st
 from primenb.core import PrimenbError
+from primenb.reports import run_all, write, write_report
 from primenb.results import SHOWN, compare_stage, flat, load_processors, load_values, save_results
 from primenb.results import standard_error, summary, tolerances, verdict
 
@@ -110,23 +111,10 @@ def test_reports_can_be_read_where_they_lie(stage):
     assert sum(sizes) <= 300_000
 
 
-def fresh(nb, tmp_path):
-    "A notebook after a run of all cells."
-    copy = tmp_path / nb.name
-    program = (
-        "import nbformat, sys; from nbclient import NotebookClient; from primenb.reports import kernel_config; "
-        f"nb = nbformat.read({str(nb)!r}, 4); where = dict(metadata=dict(path={str(nb.parent)!r})); "
-        "NotebookClient(nb, kernel_name='python3', resources=where, config=kernel_config()).execute(); "
-        f"nbformat.write(nb, {str(copy)!r})"
-    )
-    tool("python", "-c", program)
-    return nbformat.read(copy, 4)
-
-
 @pytest.mark.slow
-def test_the_notebook_of_results_shows_the_files(tmp_path):
+def test_the_notebook_of_results_shows_the_files():
     "Its stored outputs are those of a run on the committed files."
-    stored, new = nbformat.read(project / "nbs/results.ipynb", 4), fresh(project / "nbs/results.ipynb", tmp_path)
+    stored, new = nbformat.read(project / "nbs/results.ipynb", 4), run_all(project / "nbs/results.ipynb")
 
     def shown(notebook):
         outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
@@ -160,7 +148,6 @@ def test_tables_of_reports_keep_their_shape(tmp_path):
     "Cells that span rows or columns still do; styles are gone."
     import pandas as pd
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-    from primenb.reports import write, write_report
 
     index = pd.MultiIndex.from_product([["a", "b"], ["x", "y"]])
     table = pd.DataFrame([[1, 2], [3, 4], [5, 6], [7, 8]], index, pd.MultiIndex.from_product([["top"], ["u", "v"]]))

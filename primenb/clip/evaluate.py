@@ -496,7 +496,8 @@ def draw_robustness(
     transform: str = "logit",  # or "probit" or "linear"; the axes are stretched by it
     name: str = "standard",  # of the line's models
 ):  # a matplotlib figure
-    """Accuracy on shifted over accuracy on ordinary images, with the line through the standard models and its 95 % band.
+    """Accuracy on shifted over accuracy on ordinary images, with the line through the standard models and its 95 %
+    band.
 
     Parameters
     ----------

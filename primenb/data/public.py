@@ -92,7 +92,7 @@ def _hololens(folder):
     for image, (where, text) in zip(images, poses): yield _number(image), image, depths.get(_number(image)), where, text
 
 def _sevenscenes(folder):
-    "The frames of frame-XXXXXX.color.*, .depth.png and .pose.txt."
+    "The frames of frame-000000.color.*, .depth.png and .pose.txt, and so on."
     images = {p.name.split(".")[0]: p for p in _images(folder) if ".color." in p.name}
     has_depth = any(folder.glob("*.depth.png"))
     for name in sorted({*images, *(p.name.split(".")[0] for p in folder.glob("*.pose.txt"))}):

@@ -118,7 +118,8 @@ def expand_grid(
     given: dict,  # as read from a file: setting -> value, or a list of values
     where="parameters",  # the file named in an error
 ) -> list:  # runs
-    """Every combination of the values in lists; raises `PrimenbError` for an unknown setting or a value of another type.
+    """Every combination of the values in lists; raises `PrimenbError` for an unknown setting or a value of another
+    type.
 
     Parameters
     ----------

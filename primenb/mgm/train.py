@@ -571,7 +571,8 @@ def motion(self: WindowedClips,
 
 # %% ../../nbs/mgm/02_train.ipynb #c61b40c5
 class MaskedClips(WindowedClips):
-    """Clips through random windows with masks: dictionaries of pixels, hidden, fallback and key, and motion as a target.
+    """Clips through random windows with masks: dictionaries of pixels, hidden, fallback and key, and motion as a
+    target.
 
     Parameters
     ----------

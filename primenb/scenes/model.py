@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import PrimenbError, atomic, extra, fingerprint, progress
+from ..core import PrimenbError, extra, fingerprint, progress
 from ..data.records import Reader, ShotFeatures
-from ..media.shots import detect_shots
+from ..media.shots import detect_shots, load_shots, save_shots
 from ..media.video import frames_at, probe
 from .positives import fill_missing
 with extra("learn"):
@@ -220,10 +220,8 @@ def _shots_once(path, cache, detector):
     "The shot table of a film, detected if it is not in the cache."
     if not path.is_file(): probe(path)  # raises
     file = Path(cache) / f"{path.stem}.{fingerprint(path, dict(detector=detector))}.csv"
-    if not file.exists():
-        found = detect_shots(path, detector)
-        with atomic(file) as f: found.to_csv(f, index=False)
-    return pd.read_csv(file, dtype=dict(film=str))
+    if not file.exists(): save_shots(detect_shots(path, detector), file)
+    return load_shots(file)
 
 # %% ../../nbs/scenes/02_model.ipynb #f66cf489
 def archive_films(

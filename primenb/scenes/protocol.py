@@ -296,7 +296,8 @@ def evaluate_scene_run(
     out: str | Path,   # folder for the training, and evaluation.json
     seed: int = 0,     # which third of the films is evaluated
 ) -> dict:  # settings, and a score for each task
-    """Trains an encoder of scenes and evaluates it; resumes what was interrupted, and returns a finished result at once.
+    """Trains an encoder of scenes and evaluates it; resumes what was interrupted, and returns a finished result at
+    once.
 
     Parameters
     ----------

@@ -123,7 +123,8 @@ def depth_of(
     estimator: str = "scaled",  # "scaled" or "shifted" for a simulated network, "truth" for what the studio knows
     noise: float = 0.1,  # spread of the logarithm of a network's error
 ) -> DepthMaps:
-    """The depth of a starter shot, true or as a simulated network takes it; raises `PrimenbError` for another estimator.
+    """The depth of a starter shot, true or as a simulated network takes it; raises `PrimenbError` for another
+    estimator.
 
     Parameters
     ----------
