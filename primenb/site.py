@@ -106,7 +106,8 @@ def _class(node, notes):
 def _assigned(node, notes):
     "The entries of the names that a line assigns."
     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+    parts = [part for target in targets for part in getattr(target, "elts", [target])]
+    names = [part.id for part in parts if isinstance(part, ast.Name)]  # not an entry of a table
     value = ast.unparse(node.value) if node.value else ""
     short = value if len(value) <= 60 else value[:57] + "..."
     shown = Argument("", "", short if len(names) == 1 else "", "")
@@ -342,7 +343,7 @@ def describe(
     if called: head += f"({signature(taken)})"
     if called and given.type: head += f" -> {given.type}"
     if entry.kind == "property" and given.type: options.append(f":type: {given.type}")
-    if entry.kind == "data" and given.default: options.append(f":value: {given.default}")
+    if entry.kind == "data" and given.default: options.append(f":value: {json.dumps(given.default)}")
     extends = [f"{{py:obj}}`{base} <primenb.{known[base].module}.{base}>`" for base in entry.bases
                if base in known]
     text = " ".join(filter(None, [plain(entry.text), extends and f"Extends {', '.join(extends)}.", links(entry)]))
