@@ -12,11 +12,11 @@ import pytest
 from conftest import project, tool
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
-from primenb.film import analyse as film_module
 from primenb.film.analyse import PAGE_PARTS, Part, analyse
 from primenb.film.page import axis_ticks, chart_path, clock_time, render_section
 from primenb.media.video import Frame, encode, iter_frames
 from primenb.scenes.files import load_scenes
+from primenb.sfm import mapper
 from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import CameraTrack
 
@@ -354,12 +354,12 @@ def test_an_export_that_fails_is_named_and_the_others_are_written(tmp_path, monk
 def test_a_shot_that_fails_does_not_take_the_others_down(tmp_path, monkeypatch):
     grey = [np.full((180, 320, 3), 90, np.uint8)] * 24
     film = encode(tmp_path / "film.mp4", [*shot_of_size(320, 180, 24), *grey], 24)
-    track, calls = film_module.track_camera, []
+    track, calls = mapper.track_camera, []
     def fails(frames, **how):
         calls.append(len(frames))
         if len(calls) == 1: raise np.linalg.LinAlgError("Singular <matrix>")
         return track(frames, **how)
-    monkeypatch.setattr(film_module, "track_camera", fails)
+    monkeypatch.setattr(mapper, "track_camera", fails)
     with pytest.warns(UserWarning, match="shot 0 failed: LinAlgError"):
         report = analyse(film, tmp_path / "r", parts=["cameras"])
     table, state = pd.read_csv(report.out / "cameras.csv"), json.loads((report.out / "film.json").read_text())
@@ -371,7 +371,7 @@ def test_a_shot_that_fails_does_not_take_the_others_down(tmp_path, monkeypatch):
     assert "1 refused, 1 failed" in page and "Singular &lt;matrix&gt;" in page
     with pytest.raises(PrimenbError): report.camera_track(0)
     def stopped(frames, **how): raise KeyboardInterrupt
-    monkeypatch.setattr(film_module, "track_camera", stopped)
+    monkeypatch.setattr(mapper, "track_camera", stopped)
     with pytest.raises(KeyboardInterrupt): analyse(film, tmp_path / "r", parts=["cameras"], overwrite=True)
 
 
