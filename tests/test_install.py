@@ -24,6 +24,11 @@ print(json.dumps(found))
 """
 
 
+def clean():
+    "The environment without what would let Python find the checkout."
+    return {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+
+
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
     "Python in an environment with the wheel and what it requires, nothing else."
@@ -34,15 +39,15 @@ def bare(tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
     python = folder / "environment/bin/python"
     install = [python, "-m", "pip", "install", "-q", "-c", project / "constraints.txt", wheel]
-    done = subprocess.run(install, capture_output=True, text=True)
+    done = subprocess.run(install, capture_output=True, text=True, cwd=folder, env=clean())
     assert done.returncode == 0, done.stderr
     return python
 
 
 def run(python, *command):
     "A program of that environment, away from the checkout."
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    return subprocess.run([python, *command], capture_output=True, text=True, cwd=Path(python).parents[2], env=clean)
+    where = Path(python).parents[2]
+    return subprocess.run([python, *command], capture_output=True, text=True, cwd=where, env=clean())
 
 
 def test_each_module_imports_or_names_its_extra(bare):

@@ -170,8 +170,8 @@ def scenes_per_hour(
     np.ndarray
         (n,) number of the scene of each shot
     """
-    if not 0 < per_hour < np.inf:
-        raise PrimenbError(f"{per_hour} scenes an hour", "it is no rate of scenes", "give a number above 0")
+    if not 0 <= per_hour < np.inf:
+        raise PrimenbError(f"{per_hour} scenes an hour", "it is no rate of scenes", "give 0 or more")
     times = _times(shots)
     most = max(round(per_hour * (times[-1] - times[0]) / 3600), 1)
     return _numbered(_pick(_checked(scores, len(shots), shots.film.iloc[0]), times, most - 1, shortest))
