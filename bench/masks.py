@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from primenb.media import video
+from primenb.media import index
 from primenb.core import root, save_metrics
 from primenb.mgm.masks import MASKS, Guide, Masks, guide, optical_flow
 from primenb.media.motion import cached_motion, read_motion
@@ -72,7 +72,7 @@ def contenders(folder):
     "What each method computes from a clip and its images, which are decoded in any case, to get its motion."
 
     def vectors(path, frames):  # decodes the clip a second time, for the vectors alone
-        video._scan_file.cache_clear()
+        index._index_file.cache_clear()
         return read_motion(path, remove_camera=True)
 
     def flow(method):

@@ -36,18 +36,18 @@ def decode(path):
 
 def motion(path):
     "Ours, from opening the file to tokens of 16 pixels and 2 frames; nothing is remembered from the round before."
-    from primenb.media import video
+    from primenb.media import index
     from primenb.media.motion import read_motion, to_tokens
 
-    video._scan_file.cache_clear()
+    index._index_file.cache_clear()
     to_tokens(read_motion(path), patch=16, tubelet=2)
 
 
 def vectors(path):
     "Ours, as far as mv_extractor goes: the table of vectors of each frame."
-    from primenb.media import video
+    from primenb.media import index, video
 
-    video._scan_file.cache_clear()
+    index._index_file.cache_clear()
     for _ in video.iter_vectors(path):
         pass
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
+from primenb.media.images import hdr_to_srgb
 from primenb.media.video import (
-    Frame, VideoError, canonicalise, encode, frame_times, frames_at, hdr_to_srgb, iter_frames, iter_vectors, probe,
+    Frame, VideoError, canonicalise, encode, frame_times, frames_at, iter_frames, iter_vectors, probe,
     read_audio, read_frames,
 )
 
@@ -84,8 +85,10 @@ def linear(path, stream=None):
         chosen.thread_type, start = "AUTO", None
         for frame in container.decode(chosen):
             start = frame.pts if start is None else start
+            hd = int(frame.colorspace) == 2 and frame.width >= 1280 and not frame.format.is_rgb  # as players take it
+            how = dict(src_colorspace="ITU709") if hd else {}
             yield float((frame.pts - start) * frame.time_base), frame.to_ndarray(
-                format="rgb24", interpolation="BICUBIC"
+                format="rgb24", interpolation="BICUBIC", **how
             )
 
 
