@@ -17,7 +17,7 @@ import numpy as np
 
 from .packets import NO_TIME, VideoError, open_film, read_packets
 
-# %% ../../nbs/media/00_index.ipynb #de057781
+# %% ../../nbs/media/00_index.ipynb #f9c2493c
 @dataclass(frozen=True)
 class FrameIndex:
     """The N shown frames of a video stream, in order, and the P packets of the file that they come from.
@@ -46,8 +46,8 @@ class FrameIndex:
         whether the file has presentation times
     by_place : bool
         whether to jump to places in the file instead of times
-    joined : bool
-        whether its clock starts anew somewhere
+    shifts : tuple[float, ...]
+        seconds to add to the file's clock: 0, and one more for each time that it starts anew
     paired : bool
         whether some frames come as two fields
     offset : float
@@ -70,7 +70,7 @@ class FrameIndex:
     key_pts: np.ndarray  # (K,) the key-frames' time stamps
     stamped: bool  # whether the file has presentation times
     by_place: bool  # whether to jump to places in the file instead of times
-    joined: bool  # whether its clock starts anew somewhere
+    shifts: tuple[float, ...]  # seconds to add to the file's clock: 0, and one more for each time that it starts anew
     paired: bool  # whether some frames come as two fields
     offset: float  # seconds that a player's clock shows when the first frame appears
     pixel_aspect: Fraction  # width of a stored pixel over its height
@@ -82,7 +82,7 @@ class FrameIndex:
         "The number of the frame on the screen at these times."
         return np.clip(np.searchsorted(self.times, np.asarray(seconds) + 1e-6, "right") - 1, 0, len(self) - 1)
 
-# %% ../../nbs/media/00_index.ipynb #90c6b864
+# %% ../../nbs/media/00_index.ipynb #34f1cb2c
 def _stamps(packets, container, stream):
     "(P,) time stamps, gaps filled with those of decoding; None if the file has no presentation times."
     table = packets.table
@@ -94,10 +94,10 @@ def _stamps(packets, container, stream):
 
 def _times(packets, pts, tick, rate):
     "(P,) time stamps on one clock, in ticks, and the length of a tick in seconds."
-    if pts is None: return np.arange(len(packets.table)), float(1 / rate)
+    if pts is None: return np.cumsum(~packets.table["hidden"]) - 1, float(1 / rate)
     return pts + np.rint(packets.table["shift"] / float(tick)).astype(np.int64), float(tick)
 
-# %% ../../nbs/media/00_index.ipynb #27066e88
+# %% ../../nbs/media/00_index.ipynb #d588a9eb
 def _pixel_aspect(stream):
     "Width over height of a stored pixel, and a note where the file's word for it is absurd."
     aspect = Fraction(stream.sample_aspect_ratio or 1)
@@ -105,14 +105,13 @@ def _pixel_aspect(stream):
     if Fraction(1, 8) <= aspect <= 8: return aspect, ()
     return Fraction(1), (f"the file calls its pixels {aspect} as wide as high; they are shown as squares",)
 
-def _joint_notes(packets, ticks, tick):
+def _joint_notes(packets, ticks, tick, first):
     "Where the clock starts anew, in words."
-    rows = [int(np.argmax(packets.table["pos"] >= place)) for place, _ in packets.joints]
-    seconds = [(ticks[row] - ticks.min()) * tick for row in rows]
+    seconds = [(ticks[row] - first) * tick for row, _ in packets.joints if ticks[row] > first]
     more = f", and at {len(seconds) - 1} more places" if len(seconds) > 1 else ""
     return (f"its clock starts anew at {seconds[0]:.2f} s{more}, as where recordings were joined",) if seconds else ()
 
-# %% ../../nbs/media/00_index.ipynb #d73af0e4
+# %% ../../nbs/media/00_index.ipynb #cc7cc483
 def _key_frames(table, pts, ticks, order):
     "The key-frames: their packets, their time stamps, and the first frame shown at or after each."
     rows = np.flatnonzero(table["key"]) if pts is not None else order[:1]
@@ -142,8 +141,8 @@ def _build(path, container, stream, packets):
         **_lengths(table, pts, ticks, tick, order), **_key_frames(table, pts, ticks, order),
         pts=(ticks if pts is None else pts)[order], order=order, number=number, stamped=pts is not None,
         place=np.stack([table["pos"], table["size"]], 1), by_place=container.format.name in ("mpegts", "mpeg"),
-        joined=bool(packets.joints), paired=packets.paired, offset=max(late, 0.0) if pts is not None else 0.0,
-        pixel_aspect=aspect, damage=packets.damage, notes=notes + _joint_notes(packets, ticks, tick))
+        shifts=(0.0, *(shift for _, shift in packets.joints)), paired=packets.paired, offset=max(late, 0.0) if pts is not None else 0.0,
+        pixel_aspect=aspect, damage=packets.damage, notes=notes + _joint_notes(packets, ticks, tick, ticks[order[0]]))
 
 # %% ../../nbs/media/00_index.ipynb #e4bd8450
 def _row(index, packet, before):

@@ -6,7 +6,7 @@
 __all__ = ['vector_codecs', 'AudioInfo', 'VideoInfo', 'probe', 'frame_times', 'Frame', 'frame_numbers', 'iter_frames',
            'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio', 'encode', 'canonicalise']
 
-# %% ../../nbs/media/00_video.ipynb #dc28e6c5
+# %% ../../nbs/media/00_video.ipynb #bfa73116
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from av.sidedata.sidedata import SideDataContainer
 from ..core import atomic, progress
 from .images import quarter_turns, rgb_image, shown_size, transfers
 from .index import decode_frames, frame_index, numbered
-from .packets import Clock, NoMotionVectors, VideoError, open_film, video_streams
+from .packets import NoMotionVectors, VideoError, open_film, video_streams
 
 # %% ../../nbs/media/00_video.ipynb #65203e08
 class AudioInfo(NamedTuple):
@@ -568,30 +568,33 @@ def read_audio(
         samples[max(i, 0) : max(i, 0) + len(piece)] = piece
     return samples
 
-# %% ../../nbs/media/00_video.ipynb #7c9a7532
+# %% ../../nbs/media/00_video.ipynb #b54c8a3b
 def _sound(path, track, rate, start):
     "Chunks of sound from a little before `start` (seconds on the file's clock), each with its time."
-    joined = frame_index(path).joined
+    shifts = np.array(frame_index(path).shifts)
     with open_film(path) as (container, _):
-        s, clock = container.streams.audio[track], Clock(container)
-        if not joined: container.seek(max(int((start - 0.5) / s.time_base), s.start_time or 0), stream=s)
+        s = container.streams.audio[track]
+        if len(shifts) == 1: container.seek(max(int((start - 0.5) / s.time_base), s.start_time or 0), stream=s)
         resampler, due = None, None
-        for packet in container.demux() if joined else container.demux(s):
-            shift = clock.add(packet) if joined else 0.0
-            for frame in _decoded(packet) if packet.stream_index == s.index else ():
-                now = due if frame.pts is None else float(frame.pts * s.time_base) + shift
-                if resampler is None or due is None or abs(now - due) > 0.1:  # the beginning, or a gap
-                    resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
-                    due = now or 0.0
-                for out in resampler.resample(frame):
-                    chunk = out.to_ndarray().reshape(-1)
-                    yield due, chunk
-                    due += len(chunk) / rate
+        for frame in _decoded(container, s):
+            now = due if frame.pts is None else _nearest_time(float(frame.pts * s.time_base) + shifts, due)
+            if resampler is None or due is None or abs(now - due) > 0.1:  # the beginning, or a gap
+                resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+                due = now or 0.0
+            for out in resampler.resample(frame):
+                chunk = out.to_ndarray().reshape(-1)
+                yield due, chunk
+                due += len(chunk) / rate
 
-def _decoded(packet):
-    "The frames of a packet; none of a spoiled one."
-    try: return packet.decode()
-    except av.error.FFmpegError: return []
+def _nearest_time(times, due):
+    "Of the times that a frame may have on several clocks, the one nearest to when it is due."
+    return float(times[0] if due is None else times[np.abs(times - due).argmin()])
+
+def _decoded(container, stream):
+    "The stream's frames, without those of spoiled packets."
+    for packet in container.demux(stream):
+        try: yield from packet.decode()
+        except av.error.FFmpegError: continue
 
 # %% ../../nbs/media/00_video.ipynb #65a97b52
 def encode(
