@@ -5,6 +5,7 @@ from urllib.parse import unquote
 
 import cv2
 import jinja2
+import av
 import numpy as np
 import pandas as pd
 import pytest
@@ -406,3 +407,28 @@ def test_scenes_are_on_the_page_and_in_files_that_agree(report, tmp_path):
     fine = analyse(starter, tmp_path / "fine", parts=["scenes"], scenes_per_hour=3600 * len(shots) / shots.end.iloc[-1])
     assert len(fine.scenes) == len(shots)
     with pytest.raises(PrimenbError, match="other settings"): analyse(starter, tmp_path / "fine", parts=["scenes"])
+
+
+@pytest.mark.slow
+def test_a_film_of_1600_shots_has_a_strip_of_images(tmp_path):
+    colours = np.random.default_rng(0).integers(20, 200, (1600, 1, 1, 3), np.uint8)
+    images = (np.broadcast_to(colours[n // 8], (36, 64, 3)) for n in range(12800))
+    film = encode(tmp_path / "film.mp4", images, 8, preset="ultrafast")
+    report = analyse(film, tmp_path / "report", parts=["keyframes"])
+    assert len(report.shots) > 1500
+    strip = np.asarray(Image.open(report.out / "strip.jpg"))
+    assert (strip.min(-1) > 240).mean() < 0.01 and strip.std(1).mean() > 10  # no white lines, and the shots differ
+
+
+def test_what_a_player_shows_differently_is_said(tmp_path):
+    once = tmp_path / "once.ts"
+    with av.open(str(once), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for n in range(25):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((96, 128, 3), 5 * n, np.uint8), "rgb24")))
+        out.mux(stream.encode())
+    (tmp_path / "twice.ts").write_bytes(once.read_bytes() * 2)
+    done = primenb("analyse", tmp_path / "twice.ts", "-o", tmp_path / "report", "--parts", "shots")
+    assert done.returncode == 0 and "note: its clock starts anew at 1.00 s" in done.stderr
+    assert "Its clock starts anew at 1.00 s" in (tmp_path / "report/report.html").read_text()

@@ -179,8 +179,9 @@ def _strip(report, shots, width=1600, height=120):
         for key, a, b in zip(keys, cuts, cuts[1:]):
             image = report.out / "keyframes" / _name(shot, key)
             if a < b: strip[:, a:b] = _filled(Image.open(image), b - a, height)
-    inner = borders[1:-1]
-    strip[:, inner[inner < width]] = 255  # a last shot of less than half a column begins behind the last one
+    wide = np.diff(borders) >= 8  # columns: slices of fewer are not separated, as lines would hide them
+    inner = borders[1:-1][wide[1:] & wide[:-1]]
+    strip[:, inner] = 255
     return strip
 
 def _filled(image, width, height):
@@ -271,7 +272,7 @@ def _show_motion(report):
         "camera": chart_path(table.time.values, camera.values, total, top),
         "own": chart_path(table.time.values, table.own.values, total, top),
     }
-    cuts = report.shots.start[1:].tolist()
+    cuts = report.shots.start[1:].tolist() if len(report.shots) <= 300 else []  # more lines would hide the curve
     return render_section("motion", facts=report.done["motion"], total=total, top=top, cuts=cuts, **paths)
 
 # %% ../../nbs/film/01_analyse.ipynb #f98c61ad
@@ -559,6 +560,7 @@ def analyse(
     if scenes_per_hour is not None: settings["scenes_per_hour"] = scenes_per_hour
     order = _in_order(parts, available)
     report, key = _begin(path, out, settings, available, overwrite)
+    for note in report.info.notes: log(f"note: {note}")
     for part in order:
         if part.name in report.done: log(f"{part.name}: done before")
         else: _do(part, report, key, log)

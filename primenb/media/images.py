@@ -32,12 +32,16 @@ def _to_xyz(primaries):
 @lru_cache
 def _to_bt709(primaries): return np.linalg.inv(_to_xyz(1)) @ _to_xyz(primaries)
 
-# %% ../../nbs/media/00_images.ipynb #fc9ee834
+# %% ../../nbs/media/00_images.ipynb #96337317
+_toe = 0.005  # of light, below which the curve is straight
+
 @lru_cache
 def _gamma():
     "Light of each 16-bit code value, and the 8-bit code value of each 16-bit light."
-    code = np.linspace(0, 1, 65536)
-    return (code**2.4).astype(np.float32), np.rint(255 * code ** (1 / 2.4)).astype(np.uint8)
+    x, slope = np.linspace(0, 1, 65536), _toe ** (1 / 2.4 - 1)
+    light = np.where(x < slope * _toe, x / slope, x**2.4)
+    code = np.where(x < _toe, x * slope, x ** (1 / 2.4))
+    return light.astype(np.float32), np.rint(255 * code).astype(np.uint8)
 
 def wide_to_srgb(
     code: np.ndarray,  # (H,W,3) uint16, code values from 0 to 65535

@@ -194,24 +194,39 @@ def numbered(
                 yield n, frame
     except av.error.FFmpegError: return
 
-# %% ../../nbs/media/00_index.ipynb #29d259a1
-def _first_decoded(path, stream, index):
-    "The number of the first frame that can be decoded; 0 for a film that begins with a key-frame."
-    if not index.stamped or not len(index.keys) or (index.keys[0] == 0 and index.key_rows[0] == index.order.min()): return 0
+# %% ../../nbs/media/00_index.ipynb #f91e0531
+def _jump(container, stream, index, k):
+    "The numbered frames from key-frame `k` on."
+    if index.by_place: container.seek(int(index.place[index.key_rows[k], 0]), unsupported_byte_offset=True)
+    else: container.seek(int(index.key_pts[k]), stream=stream)
+    return numbered(container, stream, index, None)
+
+# %% ../../nbs/media/00_index.ipynb #e284fabc
+def _undecoded(path, stream, index):
+    "(first, stop) numbers of the frames between what cannot be decoded at the beginning and at the end of a recording."
+    first, stop = 0, len(index)
+    if not index.stamped or not len(index.keys): return first, stop
     with open_film(path, stream) as (container, s):
-        return next((n for n, frame in numbered(container, s, index) if not frame.is_corrupt), 0)
+        if index.keys[0] or index.key_rows[0] != index.order.min():
+            first = next((n for n, frame in numbered(container, s, index) if not frame.is_corrupt), 0)
+        if index.by_place:
+            end = _jump(container, s, index, len(index.keys) - 1)
+            last = max((n for n, frame in end if not frame.is_corrupt), default=stop - 1)
+            stop = last + 1 if last >= stop - 3 else stop
+    return first, stop
 
 @lru_cache(maxsize=64)
 def _index_file(path, stream, size, modified):
     with open_film(path, stream) as (container, s):
         packets = read_packets(path, container, s)
         index = _build(path, container, s, packets)
-        first = _first_decoded(path, stream, index)
-        if not first: return index
-        packets.table["hidden"] |= (index.number >= 0) & (index.number < first)
-        left_out = f"it begins within a group of images: the first {first}, which cannot be decoded, are left out"
+        first, stop = _undecoded(path, stream, index)
+        if (first, stop) == (0, len(index)): return index
+        notes = {f"it begins within a group of images: the first {first}, which cannot be decoded, are left out": first,
+                 f"it ends within an image: the last {len(index) - stop} are left out": len(index) - stop}
+        packets.table["hidden"] |= (index.number >= 0) & ((index.number < first) | (index.number >= stop))
         index = _build(path, container, s, packets)
-        return replace(index, notes=(left_out, *index.notes))
+        return replace(index, notes=(*(note for note, some in notes.items() if some), *index.notes))
 
 def frame_index(
     path: str | Path,  # the film
@@ -234,13 +249,7 @@ def frame_index(
     stat = path.stat() if path.is_file() else None
     return _index_file(path, stream, stat and stat.st_size, stat and stat.st_mtime_ns)
 
-# %% ../../nbs/media/00_index.ipynb #d9c93a9d
-def _jump(container, stream, index, k):
-    "The numbered frames from key-frame `k` on."
-    if index.by_place: container.seek(int(index.place[index.key_rows[k], 0]), unsupported_byte_offset=True)
-    else: container.seek(int(index.key_pts[k]), stream=stream)
-    return numbered(container, stream, index, None)
-
+# %% ../../nbs/media/00_index.ipynb #1bbfa15d
 def _fetch(container, stream, index, n, k):
     "Frame `n` from the key-frame `k` or an earlier one: the frames after it, and what was found."
     back = 1

@@ -316,13 +316,13 @@ def _lost_packets(path, stream, table):
         if not _is_between_images(data, stream.id): lost.append(row)
     return lost
 
-# %% ../../nbs/media/00_packets.ipynb #1b790045
+# %% ../../nbs/media/00_packets.ipynb #ccd01917
 def _gaps(seconds):
     "The times after which the next image comes late, and whether the others come evenly."
     seconds = np.sort(seconds)
     gaps = np.diff(seconds)
     usual = np.median(gaps) if len(gaps) else 0
-    return seconds[:-1][gaps > 1.6 * usual], len(gaps) and np.mean(np.abs(gaps - usual) < 0.1 * usual + 1e-3) > 0.98
+    return seconds[:-1][gaps > 1.6 * usual], len(gaps) and np.mean(np.abs(gaps - usual) < 0.1 * usual + 1e-3) > 0.9
 
 def _lost_blocks(table, others, seconds, late):
     "Those of the late images' times at which Matroska's file also holds bytes that belong to no packet."
