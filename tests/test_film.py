@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from conftest import project, tool
 from primenb.core import PrimenbError
@@ -410,12 +411,12 @@ def test_scenes_are_on_the_page_and_in_files_that_agree(report, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_film_of_1600_shots_has_a_strip_of_images(tmp_path):
-    colours = np.random.default_rng(0).integers(20, 200, (1600, 1, 1, 3), np.uint8)
-    images = (np.broadcast_to(colours[n // 8], (36, 64, 3)) for n in range(12800))
+def test_a_film_of_800_shots_has_a_strip_of_images(tmp_path):
+    colours = np.random.default_rng(0).integers(20, 200, (800, 1, 1, 3), np.uint8)
+    images = (np.broadcast_to(colours[n // 8], (36, 64, 3)) for n in range(6400))
     film = encode(tmp_path / "film.mp4", images, 8, preset="ultrafast")
     report = analyse(film, tmp_path / "report", parts=["keyframes"])
-    assert len(report.shots) > 1500
+    assert len(report.shots) > 750
     strip = np.asarray(Image.open(report.out / "strip.jpg"))
     assert (strip.min(-1) > 240).mean() < 0.01 and strip.std(1).mean() > 10  # no white lines, and the shots differ
 
