@@ -1,7 +1,7 @@
 """Films as they come from phones, camcorders, discs and the air: what is read is what a player shows.
 
-The numbers in the frames are drawn as white and black blocks, so that each frame says which one it is. `media/fields.ts`
-is the beginning of an ITU-T conformance stream, for testing only.
+The numbers in the frames are drawn as white and black blocks, so that each frame says which one it is.
+`media/fields.ts` is the beginning of an ITU-T conformance stream, for testing only.
 """
 
 import shutil, subprocess, warnings
@@ -149,7 +149,8 @@ def roundness(image):
     return np.ptp(np.flatnonzero(bright.any(0))) / np.ptp(np.flatnonzero(bright.any(1)))
 
 
-@pytest.mark.parametrize("suffix, codec", [(".mp4", "libx264"), (".mpg", "mpeg2video"), (".mkv", "libx264"), (".ts", "libx264")])
+@pytest.mark.parametrize("suffix, codec", [
+    (".mp4", "libx264"), (".mpg", "mpeg2video"), (".mkv", "libx264"), (".ts", "libx264")])
 @pytest.mark.parametrize("size, aspect, shown", [
     ((720, 576), Fraction(64, 45), (1024, 576)), ((720, 480), Fraction(8, 9), (640, 480)),
     ((1440, 1080), Fraction(4, 3), (1920, 1080))])
@@ -166,7 +167,8 @@ def test_a_disc_is_round(tmp_path, suffix, codec, size, aspect, shown):
 
 # ---- recordings that were joined
 
-@pytest.mark.parametrize("suffix, codec", [(".ts", "libx264"), (".ts", "mpeg2video"), (".mpg", "mpeg2video"), (".m2ts", "libx264")])
+@pytest.mark.parametrize("suffix, codec", [
+    (".ts", "libx264"), (".ts", "mpeg2video"), (".mpg", "mpeg2video"), (".m2ts", "libx264")])
 def test_joined_recordings_follow_each_other(tmp_path, suffix, codec):
     parts = [film(tmp_path / f"{i}{suffix}", 50, codec, 50 * i, tone=tone) for i, tone in enumerate((440, 1760, 880))]
     path = tmp_path / f"joined{suffix}"
@@ -194,7 +196,8 @@ def test_a_clock_that_is_an_hour_ahead(tmp_path):
 
 # ---- recordings that begin anywhere
 
-@pytest.mark.parametrize("suffix, codec", [(".ts", "mpeg2video"), (".ts", "libx264"), (".mpg", "mpeg2video"), (".ts", "libx265")])
+@pytest.mark.parametrize("suffix, codec", [
+    (".ts", "mpeg2video"), (".ts", "libx264"), (".mpg", "mpeg2video"), (".ts", "libx265")])
 @pytest.mark.parametrize("share", [0.1, 0.45])
 def test_a_recording_that_begins_within_a_group_of_images(tmp_path, suffix, codec, share):
     quiet = {"x265-params": "log-level=none:keyint=25"} if codec == "libx265" else {}
@@ -241,7 +244,7 @@ def test_a_loss_is_named_with_its_time_and_the_rest_can_be_read(tmp_path):
     data = film(tmp_path / "film.ts", 100).read_bytes()
     half = len(data) // 376 * 188
     (tmp_path / "lost.ts").write_bytes(data[:half] + data[half + 376 :])
-    with pytest.raises(VideoError, match=r"packets are missing at \d\.\d\d s") as error: read_frames(tmp_path / "lost.ts")
+    with pytest.raises(VideoError, match=r"missing at \d\.\d\d s") as error: read_frames(tmp_path / "lost.ts")
     assert "--skip-damaged" in error.value.remedy
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -313,7 +316,7 @@ def test_the_timecode_of_the_file(tmp_path, suffix, timecode):
 # ---- colours
 
 KR = {"709": (0.2126, 0.0722), "2020": (0.2627, 0.0593)}  # shares of red and blue in brightness
-BT2020 = np.array([[0.6274039, 0.3292830, 0.0433131], [0.0690973, 0.9195404, 0.0113623], [0.0163914, 0.0880133, 0.8955953]])
+BT2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.0880, 0.8956]])  # from BT.709
 COLOURS = np.array([[255, 0, 0], [0, 200, 0], [0, 0, 255], [128, 128, 128], [200, 120, 40], [255, 255, 255]])
 
 
@@ -359,7 +362,8 @@ def test_ffmpeg_counts_the_same_frames(tmp_path):
     joined.write_bytes(once.read_bytes() * 2)
     begun.write_bytes(once.read_bytes()[once.stat().st_size // 3 :])
     for path in (trimmed, fields, once, joined, begun):
-        command = ["ffmpeg", "-v", "error", "-i", path, "-map", "0:v:0", "-fps_mode", "passthrough", "-f", "framecrc", "-"]
+        command = ["ffmpeg", "-v", "error", "-i", path, "-map", "0:v:0", "-fps_mode", "passthrough", "-f"]
+        command += ["framecrc", "-"]
         rows = [line.split(",") for line in subprocess.check_output(command, text=True).splitlines()]
         clock = next(Fraction(row[0].split(":")[1].strip()) for row in rows if row[0].startswith("#tb"))
         times = np.array([float(int(row[2]) * clock) for row in rows if not row[0].startswith("#")])

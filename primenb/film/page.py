@@ -192,5 +192,5 @@ def render_page(
     """
     version = env()["versions"].get("primenb", "")
     page = _templates.get_template("report.html.j2")
-    return page.render(title=info.path.name, facts=film_facts(info), damage=info.damage, notes=film_notes(info), sections=sections,
-                       tables=tables, version=version)
+    return page.render(title=info.path.name, facts=film_facts(info), damage=info.damage, notes=film_notes(info),
+                       sections=sections, tables=tables, version=version)

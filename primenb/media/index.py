@@ -141,7 +141,8 @@ def _build(path, container, stream, packets):
         **_lengths(table, pts, ticks, tick, order), **_key_frames(table, pts, ticks, order),
         pts=(ticks if pts is None else pts)[order], order=order, number=number, stamped=pts is not None,
         place=np.stack([table["pos"], table["size"]], 1), by_place=container.format.name in ("mpegts", "mpeg"),
-        shifts=(0.0, *(shift for _, shift in packets.joints)), paired=packets.paired, offset=max(late, 0.0) if pts is not None else 0.0,
+        shifts=(0.0, *(shift for _, shift in packets.joints)), paired=packets.paired,
+        offset=max(late, 0.0) if pts is not None else 0.0,
         pixel_aspect=aspect, damage=packets.damage, notes=notes + _joint_notes(packets, ticks, tick, ticks[order[0]]))
 
 # %% ../../nbs/media/00_index.ipynb #e4bd8450

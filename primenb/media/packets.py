@@ -26,10 +26,10 @@ class NoMotionVectors(VideoError):
 
 # %% ../../nbs/media/00_packets.ipynb #130fb575
 # FFmpeg's names of the formats that hold media themselves, without those that name other files
-_films = """mov matroska avi mpegts mpegtsraw mpeg mpegvideo m4v h264 hevc vvc av1 obu ivf flv live_flv ogg asf mxf dv wtv
-nut rm nsv yuv4mpegpipe mjpeg mjpeg_2000 h261 h263 vc1 vc1test dirac cavsvideo gxf lxf swf flic smk bink roq""".split()
-_images = ["gif", "apng", "jpegxl_anim"] + [
-    f"{kind}_pipe" for kind in "png jpeg webp bmp tiff jpegls j2k jpegxl dpx exr ppm pgm pbm pam psd sgi qoi hdr".split()]
+_films = """mov matroska avi mpegts mpegtsraw mpeg mpegvideo m4v h264 hevc vvc av1 obu ivf flv live_flv ogg asf mxf dv
+wtv nut rm nsv yuv4mpegpipe mjpeg mjpeg_2000 h261 h263 vc1 vc1test dirac cavsvideo gxf lxf swf flic smk bink roq""".split()
+_stills = "png jpeg webp bmp tiff jpegls j2k jpegxl dpx exr ppm pgm pbm pam psd sgi qoi hdr".split()
+_images = ["gif", "apng", "jpegxl_anim", *(f"{kind}_pipe" for kind in _stills)]
 _no_images = "wav mp3 flac aac ac3 eac3 aiff caf w64 amr ape wv tta dts srt ass webvtt".split()  # refused by name later
 _only_media = {"format_whitelist": ",".join(_films + _images + _no_images), "protocol_whitelist": "file"}
 
@@ -189,7 +189,7 @@ def _units(data, length):
         at += length + size
     return units
 
-# %% ../../nbs/media/00_packets.ipynb #737f2596
+# %% ../../nbs/media/00_packets.ipynb #d849e2d9
 class _Fields:
     "Tells the second field of an H.264 image from a first one and from a whole image."
     def __init__(self, stream):
@@ -198,7 +198,7 @@ class _Fields:
         self.length = (extra[4] & 3) + 1 if extra[:1] == b"\1" and len(extra) > 6 else 0
         self.sequence, self.unpaired, self.pairs = None, None, 0
         if self.length: self._look(extra[8 : 8 + int.from_bytes(extra[6:8])])
-        else: self.is_second(memoryview(extra))
+        elif self.active: self.paired_with(extra)
     def _look(self, unit):
         "Takes note of sequence parameters; gives (frame_num, bottom) of a field's slice, and else None."
         kind = unit[0] & 31 if unit else 0
@@ -210,14 +210,19 @@ class _Fields:
         number = bits.take(self.sequence.number_bits)
         return (number, bits.take(1)) if bits.take(1) else None
 
-# %% ../../nbs/media/00_packets.ipynb #4a064f3d
+# %% ../../nbs/media/00_packets.ipynb #6e05fc8c
 @patch
-def is_second(self: _Fields, data):
+def is_second(self: _Fields, packet):
     "Whether a packet is the second field of the image before."
-    if not self.active: return False
-    units, field = _units(data, self.length), None
+    known = self.sequence and not self.sequence.fields and not packet.is_keyframe  # parameters come with key-frames
+    return self.active and not known and self.paired_with(memoryview(packet))
+
+@patch
+def paired_with(self: _Fields, data):
+    "Whether these bytes hold the second field of the image that the bytes before them began."
+    field = None
     try:
-        for unit in units:
+        for unit in _units(data, self.length):
             field = self._look(unit)
             if unit and unit[0] & 31 in (1, 5): break
     except (ValueError, StopIteration): return False  # spoiled: the decoder has the last word
@@ -227,22 +232,23 @@ def is_second(self: _Fields, data):
     self.unpaired = field
     return False
 
-# %% ../../nbs/media/00_packets.ipynb #97695635
+# %% ../../nbs/media/00_packets.ipynb #2fbc84c1
 class _Clock:
     "The seconds to add to the times of packets, one after the other, so that joined recordings follow each other."
-    def __init__(self, container):
+    def __init__(self, container, stream):
+        self.tick = float(stream.time_base)
         self.can_leap = bool(container.format.flags & av.format.Flags.ts_discont.value)
         self.shift, self.end = 0.0, None  # seconds; end of the packet before
         self.joints = []  # (number of the packet, shift from there on)
     def add(self, packet, number):
         "Takes note of a packet and returns the shift that holds for it."
         if not self.can_leap or packet.dts is None: return self.shift
-        now = float(packet.dts * packet.time_base) + self.shift
+        now = packet.dts * self.tick + self.shift
         leap = 0 if self.end is None else now - self.end
         if leap < -0.1 or leap > 10:
             self.shift, now = self.shift - leap, now - leap
             self.joints.append((number, self.shift))
-        self.end = now + float((packet.duration or 0) * packet.time_base)
+        self.end = now + (packet.duration or 0) * self.tick
         return self.shift
 
 # %% ../../nbs/media/00_packets.ipynb #129a0cb8
@@ -376,17 +382,13 @@ class Packets(NamedTuple):
     paired: bool  # whether some images come as two fields
     damage: str | None  # why the file is known to be incomplete
 
-# %% ../../nbs/media/00_packets.ipynb #404b2076
+# %% ../../nbs/media/00_packets.ipynb #1ef5e0b0
 def _row_of(packet, shift, second):
     "The row of a packet."
     pts, dts = [NO_TIME if t is None else t for t in (packet.pts, packet.dts)]
     place = -1 if packet.pos is None else packet.pos
     return [pts, dts, packet.duration or 0, place, packet.size, shift, packet.is_keyframe and not second,
             packet.is_discard or second, packet.is_corrupt]
-
-def _end(packet):
-    "When a packet ends, in seconds."
-    return float((packet.pts + (packet.duration or 0)) * packet.time_base) if packet.pts is not None else 0.0
 
 def read_packets(
     path: str | Path,  # the film
@@ -409,22 +411,25 @@ def read_packets(
     Packets
     """
     rows, others, kind = [], [], container.format.name
-    clock, fields = _Clock(container), _Fields(stream)
-    end, stopped = 0.0, None
+    clock, fields = _Clock(container, stream), _Fields(stream)
+    ends, stopped = {}, None
     try:
         for packet in container.demux() if "matroska" in kind else container.demux(stream):  # it promises for all streams
             if packet.stream_index != stream.index: others.append((packet.pos or 0, packet.size))
             elif packet.size: _append(rows, packet, clock.add(packet, len(rows)), fields)
-            end = max(end, _end(packet))
+            if packet.pts is not None:
+                i = packet.stream_index
+                ends[i] = max(ends.get(i, 0), packet.pts + (packet.duration or 0))
     except av.error.FFmpegError as e: stopped = f"reading stopped after {len(rows)} frames ({e.strerror})"
     table = np.array([tuple(row) for row in rows], _row)
+    end = max((float(last * container.streams[i].time_base) for i, last in ends.items()), default=0.0)
     damage = stopped or _broken_promise(Path(path), container, stream, table, end)
     damage = damage or _losses(path, kind, stream, table, others)
     return Packets(table, clock.joints, fields.pairs > 0, damage)
 
-# %% ../../nbs/media/00_packets.ipynb #ba38515b
+# %% ../../nbs/media/00_packets.ipynb #33b47c92
 def _append(rows, packet, shift, fields):
     "Appends the row of a packet; a second field lengthens the first."
-    second = fields.is_second(memoryview(packet))
+    second = fields.is_second(packet)
     if second and rows: rows[-1][2] += packet.duration or 0
     rows.append(_row_of(packet, shift, second))

@@ -477,8 +477,7 @@ def iter_vectors(
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `iter_frames`
 ) -> Iterator[Vectors]:
-    """The motion vectors of each frame; raises `NoMotionVectors` for interlaced film and codecs without any (HEVC, AV1
-    …).
+    """The motion vectors of each frame; raises `NoMotionVectors` for interlaced film and codecs without any, as HEVC.
 
     Parameters
     ----------
