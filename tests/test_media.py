@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from primenb.core import PrimenbError
 from primenb.media.video import (
-    VideoError, canonicalise, encode, frame_times, frames_at, iter_frames, probe, read_audio, read_frames,
+    VideoError, canonicalise, frame_times, frames_at, iter_frames, probe, read_audio, read_frames,
 )
 
 here = Path(__file__).parent / "media"

@@ -149,7 +149,8 @@ def _build(path, container, stream, packets):
 def _row(index, packet, before):
     "Which packet of the list this is, given the one before (None after a jump); None for one that is not in it."
     here = (-1 if packet.pos is None else packet.pos, packet.size)
-    if before is not None and before + 1 < len(index.place) and tuple(index.place[before + 1]) == here: return before + 1
+    after = len(index.place) if before is None else before + 1
+    if after < len(index.place) and tuple(index.place[after]) == here: return after
     same = np.flatnonzero((index.place == here).all(1))
     if before is None and len(same) > 1 and index.stamped:  # the same images twice, as where an edit repeats them
         same = sorted(same, key=lambda row: index.pts[index.number[row]] != packet.pts)

@@ -27,7 +27,8 @@ class NoMotionVectors(VideoError):
 # %% ../../nbs/media/00_packets.ipynb #130fb575
 # FFmpeg's names of the formats that hold media themselves, without those that name other files
 _films = """mov matroska avi mpegts mpegtsraw mpeg mpegvideo m4v h264 hevc vvc av1 obu ivf flv live_flv ogg asf mxf dv
-wtv nut rm nsv yuv4mpegpipe mjpeg mjpeg_2000 h261 h263 vc1 vc1test dirac cavsvideo gxf lxf swf flic smk bink roq""".split()
+wtv nut rm nsv yuv4mpegpipe mjpeg mjpeg_2000 h261 h263 vc1 vc1test dirac cavsvideo gxf lxf swf flic smk bink
+roq""".split()
 _stills = "png jpeg webp bmp tiff jpegls j2k jpegxl dpx exr ppm pgm pbm pam psd sgi qoi hdr".split()
 _images = ["gif", "apng", "jpegxl_anim", *(f"{kind}_pipe" for kind in _stills)]
 _no_images = "wav mp3 flac aac ac3 eac3 aiff caf w64 amr ape wv tta dts srt ass webvtt".split()  # refused by name later

@@ -515,7 +515,8 @@ def _vectors(path, decoded, index, start, codec):
     for n, frame in decoded:
         turns = quarter_turns(frame) if turns is None else turns
         if frame.interlaced_frame:
-            raise NoMotionVectors(path, "it is interlaced: vectors point from field to field, not from frame to frame", _remedy)
+            cause = "it is interlaced: vectors point from field to field, not from frame to frame"
+            raise NoMotionVectors(path, cause, _remedy)
         kind = _kinds.get(int(frame.pict_type), "?")
         if not index.stamped and anchor is not None: since[n] = n - anchor
         if kind != "B": anchor = n
