@@ -186,7 +186,8 @@ def numbered(
             if packet.size and index.stamped:
                 row = _row(index, packet, before)
                 if row is None: continue
-                packet.pts, packet.dts, before = int(index.number[row]), None, row
+                packet.pts, packet.dts = int(index.number[row]), None
+                before = row
             try: frames = packet.decode()
             except av.error.FFmpegError: continue
             for frame in frames:

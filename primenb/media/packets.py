@@ -197,7 +197,8 @@ class _Fields:
         extra = stream.codec_context.extradata or b""
         self.active = stream.codec_context.name == "h264"
         self.length = (extra[4] & 3) + 1 if extra[:1] == b"\1" and len(extra) > 6 else 0
-        self.sequence, self.unpaired, self.pairs = None, None, 0
+        self.sequence, self.unpaired = None, None
+        self.pairs = 0
         if self.length: self._look(extra[8 : 8 + int.from_bytes(extra[6:8])])
         elif self.active: self.paired_with(extra)
     def _look(self, unit):
