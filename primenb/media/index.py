@@ -287,7 +287,8 @@ def decode_frames(
     Iterator[tuple[int, av.VideoFrame | None]]
         number, decoded frame; None for one that cannot be decoded
     """
-    frames, held, at = numbered(container, stream, index), None, 0
+    frames, held = numbered(container, stream, index), None
+    at = 0
     for n in numbers:
         k = int(np.searchsorted(index.keys, n, "right")) - 1
         if index.stamped and k >= 0 and index.keys[k] > at: frames, held = _fetch(container, stream, index, n, k)

@@ -261,7 +261,8 @@ def _promised(container, stream):
 
 def _broken_promise(path, container, stream, table, end):
     "Why the file holds less than it promises, or None; `end` of the last packet in seconds."
-    kind, held, promised = container.format.name, len(table), _promised(container, stream)
+    kind, held = container.format.name, len(table)
+    promised = _promised(container, stream)
     if kind == "avi" and held and table["pts"][-1] != NO_TIME: held = table["pts"].max() + 1
     if held < promised: return f"it promises {promised} frames and holds {held}"
     if "matroska" in kind:
@@ -306,8 +307,8 @@ def _is_between_images(data, pid):
     first, n = next((form for form in forms if fits(*form)), (0, 0))
     last = filled = None
     for at in range(first, len(data) - 187, n) if n else ():
-        start, low, flags = data[at + 1] & 0x40, data[at + 2], data[at + 3]
-        if (data[at + 1] & 31) << 8 | low != pid or not flags & 16: continue
+        start, flags = data[at + 1] & 0x40, data[at + 3]
+        if (data[at + 1] & 31) << 8 | data[at + 2] != pid or not flags & 16: continue
         if data[at] != 0x47 or data[at + 1] & 0x80: return False
         if last is not None and flags & 15 not in (last, (last + 1) % 16): return bool(start and filled)
         last, filled = flags & 15, flags & 32
@@ -412,7 +413,8 @@ def read_packets(
     -------
     Packets
     """
-    rows, others, kind = [], [], container.format.name
+    rows, others = [], []
+    kind = container.format.name
     clock, fields = _Clock(container, stream), _Fields(stream)
     ends, stopped = {}, None
     try:
