@@ -372,7 +372,7 @@ class Packets(NamedTuple):
     Parameters
     ----------
     table : np.ndarray
-        one row each: pts, dts, duration (ticks), pos, size (bytes), shift (seconds), key, hidden, corrupt
+        a row each: pts, dts, duration in ticks, pos, size in bytes, shift in s, key, hidden, corrupt
     joints : list[tuple[int, float]]
         where the clock starts anew: the packet, and the seconds to add from there on
     paired : bool
@@ -380,7 +380,7 @@ class Packets(NamedTuple):
     damage : str | None
         why the file is known to be incomplete
     """
-    table: np.ndarray  # one row each: pts, dts, duration (ticks), pos, size (bytes), shift (seconds), key, hidden, corrupt
+    table: np.ndarray  # a row each: pts, dts, duration in ticks, pos, size in bytes, shift in s, key, hidden, corrupt
     joints: list[tuple[int, float]]  # where the clock starts anew: the packet, and the seconds to add from there on
     paired: bool  # whether some images come as two fields
     damage: str | None  # why the file is known to be incomplete
