@@ -418,7 +418,8 @@ def read_packets(
     clock, fields = _Clock(container, stream), _Fields(stream)
     ends, stopped = {}, None
     try:
-        for packet in container.demux() if "matroska" in kind else container.demux(stream):  # it promises for all streams
+        # Matroska's promise concerns all streams
+        for packet in container.demux() if "matroska" in kind else container.demux(stream):
             if packet.stream_index != stream.index: others.append((packet.pos or 0, packet.size))
             elif packet.size: _append(rows, packet, clock.add(packet, len(rows)), fields)
             if packet.pts is not None:
