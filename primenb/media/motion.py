@@ -105,6 +105,8 @@ class Motion:
         (T,) bool; False where the field was filled in from a neighbour
     camera : np.ndarray | None
         (T,2) camera motion that was taken out, or None
+    noise : np.ndarray | None, default None
+        (T,) noise level while the camera stands, see below; None where `camera` is None
     """
     field: np.ndarray  # (T,h,w,2) float32, x to the right and y down, since the frame before
     x: np.ndarray  # (w+1,) borders of the cells in pixels, left to right
@@ -114,13 +116,14 @@ class Motion:
     kinds: np.ndarray  # (T,) "I", "P" or "B"
     measured: np.ndarray  # (T,) bool; False where the field was filled in from a neighbour
     camera: np.ndarray | None  # (T,2) camera motion that was taken out, or None
+    noise: np.ndarray | None = None  # (T,) noise level while the camera stands, see below; None where `camera` is None
 
     def __len__(self): return len(self.field)
     def __getitem__(self, frames: slice):
         "A shorter stretch of the same motion."
         if not isinstance(frames, slice):
             raise TypeError("a Motion is cut with slices, such as motion[3:4]; single fields are in motion.field")
-        per_frame = {k: getattr(self, k) for k in ("field", "times", "numbers", "kinds", "measured", "camera")}
+        per_frame = {k: getattr(self, k) for k in ("field", "times", "numbers", "kinds", "measured", "camera", "noise")}
         return replace(self, **{k: v if v is None else v[frames] for k, v in per_frame.items()})
     @property
     def speed(self):
@@ -274,26 +277,28 @@ def _means(values, measured):
 
 # %% ../../nbs/media/01_motion.ipynb #e6ec84d2
 def _drop_noise(grids, measured, orderly, stands):
-    "Sets displacements to 0 that nothing confirms, in place, in the frames in which the camera stands."
+    "Sets displacements to 0 that nothing confirms, in place, where the camera stands; returns the noise level (T,)."
     moves = np.abs(grids) > _least
     moves &= measured[:, None, None]
     at, evidence = np.nonzero(moves), np.zeros(grids.shape, np.float32)
     evidence[at] = orderly[at[0]] + _confirmed(grids, measured, at)
-    asked = np.minimum(30 * _noise_level(moves, measured), EVIDENCE) * stands
-    grids[moves & (_means(evidence, measured) < asked[:, None, None])] = 0
+    noise = _noise_level(moves, measured) * stands
+    grids[moves & (_means(evidence, measured) < np.minimum(30 * noise, EVIDENCE)[:, None, None])] = 0
+    return noise
 
 def _remove_camera(grids, measured):
-    "Subtracts each frame's camera motion in place, and drops noise; returns the camera motion as (T,2)."
-    camera, orderly = np.zeros(len(grids), np.complex64), np.zeros(len(grids), np.float32)
+    "Subtracts each frame's camera motion in place, and drops noise; returns the motion as (T,2), and the noise level."
+    camera = np.zeros(len(grids), np.complex64)
+    orderly, stands = np.zeros(len(grids), np.float32), np.ones(len(grids), bool)
     nowhere = np.isnan(grids.real)
     for t in np.flatnonzero(measured):
         camera[t], surface, orderly[t] = _camera(grids[t])
+        stands[t] = not surface.any()
         np.copyto(grids[t], surface, where=nowhere[t])
-    stands = np.abs(camera) < 0.5
-    if (stands & measured).any(): _drop_noise(grids, measured, orderly, stands)
+    noise = _drop_noise(grids, measured, orderly, stands)
     grids -= camera[:, None, None]
     grids[~measured] = 0
-    return camera.view(np.float32).reshape(-1, 2)
+    return camera.view(np.float32).reshape(-1, 2), noise
 
 # %% ../../nbs/media/01_motion.ipynb #ed0f7839
 def _borders(length, rotated_end):
@@ -324,10 +329,11 @@ def _motion(grid, notes, remove_camera, after_cut):
     measured, turns = np.array([v.table for v in notes]), notes[0].turns
     if after_cut and len(notes) > 1: measured[0] = False
     if turns: grid = np.ascontiguousarray(np.rot90(grid, turns, (1, 2)) * np.complex64((-1j) ** turns))
-    camera, source = _remove_camera(grid, measured) if remove_camera else None, _nearest(measured)
+    camera, noise = _remove_camera(grid, measured) if remove_camera else (None, None)
+    source = _nearest(measured)
     for t in np.flatnonzero(~measured): grid[t] = grid[source[t]]
     width, height = notes[0].size[:: -1 if turns % 2 else 1]
-    return Motion(
+    motion = Motion(
         field=grid.view(np.float32).reshape(*grid.shape, 2),
         x=_borders(width, turns in (2, 3)),
         y=_borders(height, turns in (1, 2)),
@@ -336,7 +342,20 @@ def _motion(grid, notes, remove_camera, after_cut):
         kinds=np.array([v.kind for v in notes]),
         measured=measured,
         camera=camera if camera is None else camera[source],
+        noise=noise if noise is None else noise[source],
     )
+    return _shown(motion, notes[0])
+
+# %% ../../nbs/media/01_motion.ipynb #24b29a41
+def _shown(motion, vectors):
+    "The same motion in pixels as shown, where the stored ones are not square."
+    width, axis = vectors.size[0], vectors.turns % 2
+    zoom = max(round(width * vectors.pixel_aspect), 1) / width
+    if zoom == 1: return motion
+    grow = np.array([1, zoom] if axis else [zoom, 1], np.float32)
+    borders = dict(y=motion.y * zoom) if axis else dict(x=motion.x * zoom)
+    camera = motion.camera if motion.camera is None else motion.camera * grow
+    return replace(motion, field=motion.field * grow, camera=camera, **borders)
 
 # %% ../../nbs/media/01_motion.ipynb #afd16ca9
 def iter_motion(
@@ -563,7 +582,7 @@ def _save(sidecar, motion):
 
 def _load(sidecar):
     with np.load(sidecar) as z: rows = {k: z[k] for k in z.files}
-    return Motion(**{"camera": None, **rows, "field": rows["field"].astype(np.float32)})
+    return Motion(**{"camera": None, "noise": None, **rows, "field": rows["field"].astype(np.float32)})
 
 def _read_canonical(path, settings):
     settings = dict(settings)

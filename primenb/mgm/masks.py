@@ -280,10 +280,11 @@ def _trust(frames, patch, grid):
             "crop and resize them as `size` and `crop` say")
     return _squeeze(texture(frames[:, : grid[1] * patch, : grid[2] * patch], grid))
 
-def _status(measured, moved):
-    "What is known of a clip, from (S,tubelet) bool and (S,h,w) patches per slot."
+def _status(measured, moved, noise):
+    "What is known of a clip, from (S,tubelet) bool, (S,h,w) patches per slot, and the noise level of its frames."
     if not measured.any(): return "none"
-    if smoothed(moved[None]).max() < STILL_THRESHOLD: return "still"
+    least = 0 if noise is None else min(noise.mean() / 2, 0.2)
+    if smoothed(np.minimum(moved, 0.25)[None]).max() < max(least, STILL_THRESHOLD): return "still"
     return "measured" if measured.any(1).all() else "filled"
 
 # %% ../../nbs/mgm/00_masks.ipynb #b63ecade
@@ -326,7 +327,8 @@ def guide(
         return on_tokens * np.float32(tubelet / patch)
     speed = tokens(flow - background(flow), False)
     trust = _trust(frames, patch, speed.shape)
-    status = _status(motion.measured[: slots * tubelet].reshape(slots, tubelet), speed * trust)
+    noise = motion.noise if motion.noise is None else motion.noise[: slots * tubelet]
+    status = _status(motion.measured[: slots * tubelet].reshape(slots, tubelet), speed * trust, noise)
     energy = _squeeze(speed) * trust * np.float32(status in ("measured", "filled"))
     return Guide(tokens(flow, True)[None], energy[None], (status,))
 
