@@ -313,7 +313,7 @@ def _gather(path, vectors, remove_camera, room, after_cut=False) -> Motion:
     while some := list(islice(vectors, block)):
         if len({v.size for v in (*some, *notes[:1])}) > 1:
             remedy = "make a copy of one size with primenb.media.video.canonicalise(path, out)"
-            raise VideoError(path, "the size of its frames changes", remedy)
+            raise NoMotionVectors(path, "the size of its frames changes", remedy)
         if grid is None:
             width, height = some[0].size
             block = max(1, 2**20 // (width * height))
