@@ -44,6 +44,7 @@ readme: $(ready)  ## run nbs/results.ipynb and nbs/index.ipynb, and make README.
 bench: $(ready)  ## measure speed beside other libraries, into runs/bench
 	pip install -q --no-deps -c constraints.txt motion-vector-extractor
 	python bench/motion.py
+	python bench/media.py
 	python bench/clip.py
 	python bench/masks.py
 	python bench/scenes.py

@@ -4,12 +4,13 @@ from fractions import Fraction
 from zlib import crc32
 
 import av
+import cv2
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 from primenb.media.motion import Motion, cached_motion, iter_motion, read_motion, to_tokens
-from primenb.media.video import NoMotionVectors, VideoError, canonicalise, encode, frame_times, iter_vectors
+from primenb.media.video import NoMotionVectors, VideoError, canonicalise, encode, frame_times, iter_frames, iter_vectors, probe
 from test_video import matrices, pattern, turn
 
 fields = ("source", "w", "h", "src_x", "src_y", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")
@@ -91,12 +92,15 @@ def test_a_stretch_of_vectors_is_a_slice_of_the_whole(real, name, a, b):
 
 def test_stretches_in_one_pass_equal_each_alone(real):
     path, bounds = real / "film_clips/bikes.mp4", [5, 30, 76, 77, 137]
-    found = list(iter_motion(path, bounds, remove_camera=True))
+    found, taken = list(iter_motion(path, bounds)), iter_motion(path, bounds, remove_camera=True)
     assert len(found) == 4
     # but for the first frame, which is measured from before the stretch when it is read alone
     for motion, a, b in zip(found, bounds, bounds[1:]):
         assert motion.numbers.tolist() == list(range(a, b)) and not motion.measured[0] or b - a == 1
-        assert b - a == 1 or same(motion[1:], read_motion(path, frames=(a, b), remove_camera=True)[1:])
+        assert b - a == 1 or same(motion[1:], read_motion(path, frames=(a, b))[1:])
+        alone = read_motion(path, frames=(a, b), remove_camera=True)
+        camera = next(taken).camera
+        assert b - a == 1 or np.array_equal(camera[1:], alone.camera[1:])
 
 @pytest.mark.parametrize(
     "name", ["h265_video.mp4", "testsrc2_vp8.webm", "testsrc2_odd_height_and_width_vp9.mp4", "testsrc2_av1_10bit.mp4"]
@@ -170,17 +174,85 @@ def test_the_field_equals_the_slow_painting(real, name, frames):
     assert np.array_equal(motion.measured, measured) and motion.speed.max() > 0
     assert np.allclose(pixels(motion), fill(np.nan_to_num(painted), measured), atol=1e-4)
 
-@pytest.mark.parametrize("name, frames", [("film_clips/bikes.mp4", (26, 36)), ("codecs/nasa_13013.mp4", (245, 255))])
+@pytest.mark.parametrize("name, frames", [("film_clips/bikes.mp4", (77, 90)), ("film_clips/bigbuckbunny.mp4", (60, 70))])
 def test_camera_motion_is_the_median_where_there_are_vectors(real, name, frames):
     vectors = list(iter_vectors(real / name, frames=frames))
     motion = read_motion(real / name, frames=frames, remove_camera=True)
-    painted = paint(vectors)
     measured = [v.table is not None for v in vectors]
-    corners = painted[:, ::8, ::8]  # every cell once
+    corners = paint(vectors)[:, ::8, ::8]  # every cell once
     camera = np.array([np.nanmedian(p.reshape(-1, 2), 0) if m else (0, 0) for p, m in zip(corners, measured)])
-    expected = np.nan_to_num(corners - camera[:, None, None])
-    assert np.allclose(motion.field, fill(expected, measured), atol=1e-4)
-    assert np.allclose(motion.camera, fill(camera, measured), atol=1e-4)
+    sure = measured & (np.hypot(*camera.T) > 0.25)
+    assert sure.sum() >= 5 and np.allclose(motion.camera[sure], camera[sure], atol=1e-4)
+    known = ~np.isnan(corners[..., 0]) & sure[:, None, None]
+    assert np.allclose(motion.field[known], (corners - camera[:, None, None])[known], atol=1e-4)
+
+@pytest.mark.parametrize("name, share", [("bottle", 0.5), ("car", 0.5), ("one-by-one-person", 0.5)])
+def test_a_standing_camera_stands_and_noise_is_no_motion(real, name, share):
+    path, seconds = real / f"static_camera/{name}-detection.mp4", (0, 20)
+    found, stored = read_motion(path, seconds=seconds, remove_camera=True), read_motion(path, seconds=seconds)
+    assert np.hypot(*found.camera.T).mean() < 0.05
+    images = [cv2.GaussianBlur(cv2.cvtColor(f.image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1)
+              for f in iter_frames(path, seconds=seconds)]
+    change = [b - a - np.median(b - a) for a, b in zip(images, images[1:])]
+    near = [cv2.dilate((np.abs(c) > 12).astype(np.uint8), np.ones((49, 49))) for c in change]
+    nothing = np.stack(near)[:, ::8, ::8][:, : len(found.y) - 1, : len(found.x) - 1] == 0
+    nothing &= found.measured[1:, None, None]
+    def moving(motion): return (motion.speed[1:] > 0.25)[nothing].mean()
+    assert nothing.mean() > 0.5 and moving(found) < share * moving(stored) and moving(found) < 0.1
+
+def flicker(images, seed=0):
+    "The same images from a noisy sensor under light that changes from place to place and frame to frame."
+    rng = np.random.default_rng(seed)
+    for image in images:
+        light = cv2.GaussianBlur(rng.normal(size=image.shape[:2]), (0, 0), 12)
+        noisy = image + 6 * (light / light.std())[..., None] + rng.normal(0, 3, image.shape)
+        yield np.clip(noisy, 0, 255).astype(np.uint8)
+
+def still_scene(thing_moves, frames=20, size=(192, 256)):
+    wall = np.full((*size, 3), 90, np.uint8)
+    wall[24:88, 24:88] = next(window(1, 0, 0, 64, 64))
+    thing = next(window(1, 0, 0, 48, 48, seed=5))
+    for t in range(frames):
+        image = wall.copy()
+        if thing_moves: image[112:160, 16 + 6 * t : 64 + 6 * t] = thing
+        yield image
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_stands_still_and_what_moves_in_it_moves(tmp_path, seed):
+    found = {}
+    for moves in (False, True):
+        path = encode(tmp_path / f"{moves}.mp4", flicker(still_scene(moves), seed), options={"bf": "0", "refs": "1"})
+        found[moves] = read_motion(path, remove_camera=True)
+        assert np.hypot(*found[moves].camera.T).max() < 0.3 and found[moves].noise.mean() > 0.05
+        stored = (read_motion(path).speed > 0.25)[1:].mean()
+        rest = (found[moves].speed > 0.25)[1:, :12]  # above the thing
+        assert stored > 0.15 and rest.mean() < 0.2 * stored
+    for t in range(4, 16):
+        inside = found[True].field[t, 15:19, 4 + 6 * t // 8 : 6 + 6 * t // 8]
+        assert np.abs(np.median(inside, (0, 1)) - (6, 0)).max() < 1
+
+def test_a_film_without_noise_loses_nothing(tmp_path):
+    path = encode(tmp_path / "film.mp4", still_scene(True), **canonical)
+    taken, stored = read_motion(path, remove_camera=True), read_motion(path)
+    assert np.array_equal(taken.field, stored.field) and not taken.noise.any() and not taken.camera.any()
+
+@pytest.mark.parametrize("aspect, clockwise", [(Fraction(2), 0), (Fraction(1, 2), 0), (Fraction(64, 45), 90)])
+def test_motion_is_in_pixels_as_shown(tmp_path, aspect, clockwise):
+    path = tmp_path / "film.mp4"
+    images = list(window(8, 4, 2, 96, 64))
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"bf": "0", "refs": "1", "crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = aspect
+        for image in images: out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        out.mux(stream.encode())
+    if clockwise: turn(path, clockwise)
+    info, wide = probe(path), round(96 * aspect)
+    motion, plain = read_motion(path), read_motion(path, remove_camera=True)
+    assert (motion.x[-1], motion.y[-1]) == (info.width, info.height) == ((64, wide) if clockwise else (wide, 64))
+    expected = (2, -4 * wide / 96) if clockwise else (-4 * wide / 96, -2)
+    assert np.abs(np.median(motion.field[1:], (0, 1, 2)) - expected).max() < 0.5
+    assert np.abs(np.median(plain.camera[1:], 0) - expected).max() < 0.5
 
 def window(n, dx, dy, width=192, height=128, seed=0):
     "A camera that moves by whole pixels over a large soft image with something to see everywhere."

@@ -72,7 +72,7 @@ class FilmReport:
         return pd.read_csv(self.out / "scenes.csv", dtype={"film": str})
     @property
     def motion(self) -> pd.DataFrame:
-        """One row per frame: time, shot; camera_x, camera_y, the median displacement (a camera that pans right moves
+        """One row per frame: time, shot; camera_x, camera_y, the camera's displacement (a camera that pans right moves
         the image left); own, the mean speed apart from it; in image widths per second at the average frame rate.
 
         Returns
@@ -209,13 +209,12 @@ def _stretches(starts, frames, longest=400):
     borders = [*starts, frames]
     return sorted({int(n) for a, b in zip(borders, borders[1:]) for n in range(a, b, longest)} | {frames})
 
-def _has_vectors(report):
-    "Whether the film's beginning has motion vectors; some codecs have none, and some films are key-frames only."
+def _require_vectors(report):
+    "Raises `NoMotionVectors` if the film's beginning has none; some films are key-frames only."
     beginning = (0, min(50, report.info.frames))
-    try:
-        vectors = iter_vectors(report.path, frames=beginning, damaged=report.settings["damaged"])
-        return any(v.table is not None for v in vectors)
-    except NoMotionVectors: return False
+    vectors = iter_vectors(report.path, frames=beginning, damaged=report.settings["damaged"])
+    if not any(v.table is not None for v in vectors):
+        raise NoMotionVectors(report.path, "its frames are coded one by one", "measure a canonical copy")
 
 def _measure(report, source):
     "Yields (shot, motion) in order, for the stretches of the film; `source` may be a copy with fewer frames."
@@ -233,10 +232,11 @@ def _motion_rows(motion, shot, rate):
     own = motion.speed.mean((1, 2)) * per_second
     return pd.DataFrame(dict(time=motion.times, shot=shot, camera_x=camera[:, 0], camera_y=camera[:, 1], own=own))
 
-def _arrows(motion, time, columns=20):
+def _arrows(motion, time, most=20):
     "How far the frame nearest to this time is from it, and its displacements in image widths, the camera's included."
     at = int(np.abs(motion.times - time).argmin())
-    own = to_tokens(motion[at : at + 1], motion.x[-1] / columns, 1, vectors=True)[0]
+    sides = motion.x[-1], motion.y[-1]
+    own = to_tokens(motion[at : at + 1], min(max(sides) / most, *sides), 1, vectors=True)[0]
     return abs(motion.times[at] - time), (own + motion.camera[at]) / motion.x[-1]
 
 def _draw(report, shot, arrows):
@@ -246,22 +246,28 @@ def _draw(report, shot, arrows):
     _save(image, report.out / "motion" / _name(shot))
 
 # %% ../../nbs/film/01_analyse.ipynb #86718201
+def _collect(report, source):
+    "The motion table, and for each shot its arrows: shot -> (distance in time from its middle key-frame, arrows)."
+    keys, rows, arrows = report.shots.key2, [], {}
+    for shot, motion in _measure(report, source):
+        rows.append(_motion_rows(motion, shot, float(report.info.rate)))
+        arrows[shot] = min(arrows.get(shot, (np.inf, None)), _arrows(motion, keys[shot]), key=lambda m: m[0])
+    return pd.concat(rows).round(5), arrows
+
 def _make_motion(report):
-    keys, rows = report.shots.key2, []
-    middles = {}  # shot -> (distance in time from its middle key-frame, arrows)
-    with tempfile.TemporaryDirectory() as folder:
-        source, name = report.path, "the film's own motion vectors"
-        if not _has_vectors(report):
-            copy = Path(folder) / "canonical.mp4"
-            source, name = canonicalise(report.path, copy, damaged=report.settings["damaged"]), "a canonical copy"
-        for shot, motion in _measure(report, source):
-            rows.append(_motion_rows(motion, shot, float(report.info.rate)))
-            middles[shot] = min(middles.get(shot, (np.inf, None)), _arrows(motion, keys[shot]), key=lambda m: m[0])
-    table = pd.concat(rows).round(5)
+    source = "the film's own motion vectors"
+    try:
+        _require_vectors(report)
+        table, arrows = _collect(report, report.path)
+    except NoMotionVectors as e:
+        source = f"a canonical copy, as {e.cause}"
+        with tempfile.TemporaryDirectory() as folder:
+            copy = canonicalise(report.path, Path(folder) / "canonical.mp4", damaged=report.settings["damaged"])
+            table, arrows = _collect(report, copy)
     with atomic(report.out / "motion.csv") as temporary: table.to_csv(temporary, index=False)
-    for shot, (_, arrows) in middles.items(): _draw(report, shot, arrows)
+    for shot, (_, drawn) in arrows.items(): _draw(report, shot, drawn)
     camera = float(np.hypot(table.camera_x, table.camera_y).mean())
-    return dict(source=name, camera=camera, own=float(table.own.mean()))
+    return dict(source=source, camera=camera, own=float(table.own.mean()))
 
 # %% ../../nbs/film/01_analyse.ipynb #456efbce
 def _show_motion(report):

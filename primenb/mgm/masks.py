@@ -10,7 +10,6 @@ __all__ = ['STILL_THRESHOLD', 'UNGUIDED', 'GUIDED', 'MASKS', 'UNEVEN', 'hide_top
 
 # %% ../../nbs/mgm/00_masks.ipynb #9aaff0c9
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from inspect import signature
 
 import cv2
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import PrimenbError
-from ..media.motion import Motion, to_tokens
+from ..media.motion import Motion, fit_surface, robust_weights, surface_terms, to_tokens
 
 # %% ../../nbs/mgm/00_masks.ipynb #79c632aa
 def hide_top_k(
@@ -118,28 +117,10 @@ def simulated_motion_mask(n, grid, k, rng, aspect=2.0):
     return -box_distance(start + (end - start) * np.linspace(0, 1, grid[0])[:, None], _aspects(rng, n, aspect), grid)
 
 # %% ../../nbs/mgm/00_masks.ipynb #57caab61
-def _weights(error):
-    "Nearly 1 where the error is small beside the others of its image, nearly 0 where it is large."
-    e = np.abs(error)
-    s = np.maximum(2 * np.median(e, 1, keepdims=True), 0.1)
-    return 1 / (1 + (e / s) ** 2) ** 2
-
-@lru_cache(maxsize=8)
-def _terms(h, w):
-    "(h*w,6) the terms of second degree at each cell, and all their products."
-    y, x = (a.ravel() for a in np.meshgrid(np.linspace(-1, 1, h), np.linspace(-1, 1, w), indexing="ij"))
-    B = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 1).astype(np.float32)
-    return B, (B[:, :, None] * B[:, None]).reshape(h * w, 36)
-
 def _plane(d, h, w):
     "The motion of one flat surface: (S,h*w) complex."
-    B, BB = _terms(h, w)
-    fit = np.median(d.real, 1, keepdims=True) + 1j * np.median(d.imag, 1, keepdims=True)
-    for _ in range(3):
-        W = _weights(d - fit)
-        normal = (W @ BB).reshape(-1, 6, 6) + 1e-3 * np.eye(6)
-        fit = (np.linalg.solve(normal, ((W * d) @ B)[..., None])[..., 0] @ B.T).astype(np.complex64)
-    return fit
+    terms = surface_terms(h, w)
+    return np.stack([terms @ fit_surface(one, terms) for one in d])
 
 # %% ../../nbs/mgm/00_masks.ipynb #66b55bbe
 def _rows(d, h, w, damping=0.004):
@@ -147,7 +128,7 @@ def _rows(d, h, w, damping=0.004):
     x, D = np.linspace(-1, 1, w, dtype=np.float32), d.reshape(-1, h, w)
     fit = 0
     for _ in range(2):
-        W = _weights(d - fit).reshape(-1, h, w)
+        W = robust_weights(d - fit).reshape(-1, h, w)
         s0, s2 = W.sum(2) + damping * w, (W * x * x).sum(2) + damping * w
         s1 = (W * x).sum(2)
         t0, t1 = (W * D).sum(2), (W * D * x).sum(2)
@@ -299,10 +280,11 @@ def _trust(frames, patch, grid):
             "crop and resize them as `size` and `crop` say")
     return _squeeze(texture(frames[:, : grid[1] * patch, : grid[2] * patch], grid))
 
-def _status(measured, moved):
-    "What is known of a clip, from (S,tubelet) bool and (S,h,w) patches per slot."
+def _status(measured, moved, noise):
+    "What is known of a clip, from (S,tubelet) bool, (S,h,w) patches per slot, and the noise level of its frames."
     if not measured.any(): return "none"
-    if smoothed(moved[None]).max() < STILL_THRESHOLD: return "still"
+    least = 0 if noise is None else min(noise.mean() / 2, 0.2)
+    if smoothed(np.minimum(moved, 0.25)[None]).max() < max(least, STILL_THRESHOLD): return "still"
     return "measured" if measured.any(1).all() else "filled"
 
 # %% ../../nbs/mgm/00_masks.ipynb #b63ecade
@@ -345,7 +327,8 @@ def guide(
         return on_tokens * np.float32(tubelet / patch)
     speed = tokens(flow - background(flow), False)
     trust = _trust(frames, patch, speed.shape)
-    status = _status(motion.measured[: slots * tubelet].reshape(slots, tubelet), speed * trust)
+    noise = motion.noise if motion.noise is None else motion.noise[: slots * tubelet]
+    status = _status(motion.measured[: slots * tubelet].reshape(slots, tubelet), speed * trust, noise)
     energy = _squeeze(speed) * trust * np.float32(status in ("measured", "filled"))
     return Guide(tokens(flow, True)[None], energy[None], (status,))
 
