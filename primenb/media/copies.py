@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'copy_with_chapters', 'read_chapters']
 
-# %% ../../nbs/media/05_copies.ipynb #c0834250
+# %% ../../nbs/media/05_copies.ipynb #1ac4a91b
 import io, math, re, struct, warnings
 from collections import Counter, defaultdict
 from fractions import Fraction
@@ -16,10 +16,10 @@ import numpy as np
 import pandas as pd
 from av.stream import Disposition
 
-from ..core import PrimenbError, atomic
+from ..core import atomic
 from .video import VideoError, frame_times, probe
 
-# %% ../../nbs/media/05_copies.ipynb #571a1433
+# %% ../../nbs/media/05_copies.ipynb #5df246e2
 ENDINGS = (".mp4", ".mov", ".mkv")  # of copies
 
 def _is_cover(stream): return bool(stream.disposition & Disposition.attached_pic)
@@ -40,7 +40,7 @@ def _named(stream):
     codec = stream.codec_context.name if stream.codec_context else getattr(stream, "name", None)
     return f"stream {stream.index} ({', '.join(filter(None, (kind, codec, stream.language)))})"
 
-# %% ../../nbs/media/05_copies.ipynb #798a5cd2
+# %% ../../nbs/media/05_copies.ipynb #95db43e4
 def _add_stream(copy, stream):
     "The same stream in the copy, or None for one without packets."
     if _is_cover(stream) and copy.format.name == "matroska":
@@ -61,7 +61,7 @@ def _cover(stream):
         packets = (packet for packet in film.demux(film.streams[stream.index]) if packet.size)
         return bytes(next(packets))
 
-# %% ../../nbs/media/05_copies.ipynb #33aa9226
+# %% ../../nbs/media/05_copies.ipynb #57cef95d
 _formats = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 def _holds(ending, streams):
@@ -77,15 +77,15 @@ def _holds(ending, streams):
     except (av.error.FFmpegError, ValueError): return False
 
 def _check_container(path, film, ending):
-    "Raises `PrimenbError` for streams that the container cannot hold."
+    "Raises `VideoError` for streams that the container cannot hold."
     kept = _kept(film)
     if _holds(ending, kept): return
     wrong = [s for s in kept if not _holds(ending, [s])] or kept
     others = [other for other in ENDINGS if _holds(other, kept)]
     remedy = f"save it as {' or '.join(others)}" if others else "convert the film first, to H.264 and AAC"
-    raise PrimenbError(path, f"{ending} cannot hold its {', '.join(map(_named, wrong))}", remedy)
+    raise VideoError(path, f"{ending} cannot hold its {', '.join(map(_named, wrong))}", remedy)
 
-# %% ../../nbs/media/05_copies.ipynb #cbdbf614
+# %% ../../nbs/media/05_copies.ipynb #5c42203d
 def _needed(packets):
     "The packets without those at the end of a stream that are hidden: nothing needs them."
     held = defaultdict(list)
@@ -97,17 +97,17 @@ def _needed(packets):
             yield packet
 
 def _check_packet(path, packet, before, ending):
-    "Raises `PrimenbError` for a packet that the copy cannot hold."
+    "Raises `VideoError` for a packet that the copy cannot hold."
     stream = packet.stream
     if packet.dts is not None and before is not None and packet.dts < before:
         cause = f"the time stamps of {_named(stream)} go back from {float(before * packet.time_base):.3f} s"
         remedy = "make a copy with one clock first, such as primenb.media.video.canonicalise(path, out)"
-        raise PrimenbError(path, f"{cause} to {float(packet.dts * packet.time_base):.3f} s", remedy)
+        raise VideoError(path, f"{cause} to {float(packet.dts * packet.time_base):.3f} s", remedy)
     if packet.is_discard and stream.type == "video" and ending == ".mkv":
         cause = f"it hides trimmed images of {_named(stream)}, and .mkv would show them"
-        raise PrimenbError(path, cause, "save it as .mp4 or .mov")
+        raise VideoError(path, cause, "save it as .mp4 or .mov")
 
-# %% ../../nbs/media/05_copies.ipynb #06dbef88
+# %% ../../nbs/media/05_copies.ipynb #b796bc48
 def _steady(film, packets):
     "The packets on one clock: where that of a transport or program stream jumps, it goes on without a gap."
     ends, shift = {}, Fraction(0)
@@ -123,11 +123,16 @@ def _steady(film, packets):
         if shift and packet.dts is not None: packet.dts += round(shift / tick)
         yield packet
 
-# %% ../../nbs/media/05_copies.ipynb #a0e91885
-def _copy_packets(path, film, copy, streams, ending):
-    "Copies all packets, on a clock that begins at 0; returns the end of what each stream shows, in seconds."
-    last, ends = {}, defaultdict(Fraction)
+# %% ../../nbs/media/05_copies.ipynb #f95d2618
+def _moved(film, ending):
+    "By how many seconds the copy's clock is behind the film's; Matroska keeps the one of Matroska."
     begin = Fraction(film.start_time or 0, av.time_base)
+    return 0 if begin > 0 and ending == ".mkv" and "matroska" in film.format.name else begin
+
+def _copy_packets(path, film, copy, streams, ending):
+    "Copies all packets; returns the end of what each stream shows, in seconds."
+    last, ends = {}, defaultdict(Fraction)
+    begin = _moved(film, ending)
     for packet in _needed(_steady(film, film.demux([film.streams[i] for i in streams]))):
         i, tick = packet.stream_index, packet.time_base
         _check_packet(path, packet, last.get(i), ending)
@@ -142,7 +147,7 @@ def _copy_packets(path, film, copy, streams, ending):
         copy.mux(packet)
     return ends
 
-# %% ../../nbs/media/05_copies.ipynb #ee869275
+# %% ../../nbs/media/05_copies.ipynb #f7146bec
 _of_container = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", "duration"}
 _mp4_tags = {"title", "artist", "album_artist", "album", "composer", "date", "comment", "genre", "copyright", "lyrics",
              "description", "synopsis", "show", "episode_id", "network", "keywords", "grouping", "track", "disc"}
@@ -160,7 +165,7 @@ def _chapter(n, row, begin):
                 metadata=dict(title=row.title))
 
 def _write_copy(path, out, chapters, begin):
-    "Writes a copy whose first image a player shows at `begin` seconds."
+    "Writes a copy whose first image is at `begin` seconds on its clock."
     ending = out.suffix.lower()
     with av.open(f"file:{path}", metadata_errors="replace") as film:
         with av.open(f"file:{out}", "w", options=_options(film, ending)) as copy:
@@ -175,7 +180,7 @@ def _write_copy(path, out, chapters, begin):
     languages = [code if re.fullmatch("[a-z]{3}", code) else "und" for code in spoken]
     if ending != ".mkv": _mend_mp4(out, [ends[i] for i in videos], languages)
 
-# %% ../../nbs/media/05_copies.ipynb #a75fba2d
+# %% ../../nbs/media/05_copies.ipynb #c90c3990
 def _boxes(data):
     "The boxes in these bytes, as lists [kind, content]."
     found, at = [], 0
@@ -200,7 +205,7 @@ def _with_child(boxes, kind, content):
     if kind not in [name for name, _ in boxes]: return [*boxes, [kind, content]]
     return [[name, content if name == kind else old] for name, old in boxes]
 
-# %% ../../nbs/media/05_copies.ipynb #e8fd6035
+# %% ../../nbs/media/05_copies.ipynb #d995b66b
 def _number(content, at, long):
     "A whole number in a box whose version says that it is long."
     return struct.unpack_from(">Q" if long else ">I", content, at)[0]
@@ -221,7 +226,7 @@ def _shorter(track, end, scale):
     head = _replaced(head, 28 if head[0] else 20, bool(head[0]), total)
     return _with_child(_with_child(track, b"tkhd", head), b"edts", _packed([[b"elst", edits]])), total
 
-# %% ../../nbs/media/05_copies.ipynb #425abf64
+# %% ../../nbs/media/05_copies.ipynb #eb894ed0
 def _handler(track): return _child(track, b"mdia", b"hdlr")[8:12]
 
 def _track_id(track):
@@ -255,7 +260,7 @@ def _mended(moov, ends, languages):
     rest = iter(tracks)
     return _packed([[kind, _packed(next(rest)) if kind == b"trak" else content] for kind, content in boxes])
 
-# %% ../../nbs/media/05_copies.ipynb #55c6dd86
+# %% ../../nbs/media/05_copies.ipynb #c2acb528
 def _mend_mp4(path, ends, languages):
     "Mends the table of contents of an MP4 or QuickTime film, which is its last box."
     with open(path, "r+b") as file:
@@ -271,7 +276,7 @@ def _mend_mp4(path, ends, languages):
         file.write(struct.pack(">I4s", len(moov) + 8, b"moov") + moov)
         file.truncate()
 
-# %% ../../nbs/media/05_copies.ipynb #834e571d
+# %% ../../nbs/media/05_copies.ipynb #d8a78ed8
 def _contents(film):
     "How often the film has a stream of each kind and codec."
     codec = lambda s: s.codec_context.codec.canonical_name.replace("mp2", "mp3") if s.codec_context else ""
@@ -286,34 +291,29 @@ def _labels(film):
         tags |= {f"{text} of stream {n}" for text in marks + [f"{k} {v!r}" for k, v in given.items()]}
     return tags
 
-# %% ../../nbs/media/05_copies.ipynb #c26c58a1
+# %% ../../nbs/media/05_copies.ipynb #92c1b15e
 def _check_copy(path, copy, ending):
-    "Raises `PrimenbError` for a copy that is not the film, and warns of labels that it lost."
+    "Raises `VideoError` for a copy that is not the film, and warns of labels that it lost."
     with av.open(f"file:{path}", metadata_errors="replace") as a, av.open(f"file:{copy}", metadata_errors="replace") as b:
         lost, labels = _contents(a) - _contents(b), _labels(a) - _labels(b)
         others = [_named(stream) for stream in _left_out(a)]
     if lost:
         what = ", ".join(" ".join(filter(None, kind)) for kind in lost)
-        raise PrimenbError(path, f"{ending} would not keep its {what}", "save it in another container")
+        raise VideoError(path, f"{ending} would not keep its {what}", "save it in another container")
     times, copied = frame_times(path), frame_times(copy)
     if len(times) != len(copied) or np.abs(times - copied).max() > 0.0016:
         cause = f"a copy as {ending} would show {len(copied)} images at other times than its {len(times)}"
-        raise PrimenbError(path, cause, "convert it first: its time stamps do not say when each image is shown")
+        raise VideoError(path, cause, "convert it first: its time stamps do not say when each image is shown")
     missing = sorted(labels) + [f"{name}, which FFmpeg cannot copy" for name in others]
     if missing: warnings.warn(f"{path}: a copy as {ending} does not keep {'; '.join(missing)}")
 
-# %% ../../nbs/media/05_copies.ipynb #7f376794
-def _offset(path):
-    "When a player shows the first image, in seconds."
-    with av.open(f"file:{path}", metadata_errors="replace") as film:
-        return probe(path).start - (film.start_time or 0) / av.time_base
-
+# %% ../../nbs/media/05_copies.ipynb #2a52bb5a
 def copy_with_chapters(
     path: str | Path,  # the film
     out: str | Path,  # the copy to write, in one of `ENDINGS`
     chapters: pd.DataFrame,  # title, start, end; seconds since the first image
 ) -> Path:  # `out`
-    """Copies a film's streams with chapters instead of its own; raises `PrimenbError` for what the copy would lose.
+    """Copies a film's streams with chapters instead of its own; raises `VideoError` for what the copy would lose.
 
     Parameters
     ----------
@@ -330,21 +330,23 @@ def copy_with_chapters(
         `out`
     """
     path, out = Path(path), Path(out)
-    ending, begin = out.suffix.lower(), _offset(path)
-    if ending not in ENDINGS: raise PrimenbError(out, f"{ending} is no ending of a copy", f"take {', '.join(ENDINGS)}")
+    ending = out.suffix.lower()
+    if ending not in ENDINGS: raise VideoError(out, f"{ending} is no ending of a copy", f"take {', '.join(ENDINGS)}")
     if out.exists() and out.samefile(path):
-        raise PrimenbError(out, "it is the film itself", "give the copy another name")
-    with av.open(f"file:{path}", metadata_errors="replace") as film: _check_container(path, film, ending)
+        raise VideoError(out, "it is the film itself", "give the copy another name")
+    with av.open(f"file:{path}", metadata_errors="replace") as film:
+        _check_container(path, film, ending)
+        begin = probe(path).start - float(_moved(film, ending))
     with atomic(out) as temporary:
         for _ in range(2):
             with _explained(path, ending): _write_copy(path, temporary, chapters, begin)
-            shown = _offset(temporary)
+            shown = probe(temporary).start
             if abs(shown - begin) < 5e-4: break
             begin = shown
         _check_copy(path, temporary, ending)
     return out
 
-# %% ../../nbs/media/05_copies.ipynb #f16f5729
+# %% ../../nbs/media/05_copies.ipynb #039aaa06
 from contextlib import contextmanager
 
 @contextmanager
@@ -353,7 +355,7 @@ def _explained(path, ending):
     try: yield
     except (av.error.FFmpegError, ValueError) as e:
         cause = f"FFmpeg cannot copy it into {ending} ({getattr(e, 'strerror', None) or e})"
-        raise PrimenbError(path, cause, "choose another container, or convert the film first") from e
+        raise VideoError(path, cause, "choose another container, or convert the film first") from e
 
 def read_chapters(
     path: str | Path,  # a film
@@ -370,7 +372,7 @@ def read_chapters(
     pd.DataFrame
         title, start, end; seconds since the first image
     """
-    begin = _offset(path)
+    begin = probe(path).start
     with av.open(f"file:{path}", metadata_errors="replace") as film: chapters = film.chapters()
     seconds = lambda chapter, edge: max(float(chapter[edge] * chapter["time_base"]) - begin, 0.0)  # before: no image
     rows = [(c["metadata"].get("title", ""), seconds(c, "start"), seconds(c, "end")) for c in chapters]
