@@ -36,11 +36,10 @@ def long():
 
 @pytest.mark.parametrize("ending", texts)
 @pytest.mark.parametrize("rate", [
-    Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, 50, Fraction(60000, 1001), 60, 12, 15, 120,
-    Fraction(10, 3)], ids=str)
+    Fraction(24000, 1001), 24, 25, Fraction(30000, 1001), 30, Fraction(48000, 1001), 50, Fraction(60000, 1001), 60, 12,
+    15, 100, Fraction(120000, 1001), 120, 240, Fraction(10, 3)], ids=str)
 def test_every_format_gives_back_every_frame_past_the_first_hour(tmp_path, ending, rate):
     frames = int(3700 * rate)
-    if rate == 120 and ending == ".edl": pytest.skip("no timecode is that fast")
     minute, hour = int(60 * rate), int(3600 * rate)
     cuts = sorted({1, 2, minute, minute + 1, int(600 * rate), hour - 1, hour + 1, frames - 1})
     shots, scenes = listed(frames, cuts, rate, film='a film: "1917"; x=y', scenes=np.arange(len(cuts) + 1))
@@ -124,6 +123,7 @@ def test_timeline_cuts_the_film_at_its_scenes(tmp_path, long):
     assert [int(c.source_range.start_time.value) for c in clips] == scenes.start_frame.tolist()
     assert [int(c.source_range.end_time_exclusive().value) for c in clips] == scenes.end_frame.tolist()
     assert {c.media_reference.target_url for c in clips} == {starter.as_uri()}
+    assert {c.media_reference.available_range.start_time.value for c in clips} == {0}
     assert [int(m.marked_range.start_time.value) for c in clips for m in c.markers] == shots.start_frame.tolist()
 
 
@@ -159,6 +159,85 @@ def test_no_chapter_begins_before_its_scene(tmp_path, long, ending):
     read = FORMATS[ending][1](save_scenes(scenes, shots, tmp_path / f"s{ending}"), shots)
     late = (read.start - scenes.start).to_numpy()
     assert late.min() > -1e-6 and 0.0005 < late.max() < 0.00099  # 1/24 s is no whole number of milliseconds
+
+
+# ---- the film's own clock
+
+def late_film(path, late=3.0, rate=25, timecode="", name="mpeg4"):
+    "A film whose images begin after its sound, and change at 1.2 and 2 s; with its shots and scenes."
+    with av.open(str(path), "w") as file:
+        video = file.add_stream(name, rate=rate, width=64, height=48)
+        if timecode: video.metadata["timecode"] = timecode
+        voice = file.add_stream("aac", rate=48000, layout="stereo")
+        for n in range(75):
+            shade = np.full((48, 64, 3), (30, 120, 220)[(n >= 30) + (n >= 50)], np.uint8)
+            frame = av.VideoFrame.from_ndarray(shade, "rgb24")
+            frame.pts, frame.time_base = n + round(late * rate), 1 / Fraction(rate)
+            file.mux(video.encode(frame))
+        file.mux(video.encode())
+        for n in range(int((75 / rate + late) * 48000 / 1024)):
+            sound = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+            sound.sample_rate, sound.pts = 48000, 1024 * n
+            file.mux(voice.encode(sound))
+        file.mux(voice.encode())
+    shots = shot_table(path.stem, [30, 50], frame_times(path), probe(path).duration)
+    return path, shots, scene_table(shots, np.arange(3)).assign(title=["one", "two", "three"])
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.ts", "a.flv"])
+def test_files_for_players_have_their_time(tmp_path, name):
+    film, shots, scenes = late_film(tmp_path / name, name="libx264")
+    late = probe(film).offset
+    assert late == pytest.approx(3, abs=0.1)  # the sound of some begins a little before 0
+    expected = np.array([0, 1.2, 2.0]) + late
+    vtt = save_scenes(scenes, shots, tmp_path / "s.vtt", media=film)
+    with av.open(str(vtt)) as file: cues = [p.pts * p.time_base for p in file.demux(file.streams[0]) if p.size]
+    with av.open(str(save_scenes(scenes, shots, tmp_path / "s.ffmeta", media=film))) as file:
+        chapters = [float(c["start"] * c["time_base"]) for c in file.chapters()]
+    ogm = save_scenes(scenes, shots, tmp_path / "s.txt", media=film).read_text()
+    clocks = [re.split("[:.]", text) for text in re.findall(r"CHAPTER\d+=(\S+)", ogm)]
+    marks = [3600 * int(h) + 60 * int(m) + int(s) + int(ms) / 1000 for h, m, s, ms in clocks]
+    for found in (np.array(cues, float), chapters, marks): np.testing.assert_allclose(found, expected, atol=1.1e-3)
+    for ending in FORMATS:
+        if ending == film.suffix: continue
+        path = save_scenes(scenes, shots, tmp_path / f"s{ending}", media=film)
+        for media in (film, None): assert load_scenes(path, shots, media).equals(scenes)
+
+
+def test_chapters_of_a_film_do_not_fit_another_clock(tmp_path):
+    film, shots, scenes = late_film(tmp_path / "a.mp4")
+    other = late_film(tmp_path / "b.mp4", late=1.6)[0]
+    path = save_scenes(scenes, shots, tmp_path / "s.vtt", media=film)
+    with pytest.raises(PrimenbError, match="the start of scene 0 is at 1.400 s"): load_scenes(path, shots, other)
+
+
+@pytest.mark.parametrize("label, rate", [("01:00:00:00", 25), ("01:00:00;00", Fraction(30000, 1001)),
+                                         ("00:59:59:28", Fraction(30000, 1001))], ids=str)
+def test_timelines_have_the_timecode_of_the_film(tmp_path, label, rate):
+    film, shots, scenes = late_film(tmp_path / "a.mov", 0, rate, label)
+    path = save_scenes(scenes, shots, tmp_path / "s.edl", media=film)
+    text = path.read_text()
+    assert f"C        {label} " in text and ("FCM: DROP" in text) == (";" in label)
+    timeline = otio.adapters.read_from_file(str(save_scenes(scenes, shots, tmp_path / "s.otio", media=film)))
+    first = otio.opentime.from_timecode(label, float(rate)).value
+    clips = [list(track.find_clips()) for track in timeline.tracks]
+    assert [track.kind for track in timeline.tracks] == ["Video", "Audio"]
+    for track in clips: assert [c.source_range.start_time.value - first for c in track] == [0, 30, 50]
+    assert clips[0][0].media_reference.available_range.start_time.value == first
+    zero = save_scenes(scenes, shots, tmp_path / "z.edl", media=film, begin="00:00:00:00")
+    assert "C        00:00:00:00 00:00:0" in zero.read_text()
+    for path in (path, zero): assert load_scenes(path, shots, film).equals(load_scenes(path, shots))
+
+
+@pytest.mark.parametrize("name", [
+    "NA", "null", "None", "nan", "a ", " a", "x" * 200, 'a "b", c; \'d\'', "a\nb", "日本 – ü", "100%", "-rf", "a&b<c>"])
+def test_odd_names_of_films(tmp_path, name):
+    film, shots, scenes = late_film(tmp_path / f"{name}.mp4", 0)
+    assert shots.film[0] == name
+    for ending in FORMATS:
+        path = save_scenes(scenes, shots, tmp_path / f"s{ending}", media=film)
+        assert load_scenes(path, shots, film).equals(scenes)
+        assert load_scenes(path, shots).equals(scenes)
 
 
 # ---- films

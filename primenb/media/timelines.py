@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIMELINES', 'timecode', 'frame_of_timecode', 'table_rate', 'Clock', 'film_clock', 'load_timeline', 'save_timeline']
 
-# %% ../../nbs/media/04_timelines.ipynb #60d2e71c
+# %% ../../nbs/media/04_timelines.ipynb #66942388
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,7 +14,6 @@ from typing import NamedTuple
 from urllib.parse import quote
 from xml.etree import ElementTree
 
-import av
 import opentimelineio as otio
 import pandas as pd
 from opentimelineio.opentime import RationalTime, TimeRange
@@ -22,7 +21,7 @@ from opentimelineio.opentime import RationalTime, TimeRange
 from ..core import PrimenbError, atomic
 from .video import VideoInfo
 
-# %% ../../nbs/media/04_timelines.ipynb #3834b1d5
+# %% ../../nbs/media/04_timelines.ipynb #f224caeb
 def _left_out(rate, drop): return round(rate) // 15 if drop else 0
 
 def _day(rate, drop): return 86400 * round(rate) - 1296 * _left_out(rate, drop)  # frames, 1296 = 24 * 54 minutes
@@ -56,7 +55,7 @@ def timecode(
     clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     return f"{clock}{';' if drop else ':'}{frames:0{max(2, len(str(base - 1)))}}"
 
-# %% ../../nbs/media/04_timelines.ipynb #429d85a6
+# %% ../../nbs/media/04_timelines.ipynb #886e7952
 def frame_of_timecode(
     label: str,  # hh:mm:ss:ff; a ; or , or . before the frames means that labels are left out
     rate: Fraction | int,  # frames per second
@@ -86,7 +85,7 @@ def frame_of_timecode(
     frame = (60 * minutes + seconds) * round(rate) + frames
     return frame - _left_out(rate, found[4] != ":") * (minutes - minutes // 10)
 
-# %% ../../nbs/media/04_timelines.ipynb #867093c7
+# %% ../../nbs/media/04_timelines.ipynb #b9e47235
 def _customary(rate):
     "The whole rate, or 1000/1001 of one, that a measured rate stands for; itself if there is none."
     near = [Fraction(round(rate)), Fraction(1000 * round(rate * Fraction(1001, 1000)), 1001)]
@@ -111,7 +110,7 @@ def table_rate(
     first, last = table.iloc[0], table.iloc[-1]
     return _customary(Fraction(int(last.end_frame - first.start_frame)) / Fraction(float(last.end - first.start)))
 
-# %% ../../nbs/media/04_timelines.ipynb #7303b96c
+# %% ../../nbs/media/04_timelines.ipynb #da2a0d32
 _television = [Fraction(n, d) for n, d in (
     (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48000, 1001), (48, 1), (50, 1), (60000, 1001), (60, 1))]
 
@@ -143,7 +142,7 @@ class Clock:
         "The same clock at another rate."
         return Clock(rate, round(self.first * rate / self.rate), self.drop and rate == self.rate)
 
-# %% ../../nbs/media/04_timelines.ipynb #2021eea6
+# %% ../../nbs/media/04_timelines.ipynb #dbf2978d
 _drop_rates = Fraction(30000, 1001), Fraction(60000, 1001)
 
 def film_clock(
@@ -168,20 +167,11 @@ def film_clock(
     """
     rate = _customary(info.rate) if info else table_rate(table)
     if rate < 10: rate = _label_rate(rate)
-    label = begin or (info and _timecode(info))
+    label = begin or (info and info.timecode)
     if label: return Clock(rate, frame_of_timecode(label, rate), not re.search(r":\d+$", label))
-    return Clock(rate, round(_offset(info) * rate) if info else 0, rate in _drop_rates)
+    return Clock(rate, round(info.offset * float(rate)) if info else 0, rate in _drop_rates)
 
-# %% ../../nbs/media/04_timelines.ipynb #de518846
-def _timecode(info):
-    with av.open(str(info.path)) as file:
-        tags = [file.metadata, *(stream.metadata for stream in file.streams)]
-    return next((tag["timecode"] for tag in tags if "timecode" in tag), None)
-
-def _offset(info):
-    with av.open(str(info.path)) as file: return info.start - (file.start_time or 0) / av.time_base
-
-# %% ../../nbs/media/04_timelines.ipynb #db01b4ce
+# %% ../../nbs/media/04_timelines.ipynb #e204a2f0
 class _Clip(NamedTuple):
     title: str
     first: int  # frame, on the clock of the film
@@ -209,16 +199,16 @@ def _timeline(table, clock, info, marks=None):
         clips.append(_Clip(title, first, stop, [mark for mark in marks if first <= mark[1] < stop]))
     return _Timeline(table.film.iloc[0], clock, clips, info)
 
-# %% ../../nbs/media/04_timelines.ipynb #4e736547
+# %% ../../nbs/media/04_timelines.ipynb #5abc0ed6
 def _span(first, stop, rate): return TimeRange(RationalTime(first, float(rate)), RationalTime(stop - first, float(rate)))
 
 def _reference(line):
     "The film's file, as far as it is known."
     if line.info is None: return otio.schema.MissingReference(line.name)
     rate, info = line.clock.rate, line.info
-    begin = line.clock.first if _timecode(info) else line.clock.first - round(_offset(info) * rate)
+    begin = line.clock.first if info.timecode else line.clock.first - round(info.offset * float(rate))
     whole = _span(begin, line.clock.frame(info.duration), rate)
-    size = otio.schema.Box2d(otio.schema.V2d(0, 0), otio.schema.V2d(*_shown_size(info)))
+    size = otio.schema.Box2d(otio.schema.V2d(0, 0), otio.schema.V2d(info.width, info.height))
     return otio.schema.ExternalReference(info.path.resolve().as_uri(), whole, available_image_bounds=size)
 
 def _track(line, kind):
@@ -233,9 +223,7 @@ def _track(line, kind):
         track.append(otio.schema.Clip(clip.title, _reference(line), span, markers=markers, metadata=reel))
     return track
 
-# %% ../../nbs/media/04_timelines.ipynb #a3f6dab5
-def _shown_size(info): return info.width, info.height
-
+# %% ../../nbs/media/04_timelines.ipynb #dbf54c01
 def _write_otio(path, line):
     kinds = ["Video", "Audio"] if line.info and line.info.audio else ["Video"]
     timeline = otio.schema.Timeline(line.name, tracks=[_track(line, kind) for kind in kinds])
@@ -252,7 +240,7 @@ def _read_otio(path, clock):
     rows = [(name, _exact(s.start_time) - begin, _exact(s.end_time_exclusive()) - begin) for name, s in spans]
     return rows, timeline.name
 
-# %% ../../nbs/media/04_timelines.ipynb #bafbe2a6
+# %% ../../nbs/media/04_timelines.ipynb #53de7bfe
 def _one_line(text): return " ".join(text.splitlines())
 
 def _write_edl(path, line):
@@ -267,7 +255,7 @@ def _write_edl(path, line):
         if n == 1: text.append(f"* FIRST IMAGE: {label(clock.first)} AT {rate} FRAMES PER SECOND")
     path.write_text("\n".join(text) + "\n", encoding="utf-8", newline="")
 
-# %% ../../nbs/media/04_timelines.ipynb #a7facd42
+# %% ../../nbs/media/04_timelines.ipynb #353f3739
 _event = re.compile(r"^\d+ +\S+ +\S+ +C +([\d:;]+) +([\d:;]+) +[\d:;]+ +[\d:;]+[ \r]*\n((?:\*.*\n?)*)", re.M)
 
 def _read_edl(path, clock):
@@ -284,23 +272,19 @@ def _read_edl(path, clock):
     rows = [(name(comments), seconds(start), seconds(end)) for start, end, comments in events]
     return rows, (re.findall(r"^TITLE: ?(.*)$", text, re.M) or [""])[0]
 
-# %% ../../nbs/media/04_timelines.ipynb #040743c7
+# %% ../../nbs/media/04_timelines.ipynb #7b57f0e0
 def _time(frames, rate): return f"{frames * rate.denominator}/{rate.numerator}s" if frames else "0s"
-
-def _pixel(info):
-    "Width over height of a pixel."
-    return Fraction(getattr(info, "pixel_aspect", None) or 1)
 
 def _format(line, parent):
     "The resource that says how the images are."
     facts = dict(id="r1", frameDuration=_time(1, line.clock.rate))
     if line.info:
-        pixel = _pixel(line.info)
+        pixel = line.info.pixel_aspect if line.info.rotation % 180 == 0 else Fraction(1)
         facts |= dict(width=str(round(line.info.width / pixel)), height=str(line.info.height))
         if pixel != 1: facts |= dict(paspH=str(pixel.numerator), paspV=str(pixel.denominator))
     ElementTree.SubElement(parent, "format", facts)
 
-# %% ../../nbs/media/04_timelines.ipynb #3a709d6c
+# %% ../../nbs/media/04_timelines.ipynb #68c6f1cb
 def _asset(line, parent):
     "The resource that says where the film is, and what it contains."
     rate, info, clips = line.clock.rate, line.info, line.clips
@@ -323,7 +307,7 @@ def _sequence(line, parent):
                  duration=_time(last - clock.first, clock.rate))
     return ElementTree.SubElement(ElementTree.SubElement(project, "sequence", facts), "spine")
 
-# %% ../../nbs/media/04_timelines.ipynb #226e25c1
+# %% ../../nbs/media/04_timelines.ipynb #f747f0e2
 def _write_fcpxml(path, line):
     rate, at = line.clock.rate, line.clock.first
     top = ElementTree.Element("fcpxml", version="1.8")
@@ -354,7 +338,7 @@ def _read_fcpxml(path, clock):
         rows.append((clip.get("name"), start, start + seconds(clip, "duration")))
     return rows, top.find(".//event").get("name")
 
-# %% ../../nbs/media/04_timelines.ipynb #eabd41e0
+# %% ../../nbs/media/04_timelines.ipynb #5dcdff3f
 def _write_csv(path, line):
     clock, rate = line.clock, _label_rate(line.clock.rate)
     label = lambda frame: timecode(round(frame * rate / clock.rate), rate, clock.at(rate).drop)
@@ -367,7 +351,7 @@ def _read_csv(path, clock):
     table = pd.read_csv(path, dtype=dict(film=str, title=str), keep_default_na=False)
     return list(table[["title", "start", "end"]].itertuples(index=False, name=None)), table.film[0]
 
-# %% ../../nbs/media/04_timelines.ipynb #4bcecd9a
+# %% ../../nbs/media/04_timelines.ipynb #c7aacc5f
 TIMELINES = {  # ending -> writer, reader
     ".otio": (_write_otio, _read_otio),
     ".edl": (_write_edl, _read_edl),
@@ -379,7 +363,7 @@ def _of_format(path):
     cause = f"{path.suffix or 'no ending'} is no format for timelines"
     raise PrimenbError(path, cause, f"choose one of {', '.join(TIMELINES)}")
 
-# %% ../../nbs/media/04_timelines.ipynb #a4ceb2b8
+# %% ../../nbs/media/04_timelines.ipynb #aa20beb9
 def load_timeline(
     path: str | Path,  # the file, in one of `TIMELINES`
     clock: Clock | None = None,  # for an EDL of another program, which does not say its rate
@@ -409,7 +393,7 @@ def load_timeline(
     table = pd.DataFrame(rows, columns=["title", "start", "end"]).assign(film=name)
     return table.astype(dict(start=float, end=float))[["film", "title", "start", "end"]]
 
-# %% ../../nbs/media/04_timelines.ipynb #95c4eec1
+# %% ../../nbs/media/04_timelines.ipynb #324b8c6b
 def save_timeline(
     table: pd.DataFrame,  # shots or scenes of one film, with or without titles
     path: str | Path,  # the file to write; its ending is one of `TIMELINES`

@@ -117,16 +117,12 @@ def _seconds(clock): return sum(float(part) * 60**n for n, part in enumerate(rev
 
 def _shown(scenes, info):
     "The scenes in a player's time."
-    return scenes.assign(start=scenes.start + _offset(info), end=scenes.end + _offset(info)) if info else scenes
+    return scenes.assign(start=scenes.start + info.offset, end=scenes.end + info.offset) if info else scenes
 
 def _from_first_image(read, shots, media):
     "What was read in a player's time, in seconds since the first image."
-    late = _offset(probe(media)) if media else read.start[0] - shots.start.iloc[0]
+    late = probe(media).offset if media else read.start[0] - shots.start.iloc[0]
     return read.assign(**{edge: read[edge] - late for edge in ("start", "end") if edge in read})
-
-def _offset(info):
-    with av.open(f"file:{info.path}", metadata_errors="replace") as file:
-        return info.start - (file.start_time or 0) / av.time_base
 
 # %% ../../nbs/scenes/07_files.ipynb #701de267
 def _write_ogm(path, scenes, shots, info, begin):
