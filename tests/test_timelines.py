@@ -12,7 +12,7 @@ from hypothesis import given, settings, strategies as st
 from conftest import project
 from primenb.core import PrimenbError
 from primenb.media.shots import shot_table
-from primenb.media.timelines import Clock, film_clock, frame_of_timecode, load_timeline, save_timeline, table_rate
+from primenb.media.timelines import FilmClock, film_clock, frame_of_timecode, load_timeline, save_timeline, table_rate
 from primenb.media.timelines import TIMELINES, timecode
 from primenb.media.video import probe
 
@@ -107,7 +107,9 @@ def test_uneven_frames_are_next_to_the_average(tmp_path_factory, lengths, ending
     path = tmp_path_factory.mktemp("t") / f"s{ending}"
     try: back = load_timeline(save_timeline(shots, path))
     except PrimenbError as e: assert "shorter than a frame" in str(e) and not path.exists()
-    else: assert np.abs(back.start - shots.start).max() < 0.51 / float(film_clock(shots).rate) + 1e-6
+    else:
+        slowest = min(float(film_clock(shots).rate), 60)  # labels of an EDL may be those of the next customary rate
+        assert np.abs(back.start - shots.start).max() < 0.51 / slowest
 
 
 def test_a_clip_shorter_than_a_frame_is_refused_by_name(tmp_path):
@@ -125,7 +127,7 @@ def test_the_timecode_of_the_film(tmp_path, rate, label):
     film = film_of(tmp_path / "f.mov", rate, 100, label)
     shots, info = shot_table("f", [30, 61], np.arange(100) / float(rate), 100 / float(rate)), probe(film)
     first = frame_of_timecode(label, rate)
-    assert film_clock(shots, info) == Clock(Fraction(rate), first, ";" in label)
+    assert film_clock(shots, info) == FilmClock(Fraction(rate), first, ";" in label)
     edl = save_timeline(shots, tmp_path / "s.edl", info).read_text()
     assert ("FCM: DROP FRAME" in edl) == (";" in label) and ("FCM: NON-DROP FRAME" in edl) == (";" not in label)
     labels = [line.split()[4:] for line in edl.splitlines() if re.match(r"\d{3} ", line)]
@@ -156,7 +158,7 @@ def test_an_edl_of_another_program(tmp_path):
     path.write_text("TITLE: x\r\nFCM: NON-DROP FRAME\r\n\r\n"
                     "001  AX  V  C  10:00:00:00 10:00:01:12 00:00:00:00 00:00:01:12\r\n"
                     "002  AX  V  C  10:00:01:12 10:00:02:00 00:00:01:12 00:00:02:00\r\n")
-    assert load_timeline(path, Clock(Fraction(24))).start.tolist() == [0, 1.5]
+    assert load_timeline(path, FilmClock(Fraction(24))).start.tolist() == [0, 1.5]
 
 
 # ---- OpenTimelineIO and FCPXML
