@@ -35,7 +35,7 @@ def _analyse_options(a):
 
 # %% ../nbs/90_cli.ipynb #60b85e2e
 def _analyse(args):
-    "Runs `primenb analyse` and prints the path of the page."
+    "Runs `primenb analyse` and prints the path of the page; 1 if the report lacks something."
     from primenb.film.analyse import analyse
     report = analyse(
         args.film, args.out,
@@ -48,6 +48,7 @@ def _analyse(args):
         log=lambda line: print(line, file=sys.stderr),
     )
     print(report.out / "report.html")
+    return 1 if report.problems else 0
 
 # %% ../nbs/90_cli.ipynb #f75b5180
 # name -> settings, and the function (run, folder) -> result; imported when needed
@@ -98,6 +99,7 @@ def _train(args):
     for run, folder in zip(runs, _folders(runs, Path(args.out))):
         train(run, folder)
         print(folder)
+    return 0
 
 # %% ../nbs/90_cli.ipynb #ee1b2d5f
 COMMANDS = {  # name -> what it does, its options, and the function that runs it
@@ -145,8 +147,8 @@ def main(
     signal.signal(signal.SIGTERM, _stop)
     again = "the same command without --overwrite" if getattr(args, "overwrite", False) else "the same command"
     try:
-        with warnings.catch_warnings(record=True) as caught: args.run(args)
-        if caught: _fail(str(caught[0].message), 0)
+        with warnings.catch_warnings(record=True) as caught: code = args.run(args)
+        for message in dict.fromkeys(str(warning.message) for warning in caught): _fail(message, code)
     except PrimenbError as e: return _fail(str(e), 1)
     except OSError as e:
         missing = isinstance(e, (FileNotFoundError, IsADirectoryError, NotADirectoryError))
@@ -154,7 +156,7 @@ def main(
         return _fail(f"{e.filename or args.out}: {e.strerror}; {remedy}", 1)
     except (KeyboardInterrupt, SystemExit) as e:
         return _fail(f"stopped; {again} continues", getattr(e, "code", 130))
-    return 0
+    return code
 
 # %% ../nbs/90_cli.ipynb #d5bc4188
 if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())

@@ -16,8 +16,9 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
 from primenb.film.analyse import PAGE_PARTS, Part, analyse
 from primenb.film.page import axis_ticks, chart_path, clock_time, render_section
+from primenb.media.timelines import TIMELINES
 from primenb.media.video import Frame, encode, iter_frames
-from primenb.scenes.files import load_scenes
+from primenb.scenes.files import FORMATS, load_scenes
 from primenb.sfm import mapper
 from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import CameraTrack
@@ -159,7 +160,7 @@ def test_a_report_is_not_mixed_with_another_film_or_setting(report, tmp_path):
     (out / "notes.txt").write_text("mine")
     assert set(analyse(other, out, parts=["shots"], overwrite=True).done) == {"shots"}
     names = {f.name for f in out.iterdir()}
-    assert names == {"film.json", "shots.csv", "report.html", "notes.txt"}  # nothing of the other film is left
+    assert names == {"film.json", "report.html", "notes.txt", *PAGE_PARTS[0].files}  # nothing of the other film is left
     assert len(analyse(other, out).shots) == 1 and len(list((out / "keyframes").iterdir())) == 3
 
 
@@ -376,6 +377,38 @@ def test_a_shot_that_fails_does_not_take_the_others_down(tmp_path, monkeypatch):
     def stopped(frames, **how): raise KeyboardInterrupt
     monkeypatch.setattr(mapper, "track_camera", stopped)
     with pytest.raises(KeyboardInterrupt): analyse(film, tmp_path / "r", parts=["cameras"], overwrite=True)
+
+
+def test_files_that_cannot_be_written_are_named_everywhere(tmp_path, monkeypatch):
+    "A folder stands where a file should be: the report is complete, and says what it lacks; the command ends with 1."
+    film = encode(tmp_path / "short.mp4", [f.image for f in iter_frames(starter, frames=(0, 12), size=96)], 24)
+    def refuse(*arguments, **how): raise PrimenbError("s.edl", "it cannot <hold> it", "use another")
+    monkeypatch.setitem(FORMATS, ".edl", (refuse, FORMATS[".edl"][1]))
+    monkeypatch.setitem(TIMELINES, ".fcpxml", (refuse, TIMELINES[".fcpxml"][1]))
+    lost = ["shots: no shots.fcpxml: it cannot <hold> it", "scenes: no scenes.edl: .edl cannot hold these scenes: it cannot",
+            "scenes: no scenes.fcpxml: .fcpxml cannot hold these scenes: it cannot"]
+    with pytest.warns(UserWarning, match="short.mp4: shots: no shots.fcpxml: it cannot <hold> it, and 2 more"):
+        report = analyse(film, tmp_path / "r", parts=["scenes"])
+    assert [line.startswith(start) for line, start in zip(report.problems, lost, strict=True)] == [True] * 3
+    state = json.loads((report.out / "film.json").read_text())["parts"]
+    assert list(state["scenes"]["unwritten"]) == ["scenes.edl", "scenes.fcpxml"]
+    assert not (report.out / "scenes.edl").exists() and (report.out / "scenes.otio").exists()
+    page = (report.out / "report.html").read_text()
+    assert "no shots.fcpxml: it cannot &lt;hold&gt; it" in page and broken_links(report) == []
+    done = primenb("analyse", film, "-o", report.out, "--parts", "scenes")  # it is not forgotten
+    assert done.returncode == 1 and done.stdout == f"{report.out / 'report.html'}\n"
+    assert "shots.fcpxml" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["NA", "null", "None", "nan", "a ", "x" * 236, 'a "b", c;', "a\nb", "ü – 日本", "100%", "-a"])
+def test_films_of_all_names_have_all_files(tmp_path, name):
+    film = encode(tmp_path / "f.mp4", [f.image for f in iter_frames(starter, frames=(0, 12), size=96)], 24)
+    film = film.rename(tmp_path / f"{name}.mp4")
+    report = analyse(film, tmp_path / "r", parts=["scenes"])
+    assert report.problems == [] and set(report.shots.film) == set(report.scenes.film) == {name}
+    for part in PAGE_PARTS[:2]: assert [file for file in part.files if not (report.out / file).exists()] == []
+    for file in report.out.glob("scenes.*"):
+        if file.suffix != ".csv": assert len(load_scenes(file, report.shots, film)) == len(report.scenes)
 
 
 def test_the_templates_are_installed_with_the_library(tmp_path):

@@ -21,6 +21,7 @@ from .page import chart_path, render_page, render_section
 from ..media.motion import iter_motion, to_tokens
 from ..scenes.files import save_scenes
 from ..scenes.find import colour_histogram, find_scenes
+from ..media.timelines import save_timeline
 from ..media.shots import detect_shots, load_shots, save_shots
 from ..media.video import NoMotionVectors, VideoError, VideoInfo, canonicalise
 from ..media.video import frame_times, frames_at, iter_vectors, probe, read_frames
@@ -69,7 +70,8 @@ class FilmReport:
         -------
         pd.DataFrame
         """
-        return pd.read_csv(self.out / "scenes.csv", dtype={"film": str})
+        only = dict(keep_default_na=False, na_values={"score": [""]})  # a film may be called NA
+        return pd.read_csv(self.out / "scenes.csv", dtype={"film": str}, **only)
     @property
     def motion(self) -> pd.DataFrame:
         """One row per frame: time, shot; camera_x, camera_y, the camera's displacement (a camera that pans right moves
@@ -80,6 +82,17 @@ class FilmReport:
         pd.DataFrame
         """
         return pd.read_csv(self.out / "motion.csv")
+    @property
+    def problems(self) -> list[str]:
+        """What could not be made or written although the report is complete, a line each.
+
+        Returns
+        -------
+        list[str]
+        """
+        failed = [f"shot {n} failed: {why}" for f in self.done.values() for n, why in f.get("causes", {}).items()]
+        lost = [(part, f.get("unwritten", {})) for part, f in self.done.items()]
+        return failed + [f"{part}: no {name}: {why}" for part, files in lost for name, why in files.items()]
     def _repr_html_(self):
         page = html.escape(str(self.out / "report.html"))
         return f'<iframe src="{page}" width="100%" height="700"></iframe>'
@@ -132,21 +145,39 @@ class Part:
     extra: bool = False  # made only when it is named
     module: str = ""  # of the library, which an extra must be installed for
 
+# %% ../../nbs/film/01_analyse.ipynb #558f6679
+def _cause(error): return error.cause if isinstance(error, PrimenbError) else f"{type(error).__name__}: {error}"
+
+def _write_all(folder, writers):
+    "Calls the writer of each file; returns file -> why it could not be written, as the fact `unwritten` if there is any."
+    unwritten = {}
+    for name, write in writers.items():
+        try: write(folder / name)
+        except Exception as e:
+            unwritten[name] = _cause(e)
+            _remove(folder, [name])
+    return dict(unwritten=unwritten) if unwritten else {}
+
 # %% ../../nbs/film/01_analyse.ipynb #0f3fed3e
 def _lengths(table):
     "The lengths of shots or scenes in seconds, as facts."
     lengths = table.end - table.start
     return dict(shortest=lengths.min(), median=lengths.median(), longest=lengths.max())
 
+_shot_files = {"shots.otio": "OpenTimelineIO", "shots.edl": "EDL", "shots.fcpxml": "Final Cut XML"}
+
 def _make_shots(report):
     shots = detect_shots(report.path, detector=report.settings["detector"], damaged=report.settings["damaged"])
     save_shots(shots, report.out / "shots.csv")
-    return dict(shots=len(shots)) | _lengths(shots)
+    save = lambda path: save_timeline(shots, path, report.info)
+    return dict(shots=len(shots)) | _lengths(shots) | _write_all(report.out, dict.fromkeys(_shot_files, save))
 
 def _show_shots(report):
     strip = "strip.jpg" if "keyframes" in report.done else ""
     return render_section("shots", facts=report.done["shots"], shots=list(report.shots.itertuples()),
-                          total=report.info.duration, strip=strip)
+                          total=report.info.duration, strip=strip, files=_there(report, {"shots.csv": "table"} | _shot_files))
+
+def _there(report, files): return {file: name for file, name in files.items() if (report.out / file).exists()}
 
 # %% ../../nbs/film/01_analyse.ipynb #70f7cf17
 def _name(shot, key=2): return f"{shot:04d}-{key}.jpg"
@@ -319,10 +350,8 @@ def _track_shot(report, shot):
     return _film_size(track, info.width, info.height), step
 
 # %% ../../nbs/film/01_analyse.ipynb #3d6e01ba
-def _cause(error): return error.cause if isinstance(error, PrimenbError) else f"{type(error).__name__}: {error}"
-
 def _export(track, report, folder):
-    "Writes a track for other programs; returns file -> why it could not be written."
+    "Writes a track for other programs; returns what could not be written."
     writers = {
         "scene.usda": track.to_usd,
         "camera.chan": track.to_nuke,
@@ -330,13 +359,7 @@ def _export(track, report, folder):
         "colmap": track.to_colmap,
         "scene.jpg": lambda path: _save(track.render(240), path),
     }
-    unwritten = {}
-    for name, write in writers.items():
-        try: write(folder / name)
-        except Exception as e:
-            unwritten[name] = _cause(e)
-            _remove(folder, [name])
-    return unwritten
+    return _write_all(folder, writers).get("unwritten", {})
 
 # %% ../../nbs/film/01_analyse.ipynb #4dd30de0
 def _camera_row(report, shot):
@@ -371,16 +394,12 @@ def _make_cameras(report):
     with atomic(report.out / "cameras.csv") as temporary: table.round(4).to_csv(temporary, index=False)
     counts = {name: int((table.status == name).sum())
               for name in ("solved", "rotation_only", "filled", "refused", "failed")}
-    return counts | _problems(report, rows)
+    return counts | _problems(rows)
 
-def _problems(report, rows):
-    "Shots that failed and files that could not be written, for `film.json`; warns if there are any."
+def _problems(rows):
+    "Shots that failed and files that could not be written, for `film.json`."
     failed = {str(row["shot"]): row["reason"] for row in rows if row["status"] == "failed"}
     unwritten = {f"{row['shot']:04d}/{name}": why for row in rows for name, why in row.get("unwritten", {}).items()}
-    lines = [f"shot {n} failed: {why}" for n, why in failed.items()]
-    lines += [f"no cameras/{name}: {why}" for name, why in unwritten.items()]
-    more = f", and {len(lines) - 1} more, see cameras.csv" if lines[1:] else ""
-    if lines: warnings.warn(f"{report.path}: {lines[0]}{more}")
     return {name: found for name, found in dict(causes=failed, unwritten=unwritten).items() if found}
 
 # %% ../../nbs/film/01_analyse.ipynb #f95323cf
@@ -406,6 +425,7 @@ def _show_cameras(report):
 
 # %% ../../nbs/film/01_analyse.ipynb #58138266
 _scene_files = {"scenes.json": "JSON", "scenes.otio": "OpenTimelineIO", "scenes.edl": "EDL",
+                "scenes.fcpxml": "Final Cut XML",
                 "scenes.vtt": "WebVTT chapters", "scenes.ffmeta": "ffmpeg chapters"}
 
 def _key_colours(report, shots):
@@ -413,32 +433,23 @@ def _key_colours(report, shots):
     def of(shot, key): return colour_histogram(np.asarray(Image.open(report.out / "keyframes" / _name(shot, key))))
     return np.sqrt([np.mean([of(shot, key) for key in (1, 2, 3)], 0) for shot in shots.shot])
 
-def _save_refused(scenes, report, shots):
-    "Saves the scenes in all formats; returns the causes of those that cannot hold them."
-    refused = []
-    for name in _scene_files:
-        try: save_scenes(scenes, shots, report.out / name, media=report.path)
-        except PrimenbError as e: refused.append(e.cause)
-    return refused
-
 # %% ../../nbs/film/01_analyse.ipynb #07878a4c
 def _make_scenes(report):
     shots, per_hour = report.shots, report.settings.get("scenes_per_hour")
     features = lambda film, shots: _key_colours(report, shots)
     scenes = find_scenes(report.path, shots=shots, features=features, per_hour=per_hour)
     with atomic(report.out / "scenes.csv") as temporary: scenes.round(6).to_csv(temporary, index=False)
-    refused = _save_refused(scenes.drop(columns="score"), report, shots)
-    return dict(scenes=len(scenes)) | (dict(refused=refused) if refused else {}) | _lengths(scenes)
+    save = lambda path: save_scenes(scenes.drop(columns="score"), shots, path, media=report.path)
+    return dict(scenes=len(scenes)) | _lengths(scenes) | _write_all(report.out, dict.fromkeys(_scene_files, save))
 
 def _show_scenes(report):
-    files = {"scenes.csv": "table"} | _scene_files
-    files = {file: name for file, name in files.items() if (report.out / file).exists()}
+    files = _there(report, {"scenes.csv": "table"} | _scene_files)
     return render_section("scenes", facts=report.done["scenes"], scenes=list(report.scenes.itertuples()),
                           total=report.info.duration, files=files)
 
 # %% ../../nbs/film/01_analyse.ipynb #600f515a
 PAGE_PARTS = [
-    Part("shots", _make_shots, _show_shots, files=("shots.csv",)),
+    Part("shots", _make_shots, _show_shots, files=("shots.csv", *_shot_files)),
     Part("scenes", _make_scenes, _show_scenes, needs=("shots", "keyframes"), files=("scenes.csv", *_scene_files)),
     Part("motion", _make_motion, _show_motion, needs=("shots", "keyframes"), files=("motion.csv", "motion")),
     Part("keyframes", _make_keyframes, _show_keyframes, needs=("shots",), files=("keyframes", "strip.jpg")),
@@ -516,7 +527,9 @@ def _page(report, parts):
     "The page with the sections of all parts that are done."
     made = [part for part in parts if part.name in report.done]
     tables = [name for part in made for name in part.files if name.endswith(".csv")]
-    return render_page(report.info, [part.show(report) for part in made], tables)
+    sections = [part.show(report) for part in made]
+    if report.problems: sections.insert(0, render_section("problems", problems=report.problems))
+    return render_page(report.info, sections, tables)
 
 # %% ../../nbs/film/01_analyse.ipynb #026bd4e3
 def analyse(
@@ -571,4 +584,6 @@ def analyse(
         if part.name in report.done: log(f"{part.name}: done before")
         else: _do(part, report, key, log)
     _write(report.out / "report.html", _page(report, available))
+    more = f", and {len(report.problems) - 1} more, see report.html" if report.problems[1:] else ""
+    if report.problems: warnings.warn(f"{report.path}: {report.problems[0]}{more}")
     return report
