@@ -115,7 +115,8 @@ def atomic(
     if path.exists() and not path.stat().st_mode & 0o222:
         raise PrimenbError(path, "it is write-protected", "choose another name, or lift the protection")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{uuid.uuid4().hex[:6]}{path.suffix}")
+    stem = path.stem.encode()[:200].decode(errors="ignore")  # file systems allow 255 bytes
+    temporary = path.with_name(f".{stem}.{os.getpid()}-{uuid.uuid4().hex[:6]}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

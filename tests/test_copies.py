@@ -230,3 +230,9 @@ def test_names_and_endings(tmp_path):
     with pytest.raises(PrimenbError, match=".ogv is no ending of a copy"):
         copy_with_chapters(film, tmp_path / "f.ogv", chapters)
     assert len(read_chapters(film)) == 0 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_as_long_as_the_file_system_allows(tmp_path):
+    film = encode(tmp_path / f"{'x' * 251}.mp4", np.zeros((80, 48, 64, 3), np.uint8))
+    for name in (f"{'ü' * 125}.mkv", f"{'y' * 251}.mov"):
+        assert len(read_chapters(copy_with_chapters(film, tmp_path / name, chapters))) == 2

@@ -385,7 +385,8 @@ def test_files_that_cannot_be_written_are_named_everywhere(tmp_path, monkeypatch
     def refuse(*arguments, **how): raise PrimenbError("s.edl", "it cannot <hold> it", "use another")
     monkeypatch.setitem(FORMATS, ".edl", (refuse, FORMATS[".edl"][1]))
     monkeypatch.setitem(TIMELINES, ".fcpxml", (refuse, TIMELINES[".fcpxml"][1]))
-    lost = ["shots: no shots.fcpxml: it cannot <hold> it", "scenes: no scenes.edl: .edl cannot hold these scenes: it cannot",
+    lost = ["shots: no shots.fcpxml: it cannot <hold> it",
+            "scenes: no scenes.edl: .edl cannot hold these scenes: it cannot",
             "scenes: no scenes.fcpxml: .fcpxml cannot hold these scenes: it cannot"]
     with pytest.warns(UserWarning, match="short.mp4: shots: no shots.fcpxml: it cannot <hold> it, and 2 more"):
         report = analyse(film, tmp_path / "r", parts=["scenes"])
@@ -400,7 +401,8 @@ def test_files_that_cannot_be_written_are_named_everywhere(tmp_path, monkeypatch
     assert "shots.fcpxml" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("name", ["NA", "null", "None", "nan", "a ", "x" * 236, 'a "b", c;', "a\nb", "ü – 日本", "100%", "-a"])
+@pytest.mark.parametrize("name", [
+    "NA", "null", "None", "nan", "a ", "x" * 236, 'a "b", c;', "a\nb", "ü – 日本", "100%", "-a"])
 def test_films_of_all_names_have_all_files(tmp_path, name):
     film = encode(tmp_path / "f.mp4", [f.image for f in iter_frames(starter, frames=(0, 12), size=96)], 24)
     film = film.rename(tmp_path / f"{name}.mp4")

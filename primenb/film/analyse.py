@@ -82,17 +82,6 @@ class FilmReport:
         pd.DataFrame
         """
         return pd.read_csv(self.out / "motion.csv")
-    @property
-    def problems(self) -> list[str]:
-        """What could not be made or written although the report is complete, a line each.
-
-        Returns
-        -------
-        list[str]
-        """
-        failed = [f"shot {n} failed: {why}" for f in self.done.values() for n, why in f.get("causes", {}).items()]
-        lost = [(part, f.get("unwritten", {})) for part, f in self.done.items()]
-        return failed + [f"{part}: no {name}: {why}" for part, files in lost for name, why in files.items()]
     def _repr_html_(self):
         page = html.escape(str(self.out / "report.html"))
         return f'<iframe src="{page}" width="100%" height="700"></iframe>'
@@ -115,6 +104,20 @@ def camera_track(self: FilmReport,
     """
     from primenb.sfm.export import load_camera_track
     return load_camera_track(self.out / "cameras" / f"{shot:04d}" / "track.npz")
+
+# %% ../../nbs/film/01_analyse.ipynb #7eb237d3
+@patch(as_prop=True)
+def problems(self: FilmReport) -> list[str]:  # a line each; empty if nothing is missing
+    """What could not be made or written although the report is complete.
+
+    Returns
+    -------
+    list[str]
+        a line each; empty if nothing is missing
+    """
+    failed = [f"shot {n} failed: {why}" for f in self.done.values() for n, why in f.get("causes", {}).items()]
+    lost = [(part, f.get("unwritten", {})) for part, f in self.done.items()]
+    return failed + [f"{part}: no {name}: {why}" for part, files in lost for name, why in files.items()]
 
 # %% ../../nbs/film/01_analyse.ipynb #b3368079
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class Part:
 def _cause(error): return error.cause if isinstance(error, PrimenbError) else f"{type(error).__name__}: {error}"
 
 def _write_all(folder, writers):
-    "Calls the writer of each file; returns file -> why it could not be written, as the fact `unwritten` if there is any."
+    "Calls the writer of each file; returns the fact `unwritten`, file -> why it could not be written, if there is any."
     unwritten = {}
     for name, write in writers.items():
         try: write(folder / name)
@@ -174,8 +177,9 @@ def _make_shots(report):
 
 def _show_shots(report):
     strip = "strip.jpg" if "keyframes" in report.done else ""
+    files = _there(report, {"shots.csv": "table"} | _shot_files)
     return render_section("shots", facts=report.done["shots"], shots=list(report.shots.itertuples()),
-                          total=report.info.duration, strip=strip, files=_there(report, {"shots.csv": "table"} | _shot_files))
+                          total=report.info.duration, strip=strip, files=files)
 
 def _there(report, files): return {file: name for file, name in files.items() if (report.out / file).exists()}
 
@@ -531,6 +535,12 @@ def _page(report, parts):
     if report.problems: sections.insert(0, render_section("problems", problems=report.problems))
     return render_page(report.info, sections, tables)
 
+def _finish(report, parts):
+    "Writes the page, and warns of what is missing."
+    _write(report.out / "report.html", _page(report, parts))
+    more = f", and {len(report.problems) - 1} more, see report.html" if report.problems[1:] else ""
+    if report.problems: warnings.warn(f"{report.path}: {report.problems[0]}{more}")
+
 # %% ../../nbs/film/01_analyse.ipynb #026bd4e3
 def analyse(
     path: str | Path,  # the film
@@ -583,7 +593,5 @@ def analyse(
     for part in order:
         if part.name in report.done: log(f"{part.name}: done before")
         else: _do(part, report, key, log)
-    _write(report.out / "report.html", _page(report, available))
-    more = f", and {len(report.problems) - 1} more, see report.html" if report.problems[1:] else ""
-    if report.problems: warnings.warn(f"{report.path}: {report.problems[0]}{more}")
+    _finish(report, available)
     return report

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDINGS', 'copy_with_chapters', 'read_chapters']
 
-# %% ../../nbs/media/05_copies.ipynb #d6773185
+# %% ../../nbs/media/05_copies.ipynb #fc7a2437
 import io, math, re, struct, warnings
 from collections import Counter, defaultdict
 from fractions import Fraction
@@ -20,7 +20,7 @@ from ..core import atomic
 from .index import frame_index
 from .video import VideoError, frame_times, probe, read_frames
 
-# %% ../../nbs/media/05_copies.ipynb #d858be5e
+# %% ../../nbs/media/05_copies.ipynb #f028edb9
 ENDINGS = (".mp4", ".mov", ".mkv")  # of copies
 
 def _is_cover(stream): return bool(stream.disposition & Disposition.attached_pic)
@@ -41,7 +41,7 @@ def _named(stream):
     codec = stream.codec_context.name if stream.codec_context else getattr(stream, "name", None)
     return f"stream {stream.index} ({', '.join(filter(None, (kind, codec, stream.language)))})"
 
-# %% ../../nbs/media/05_copies.ipynb #1b250d0d
+# %% ../../nbs/media/05_copies.ipynb #a8debe3e
 def _add_stream(copy, stream):
     "The same stream in the copy, or None for one without packets."
     if _is_cover(stream) and copy.format.name == "matroska":
@@ -62,7 +62,7 @@ def _cover(stream):
         packets = (packet for packet in film.demux(film.streams[stream.index]) if packet.size)
         return bytes(next(packets))
 
-# %% ../../nbs/media/05_copies.ipynb #7e20ac13
+# %% ../../nbs/media/05_copies.ipynb #a631501f
 _formats = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 
 def _holds(ending, streams):
@@ -86,7 +86,7 @@ def _check_container(path, film, ending):
     remedy = f"save it as {' or '.join(others)}" if others else "convert the film first, to H.264 and AAC"
     raise VideoError(path, f"{ending} cannot hold its {', '.join(map(_named, wrong))}", remedy)
 
-# %% ../../nbs/media/05_copies.ipynb #8d9e043f
+# %% ../../nbs/media/05_copies.ipynb #87942507
 def _needed(packets):
     "The packets without those at the end of a stream that are hidden: nothing needs them."
     held = defaultdict(list)
@@ -108,7 +108,7 @@ def _check_packet(path, packet, before, ending):
         cause = f"it hides trimmed images of {_named(stream)}, and .mkv would show them"
         raise VideoError(path, cause, "save it as .mp4 or .mov")
 
-# %% ../../nbs/media/05_copies.ipynb #abde7d85
+# %% ../../nbs/media/05_copies.ipynb #53346c1a
 def _steady(film, packets):
     "The packets on one clock: where that of a transport or program stream jumps, it goes on without a gap."
     ends, shift = {}, Fraction(0)
@@ -124,7 +124,7 @@ def _steady(film, packets):
         if shift and packet.dts is not None: packet.dts += round(shift / tick)
         yield packet
 
-# %% ../../nbs/media/05_copies.ipynb #5d839854
+# %% ../../nbs/media/05_copies.ipynb #11bc4542
 def _moved(film, ending):
     "By how many seconds the copy's clock is behind the film's; Matroska keeps the one of Matroska."
     begin = Fraction(film.start_time or 0, av.time_base)
@@ -148,7 +148,7 @@ def _copy_packets(path, film, copy, streams, ending):
         copy.mux(packet)
     return ends
 
-# %% ../../nbs/media/05_copies.ipynb #aa9a5fd9
+# %% ../../nbs/media/05_copies.ipynb #cf9a86e8
 _of_container = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", "duration"}
 _mp4_tags = {"title", "artist", "album_artist", "album", "composer", "date", "comment", "genre", "copyright", "lyrics",
              "description", "synopsis", "show", "episode_id", "network", "keywords", "grouping", "track", "disc"}
@@ -165,6 +165,7 @@ def _chapter(n, row, begin):
     return dict(id=n + 1, start=ms(row.start), end=ms(row.end), time_base=Fraction(1, 1000),
                 metadata=dict(title=row.title))
 
+# %% ../../nbs/media/05_copies.ipynb #c800a02e
 def _write_copy(path, out, chapters, begin):
     "Writes a copy whose first image is at `begin` seconds on its clock."
     ending = out.suffix.lower()
@@ -181,7 +182,7 @@ def _write_copy(path, out, chapters, begin):
     languages = [code if re.fullmatch("[a-z]{3}", code) else "und" for code in spoken]
     if ending != ".mkv": _mend_mp4(out, [ends[i] for i in videos], languages)
 
-# %% ../../nbs/media/05_copies.ipynb #b586bcd2
+# %% ../../nbs/media/05_copies.ipynb #652beeaa
 def _boxes(data):
     "The boxes in these bytes, as lists [kind, content]."
     found, at = [], 0
@@ -206,7 +207,7 @@ def _with_child(boxes, kind, content):
     if kind not in [name for name, _ in boxes]: return [*boxes, [kind, content]]
     return [[name, content if name == kind else old] for name, old in boxes]
 
-# %% ../../nbs/media/05_copies.ipynb #62a574cf
+# %% ../../nbs/media/05_copies.ipynb #cef1ebc2
 def _number(content, at, long):
     "A whole number in a box whose version says that it is long."
     return struct.unpack_from(">Q" if long else ">I", content, at)[0]
@@ -227,7 +228,7 @@ def _shorter(track, end, scale):
     head = _replaced(head, 28 if head[0] else 20, bool(head[0]), total)
     return _with_child(_with_child(track, b"tkhd", head), b"edts", _packed([[b"elst", edits]])), total
 
-# %% ../../nbs/media/05_copies.ipynb #1116a17c
+# %% ../../nbs/media/05_copies.ipynb #9359c2f8
 def _handler(track): return _child(track, b"mdia", b"hdlr")[8:12]
 
 def _track_id(track):
@@ -242,6 +243,7 @@ def _spoken(track, language):
     head = head[:at] + struct.pack(">H", code) + head[at + 2 :]
     return _with_child(track, b"mdia", _packed(_with_child(_boxes(_child(track, b"mdia")), b"mdhd", head)))
 
+# %% ../../nbs/media/05_copies.ipynb #0b7a4fa8
 def _mended(moov, ends, languages):
     "The table of contents with the ends of its video tracks, languages of its sounds, and references to the chapters."
     boxes, ends = _boxes(moov), list(ends)
@@ -261,7 +263,7 @@ def _mended(moov, ends, languages):
     rest = iter(tracks)
     return _packed([[kind, _packed(next(rest)) if kind == b"trak" else content] for kind, content in boxes])
 
-# %% ../../nbs/media/05_copies.ipynb #452e2d60
+# %% ../../nbs/media/05_copies.ipynb #82b08df5
 def _mend_mp4(path, ends, languages):
     "Mends the table of contents of an MP4 or QuickTime film, which is its last box."
     with open(path, "r+b") as file:
@@ -277,7 +279,7 @@ def _mend_mp4(path, ends, languages):
         file.write(struct.pack(">I4s", len(moov) + 8, b"moov") + moov)
         file.truncate()
 
-# %% ../../nbs/media/05_copies.ipynb #acd9cfcc
+# %% ../../nbs/media/05_copies.ipynb #f03b7f43
 def _contents(film):
     "How often the film has a stream of each kind and codec."
     codec = lambda s: s.codec_context.codec.canonical_name.replace("mp2", "mp3") if s.codec_context else ""
@@ -292,7 +294,7 @@ def _labels(film):
         tags |= {f"{text} of stream {n}" for text in marks + [f"{k} {v!r}" for k, v in given.items()]}
     return tags
 
-# %% ../../nbs/media/05_copies.ipynb #648c1a16
+# %% ../../nbs/media/05_copies.ipynb #8d5f9673
 def _shows_the_same(path, copy):
     "Whether two films show images at the same times; without display times in the first, images are compared."
     times, copied = frame_times(path), frame_times(copy)
@@ -304,7 +306,8 @@ def _shows_the_same(path, copy):
 
 def _check_copy(path, copy, ending):
     "Raises `VideoError` for a copy that is not the film, and warns of labels that it lost."
-    with av.open(f"file:{path}", metadata_errors="replace") as a, av.open(f"file:{copy}", metadata_errors="replace") as b:
+    known = dict(metadata_errors="replace")
+    with av.open(f"file:{path}", **known) as a, av.open(f"file:{copy}", **known) as b:
         lost, labels = _contents(a) - _contents(b), _labels(a) - _labels(b)
         others = [_named(stream) for stream in _left_out(a)]
     if lost:
@@ -316,7 +319,7 @@ def _check_copy(path, copy, ending):
     missing = sorted(labels) + [f"{name}, which FFmpeg cannot copy" for name in others]
     if missing: warnings.warn(f"{path}: a copy as {ending} does not keep {'; '.join(missing)}")
 
-# %% ../../nbs/media/05_copies.ipynb #04989d5e
+# %% ../../nbs/media/05_copies.ipynb #fd0be37e
 def copy_with_chapters(
     path: str | Path,  # the film
     out: str | Path,  # the copy to write, in one of `ENDINGS`
@@ -355,7 +358,7 @@ def copy_with_chapters(
         _check_copy(path, temporary, ending)
     return out
 
-# %% ../../nbs/media/05_copies.ipynb #b69eea76
+# %% ../../nbs/media/05_copies.ipynb #c2794b2c
 from contextlib import contextmanager
 
 @contextmanager

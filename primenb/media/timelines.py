@@ -6,7 +6,7 @@
 __all__ = ['TIMELINES', 'timecode', 'frame_of_timecode', 'table_rate', 'FilmClock', 'film_clock', 'load_timeline',
            'save_timeline']
 
-# %% ../../nbs/media/04_timelines.ipynb #718d142c
+# %% ../../nbs/media/04_timelines.ipynb #695c6c4a
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +22,7 @@ from opentimelineio.opentime import RationalTime, TimeRange
 from ..core import PrimenbError, atomic
 from .video import VideoInfo
 
-# %% ../../nbs/media/04_timelines.ipynb #538dc391
+# %% ../../nbs/media/04_timelines.ipynb #e75c87b5
 def _left_out(rate, drop): return round(rate) // 15 if drop else 0
 
 def _day(rate, drop): return 86400 * round(rate) - 1296 * _left_out(rate, drop)  # frames, 1296 = 24 * 54 minutes
@@ -56,7 +56,7 @@ def timecode(
     clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     return f"{clock}{';' if drop else ':'}{frames:0{max(2, len(str(base - 1)))}}"
 
-# %% ../../nbs/media/04_timelines.ipynb #fcfc99ff
+# %% ../../nbs/media/04_timelines.ipynb #c88fea2a
 def frame_of_timecode(
     label: str,  # hh:mm:ss:ff; a ; or , or . before the frames means that labels are left out
     rate: Fraction | int,  # frames per second
@@ -86,7 +86,7 @@ def frame_of_timecode(
     frame = (60 * minutes + seconds) * round(rate) + frames
     return frame - _left_out(rate, found[4] != ":") * (minutes - minutes // 10)
 
-# %% ../../nbs/media/04_timelines.ipynb #6093c7bd
+# %% ../../nbs/media/04_timelines.ipynb #e5f7726c
 def _customary(rate):
     "The whole rate, or 1000/1001 of one, that a measured rate stands for; itself if there is none."
     near = [Fraction(round(rate)), Fraction(1000 * round(rate * Fraction(1001, 1000)), 1001)]
@@ -111,7 +111,7 @@ def table_rate(
     first, last = table.iloc[0], table.iloc[-1]
     return _customary(Fraction(int(last.end_frame - first.start_frame)) / Fraction(float(last.end - first.start)))
 
-# %% ../../nbs/media/04_timelines.ipynb #562f3cbb
+# %% ../../nbs/media/04_timelines.ipynb #660862d4
 _television = [Fraction(n, d) for n, d in (
     (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48000, 1001), (48, 1), (50, 1), (60000, 1001), (60, 1))]
 
@@ -138,12 +138,14 @@ class FilmClock:
     rate: Fraction  # frames per second
     first: int = 0  # the number of the first image, counted from the label 00:00:00:00
     drop: bool = False  # whether labels are left out, see `timecode`
-    def frame(self, seconds): return self.first + round(Fraction(float(seconds)) * self.rate)
+    def frame(self, seconds):
+        "The number of the frame nearest to a time since the first image."
+        return self.first + round(Fraction(float(seconds)) * self.rate)
     def at(self, rate):
         "The same clock at another rate."
         return FilmClock(rate, round(self.first * rate / self.rate), self.drop and rate == self.rate)
 
-# %% ../../nbs/media/04_timelines.ipynb #8d36b790
+# %% ../../nbs/media/04_timelines.ipynb #b56f9541
 _drop_rates = Fraction(30000, 1001), Fraction(60000, 1001)
 
 def film_clock(
@@ -172,7 +174,7 @@ def film_clock(
     if label: return FilmClock(rate, frame_of_timecode(label, rate), not re.search(r":\d+$", label))
     return FilmClock(rate, round(info.offset * float(rate)) if info else 0, rate in _drop_rates)
 
-# %% ../../nbs/media/04_timelines.ipynb #d10a1b0c
+# %% ../../nbs/media/04_timelines.ipynb #8c6a436b
 class _Clip(NamedTuple):
     title: str
     first: int  # frame, on the clock of the film
@@ -185,6 +187,7 @@ class _Timeline(NamedTuple):
     clips: list
     info: VideoInfo | None
 
+# %% ../../nbs/media/04_timelines.ipynb #96777314
 def _titles(table):
     if "title" in table: return list(table.title)
     return [f"{'scene' if 'scene' in table else 'shot'} {n}" for n in table["scene" if "scene" in table else "shot"]]
@@ -200,8 +203,10 @@ def _timeline(table, clock, info, marks=None):
         clips.append(_Clip(title, first, stop, [mark for mark in marks if first <= mark[1] < stop]))
     return _Timeline(table.film.iloc[0], clock, clips, info)
 
-# %% ../../nbs/media/04_timelines.ipynb #7db07e9a
-def _span(first, stop, rate): return TimeRange(RationalTime(first, float(rate)), RationalTime(stop - first, float(rate)))
+# %% ../../nbs/media/04_timelines.ipynb #02e37092
+def _span(first, stop, rate):
+    "A range of frames."
+    return TimeRange(RationalTime(first, float(rate)), RationalTime(stop - first, float(rate)))
 
 def _reference(line):
     "The film's file, as far as it is known."
@@ -214,7 +219,8 @@ def _reference(line):
 
 def _track(line, kind):
     "A track with a clip for each row, and gaps where rows are missing."
-    track, rate, at = otio.schema.Track(kind.lower(), kind=kind), line.clock.rate, line.clock.first
+    track = otio.schema.Track(kind.lower(), kind=kind)
+    rate, at = line.clock.rate, line.clock.first
     for clip in line.clips:
         if clip.first > at: track.append(otio.schema.Gap(source_range=_span(0, clip.first - at, rate)))
         marks = clip.marks if kind == otio.schema.TrackKind.Video else []
@@ -224,7 +230,7 @@ def _track(line, kind):
         track.append(otio.schema.Clip(clip.title, _reference(line), span, markers=markers, metadata=reel))
     return track
 
-# %% ../../nbs/media/04_timelines.ipynb #2af0adf5
+# %% ../../nbs/media/04_timelines.ipynb #ed27de3b
 def _write_otio(path, line):
     kinds = ["Video", "Audio"] if line.info and line.info.audio else ["Video"]
     timeline = otio.schema.Timeline(line.name, tracks=[_track(line, kind) for kind in kinds])
@@ -241,7 +247,7 @@ def _read_otio(path, clock):
     rows = [(name, _exact(s.start_time) - begin, _exact(s.end_time_exclusive()) - begin) for name, s in spans]
     return rows, timeline.name
 
-# %% ../../nbs/media/04_timelines.ipynb #c69e6bcb
+# %% ../../nbs/media/04_timelines.ipynb #e14ae79a
 def _one_line(text): return " ".join(text.splitlines())
 
 def _write_edl(path, line):
@@ -255,7 +261,7 @@ def _write_edl(path, line):
         if n == 1: text.append(f"* FIRST IMAGE: {label(clock.first)} AT {rate} FRAMES PER SECOND")
     path.write_text("\n".join(text) + "\n", encoding="utf-8", newline="")
 
-# %% ../../nbs/media/04_timelines.ipynb #d4c385c8
+# %% ../../nbs/media/04_timelines.ipynb #e91771f8
 _event = re.compile(r"^\d+ +\S+ +\S+ +C +([\d:;]+) +([\d:;]+) +[\d:;]+ +[\d:;]+[ \r]*\n((?:\*.*\n?)*)", re.M)
 
 def _read_edl(path, clock):
@@ -272,7 +278,7 @@ def _read_edl(path, clock):
     rows = [(name(comments), seconds(start), seconds(end)) for start, end, comments in events]
     return rows, (re.findall(r"^TITLE: ?(.*)$", text, re.M) or [""])[0]
 
-# %% ../../nbs/media/04_timelines.ipynb #327f0a1b
+# %% ../../nbs/media/04_timelines.ipynb #5a7d8011
 def _time(frames, rate): return f"{frames * rate.denominator}/{rate.numerator}s" if frames else "0s"
 
 def _format(line, parent):
@@ -284,11 +290,11 @@ def _format(line, parent):
         if pixel != 1: facts |= dict(paspH=str(pixel.numerator), paspV=str(pixel.denominator))
     ElementTree.SubElement(parent, "format", facts)
 
-# %% ../../nbs/media/04_timelines.ipynb #fb90fc70
+# %% ../../nbs/media/04_timelines.ipynb #150f0a1d
 def _asset(line, parent):
     "The resource that says where the film is, and what it contains."
-    rate, info, clips = line.clock.rate, line.info, line.clips
-    begin, end = line.clock.first, clips[-1].stop
+    rate, info = line.clock.rate, line.info
+    begin, end = line.clock.first, line.clips[-1].stop
     if info: span, source = _reference(line).available_range, info.path.resolve().as_uri()
     else: span, source = _span(begin, end, rate), quote(line.name) or "film"
     facts = dict(id="r2", name=line.name, src=source, start=_time(round(span.start_time.value), rate),
@@ -307,7 +313,7 @@ def _sequence(line, parent):
                  duration=_time(last - clock.first, clock.rate))
     return ElementTree.SubElement(ElementTree.SubElement(project, "sequence", facts), "spine")
 
-# %% ../../nbs/media/04_timelines.ipynb #d04c797f
+# %% ../../nbs/media/04_timelines.ipynb #a581c581
 def _write_fcpxml(path, line):
     rate, at = line.clock.rate, line.clock.first
     top = ElementTree.Element("fcpxml", version="1.8")
@@ -328,6 +334,7 @@ def _write_fcpxml(path, line):
     head = '<?xml version="1.0" encoding="UTF-8"?>\n<!DOCTYPE fcpxml>\n'
     path.write_text(head + text + "\n", encoding="utf-8", newline="")
 
+# %% ../../nbs/media/04_timelines.ipynb #65276c90
 def _read_fcpxml(path, clock):
     top = ElementTree.fromstring(path.read_bytes())
     seconds = lambda element, name: Fraction(element.get(name, "0s").rstrip("s"))
@@ -338,7 +345,7 @@ def _read_fcpxml(path, clock):
         rows.append((clip.get("name"), start, start + seconds(clip, "duration")))
     return rows, top.find(".//event").get("name")
 
-# %% ../../nbs/media/04_timelines.ipynb #942cc2a8
+# %% ../../nbs/media/04_timelines.ipynb #9db05226
 def _write_csv(path, line):
     clock = line.clock
     label = lambda frame: timecode(frame, clock.rate, clock.drop)
@@ -351,7 +358,7 @@ def _read_csv(path, clock):
     table = pd.read_csv(path, dtype=dict(film=str, title=str), keep_default_na=False)
     return list(table[["title", "start", "end"]].itertuples(index=False, name=None)), table.film[0]
 
-# %% ../../nbs/media/04_timelines.ipynb #44081c21
+# %% ../../nbs/media/04_timelines.ipynb #38fa0857
 TIMELINES = {  # ending -> writer, reader
     ".otio": (_write_otio, _read_otio),
     ".edl": (_write_edl, _read_edl),
@@ -363,7 +370,7 @@ def _of_format(path):
     cause = f"{path.suffix or 'no ending'} is no format for timelines"
     raise PrimenbError(path, cause, f"choose one of {', '.join(TIMELINES)}")
 
-# %% ../../nbs/media/04_timelines.ipynb #3b17f1bb
+# %% ../../nbs/media/04_timelines.ipynb #50a3d665
 def load_timeline(
     path: str | Path,  # the file, in one of `TIMELINES`
     clock: FilmClock | None = None,  # for an EDL of another program, which does not say its rate
@@ -393,7 +400,7 @@ def load_timeline(
     table = pd.DataFrame(rows, columns=["title", "start", "end"]).assign(film=name)
     return table.astype(dict(start=float, end=float))[["film", "title", "start", "end"]]
 
-# %% ../../nbs/media/04_timelines.ipynb #0ec67a69
+# %% ../../nbs/media/04_timelines.ipynb #68890707
 def save_timeline(
     table: pd.DataFrame,  # shots or scenes of one film, with or without titles
     path: str | Path,  # the file to write; its ending is one of `TIMELINES`
