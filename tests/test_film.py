@@ -238,6 +238,40 @@ def test_odd_films_get_a_whole_report(real, tmp_path, name):
     assert source == "the film's own motion vectors" if own else source.startswith("a canonical copy, as ")
 
 
+def resized(path, sizes, frames=20):
+    "A transport stream on one clock whose frames change their size."
+    with av.open(str(path), "w") as out:
+        written, at = None, 0
+        for n, (width, height) in enumerate(sizes):
+            images = [f.image for f in iter_frames(starter, frames=(0, frames), size=(width, height))]
+            part = encode(path.with_name(f"{n}.ts"), images, 25, options={"bf": "0"})
+            with av.open(str(part)) as held:
+                stream = held.streams.video[0]
+                written = written or out.add_stream_from_template(stream)
+                packets = [packet for packet in held.demux(stream) if packet.dts is not None]
+                first = packets[0].dts
+                for packet in packets:
+                    packet.pts += at - first
+                    packet.dts += at - first
+                    packet.stream = written
+                    out.mux(packet)
+                at += frames * 3600
+    return path
+
+@pytest.mark.parametrize("sizes", [[(160, 96), (192, 112)], [(160, 96), (96, 160), (160, 96)]])
+def test_a_film_whose_size_changes_is_measured_on_a_copy(tmp_path, sizes):
+    report = analyse(resized(tmp_path / "film.ts", sizes), tmp_path / "r")
+    assert len(report.motion) == 20 * len(sizes) and broken_links(report) == []
+    if len(report.shots) == 1: assert "the size of its frames changes" in report.done["motion"]["source"]
+
+@pytest.mark.parametrize("size", [(1920, 90), (90, 1920), (64, 8), (16, 16)])
+def test_pictures_of_odd_shapes_get_a_whole_report(tmp_path, size):
+    wide = np.random.default_rng(0).integers(0, 255, (size[1], size[0] + 60, 3)).astype(np.uint8)
+    film = encode(tmp_path / "film.mp4", [wide[:, 2 * t : 2 * t + size[0]] for t in range(30)], 25, crf=18)
+    report = analyse(film, tmp_path / "r")
+    assert len(report.motion) == 30 and broken_links(report) == []
+    assert report.motion.camera_x.median() == pytest.approx(-2 * 25 / size[0], rel=0.3)
+
 def test_a_film_of_key_frames_only_is_measured_on_a_copy(tmp_path):
     frames = [f.image for f in iter_frames(starter, frames=(0, 60), size=96)]
     report = analyse(encode(tmp_path / "intra.mp4", frames, 24, options={"g": "1"}), tmp_path / "r")

@@ -399,6 +399,18 @@ def test_masks_lie_on_what_moves_before_a_real_camera(real, tmp_path):
         recall = object_recall(Masks("mgm", found.grid, 0.3)(found, np.random.default_rng(0)), changed)[0]
         assert changed.mean() > 0.005 and recall > 0.85
 
+@pytest.mark.parametrize("name, quiet, busy", [("car", 264, 192), ("one-by-one-person", 464, 192), ("bottle", 240, 336)])
+def test_a_real_clip_in_which_nothing_moves_is_still(real, tmp_path, name, quiet, busy):
+    path, size = real / f"static_camera/{name}-detection.mp4", (320, 192)
+    found = {}
+    for first in (quiet, busy):
+        span = (first - 16, first + 32)  # noise is judged by what is around
+        copy = encode(tmp_path / f"{first}.mp4", read_frames(path, frames=span, size=size), 12,
+                      crf=10, preset="veryfast", options={"bf": "0", "refs": "1", "sc_threshold": "0"})
+        seen = read_motion(copy, remove_camera=True)[16:32]
+        found[first] = guide(seen, 16, 2, frames=read_frames(copy, frames=(16, 32)))
+    assert found[quiet].status == ("still",) and found[busy].status == ("measured",)
+
 def test_a_shuffled_mask_follows_the_clip_before():
     found = guides(3, GRID)
     shuffled = Masks("shuffled_mgm", GRID, 0.4)(found[:3], np.random.default_rng(5))

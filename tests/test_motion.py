@@ -122,6 +122,13 @@ def test_a_film_of_key_frames_only(tmp_path):
     with pytest.raises(NoMotionVectors, match="canonicalise"): read_motion(path)
 
 
+def test_an_interlaced_film_is_refused(tmp_path):
+    path = write(tmp_path / "film.mkv", window(8, 0, 4), "libx264", crf=14, **{"x264-params": "interlaced=1"})
+    with pytest.raises(NoMotionVectors, match="interlaced.*canonicalise"): read_motion(path)
+    canonical_motion = cached_motion(path, tmp_path, canonical=True, remove_camera=True)
+    assert np.abs(np.median(canonical_motion.camera[1:], 0) - (0, -4)).max() < 0.3
+
+
 # ---- from vectors to a field
 
 def paint(vectors):
