@@ -299,7 +299,7 @@ def test_the_first_image_may_come_after_the_sound(tmp_path):
     assert probe(film(tmp_path / "plain.mp4", 5)).offset == 0
 
 
-@pytest.mark.parametrize("suffix", [".mov", ".mp4", ".mxf"])
+@pytest.mark.parametrize("suffix", [".mov", ".mp4", ".mxf", ".mkv"])
 @pytest.mark.parametrize("timecode", ["01:00:00:00", "10:59:30:12"])
 def test_the_timecode_of_the_file(tmp_path, suffix, timecode):
     path = tmp_path / f"film{suffix}"

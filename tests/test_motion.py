@@ -564,3 +564,10 @@ def test_motion_is_cut_with_slices_only(film):
     motion = read_motion(film)
     assert len(motion[2:5]) == 3 and (motion[2:5].field == motion.field[2:5]).all()
     with pytest.raises(TypeError, match="slices"): motion[2]
+
+
+def test_the_sidecar_of_a_film_with_the_longest_name(film, tmp_path):
+    longest = tmp_path / f"{'f' * 251}.mp4"
+    shutil.copy(film, longest)
+    assert (cached_motion(longest).field == cached_motion(longest).field).all()
+    assert len(list(tmp_path.glob("*.motion.npz"))) == 1

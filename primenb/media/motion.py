@@ -16,7 +16,7 @@ from typing import Iterator
 
 import numpy as np
 
-from ..core import atomic, fingerprint
+from ..core import atomic, fingerprint, short_stem
 from .video import NoMotionVectors, Vectors, VideoError, canonicalise, frame_numbers, iter_vectors, probe
 
 # %% ../../nbs/media/01_motion.ipynb #72c7bc1a
@@ -562,7 +562,7 @@ def cached_motion(
     path = Path(path)
     if not path.is_file(): probe(path)
     key = fingerprint(path, dict(settings, canonical=canonical, format=2))
-    sidecar = Path(folder or path.parent) / f"{path.stem}.{key}.motion.npz"
+    sidecar = Path(folder or path.parent) / f"{short_stem(path)}.{key}.motion.npz"
     try: return _load(sidecar)
     except Exception: pass  # missing or damaged: made again, and replaced at once
     motion = _read_canonical(path, settings) if canonical else read_motion(path, **settings)

@@ -156,7 +156,8 @@ def probe(
 def _timecode(container, s):
     "The timecode that the stream, a track for it, or the file is tagged with."
     tagged = [s, *container.streams.data, container]
-    return next((t.metadata["timecode"] for t in tagged if t.metadata.get("timecode")), None)
+    tags = [(name.lower(), value) for t in tagged for name, value in t.metadata.items()]  # Matroska writes TIMECODE
+    return next((value for name, value in tags if name == "timecode"), None)
 
 # %% ../../nbs/media/00_video.ipynb #c6c56942
 def _frame_facts(frame, index):
