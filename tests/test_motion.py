@@ -1,5 +1,5 @@
 "Motion vectors and the field made of them: against reference vectors, slow painters and known pans; caching."
-import multiprocessing, time
+import multiprocessing, shutil, time
 from fractions import Fraction
 from zlib import crc32
 
