@@ -9,7 +9,7 @@ config.read(here / "settings.ini")
 cfg = config["DEFAULT"]
 extras = {key.removesuffix("_requirements"): cfg[key].split() for key in cfg if key.endswith("_requirements")}
 # everything that a user may want, in one word
-extras["all"] = sorted({need for name in ("cameras", "studio", "learn") for need in extras[name]})
+extras["all"] = sorted({need for name in ("cameras", "studio", "learn", "transnet") for need in extras[name]})
 
 setup(
     name=cfg["lib_name"],

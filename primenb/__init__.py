@@ -18,7 +18,7 @@ CONTENTS["Films"] = {
     "frames_at": ("primenb.media.video", "The frame on the screen at each of these times, in film order, each once"),
     "read_motion": ("primenb.media.motion", "The motion of one range of frames"),
     "detect_shots": ("primenb.media.shots",
-        "The film's shots, found by one of PySceneDetect's detectors (defaults: PySceneDetect's)"),
+        "The film's shots: cuts, dissolves, fades and wipes, found by one detector, or by several in one run"),
     "find_scenes": ("primenb.scenes.find", "The scenes of a film"),
     "save_scenes": ("primenb.scenes.files", "Writes scenes, whole or not at all"),
 }

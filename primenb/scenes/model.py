@@ -227,7 +227,7 @@ def _shots_once(path, cache, detector):
 def archive_films(
     folder: str | Path,  # with film files in it and below it
     cache: str | Path,   # folder where shot tables are kept, so that the shots of a film are detected once
-    detector: str = "adaptive",  # as in `primenb.media.shots.detect_shots`
+    detector: str = "transitions",  # as in `primenb.media.shots.detect_shots`
     damaged: str = "raise",  # or "skip", for films that cannot be read to their end
 ) -> Reader:  # of `ArchiveFilm`
     """The films in a folder with their shots; raises `PrimenbError` for a folder without film files.
@@ -238,7 +238,7 @@ def archive_films(
         with film files in it and below it
     cache : str | Path
         folder where shot tables are kept, so that the shots of a film are detected once
-    detector : str, default 'adaptive'
+    detector : str, default 'transitions'
         as in `primenb.media.shots.detect_shots`
     damaged : str, default 'raise'
         or "skip", for films that cannot be read to their end
