@@ -19,7 +19,7 @@ import numpy as np
 from av.sidedata.sidedata import SideDataContainer
 
 from ..core import atomic, progress
-from .images import quarter_turns, rgb_image, shown_size, transfers
+from .images import field_image, quarter_turns, rgb_image, shown_size, transfers
 from .index import decode_frames, frame_index, numbered
 from .packets import NoMotionVectors, VideoError, open_film, video_streams
 
@@ -299,11 +299,11 @@ def _whole(path, index, numbers, decoded, damaged):
         warnings.warn(f"{path}: {error.cause}; what is whole was read")
 
 # %% ../../nbs/media/00_video.ipynb #2bb63617
-def _frames(path, index, numbers, size, stream, threads, damaged):
+def _frames(path, index, numbers, size, stream, threads, damaged, image=rgb_image):
     with open_film(path, stream, threads) as (container, s):
         for n, frame in _whole(path, index, numbers, decode_frames(container, s, index, numbers), damaged):
             size = _fit(frame, size, index.pixel_aspect)
-            yield Frame(rgb_image(frame, size), float(index.times[n]), n, int(index.pts[n]))
+            yield Frame(image(frame, size), float(index.times[n]), n, int(index.pts[n]))
 
 def iter_frames(
     path: str | Path,  # the film
@@ -731,7 +731,9 @@ def canonicalise(
     info = probe(path, stream)
     if Path(out).exists() and Path(out).samefile(path):
         raise VideoError(out, "it is the film itself", "give the copy another name")
-    frames = iter_frames(path, size=min(short_side, *_even(info)), stream=stream, damaged=damaged)
+    index, numbers = frame_index(path, stream), range(info.frames)
+    size, image = min(short_side, *_even(info)), field_image if info.interlaced else rgb_image
+    frames = _frames(path, index, numbers, size, stream, 0, damaged, image)
     frames = progress(frames, "canonical copy", info.frames, "frame")
     options = dict(bf="0", refs="1", sc_threshold="0", threads="1")
     return encode(out, frames, info.rate, crf=crf, preset="veryfast", options=options)
