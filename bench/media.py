@@ -2,8 +2,8 @@
 
     python bench/media.py
 
-`ts_over_mp4`: 60 random images of a film with B-frames and few key-frames, from a transport stream over the same packets
-in MP4, for a short and a long film. `motion_over_plain_decode` is measured as in bench/motion.py, on one core, in turns.
+`ts_over_mp4`: 60 random images of a film with B-frames and few key-frames, from a transport stream over the same
+packets in MP4, for a short and a long film. `motion_over_plain_decode` is measured as in bench/motion.py, on one core.
 Writes runs/bench/media.json.
 """
 

@@ -399,7 +399,8 @@ def test_masks_lie_on_what_moves_before_a_real_camera(real, tmp_path):
         recall = object_recall(Masks("mgm", found.grid, 0.3)(found, np.random.default_rng(0)), changed)[0]
         assert changed.mean() > 0.005 and recall > 0.85
 
-@pytest.mark.parametrize("name, quiet, busy", [("car", 264, 192), ("one-by-one-person", 464, 192), ("bottle", 240, 336)])
+@pytest.mark.parametrize(
+    "name, quiet, busy", [("car", 264, 192), ("one-by-one-person", 464, 192), ("bottle", 240, 336)])
 def test_a_real_clip_in_which_nothing_moves_is_still(real, tmp_path, name, quiet, busy):
     path, size = real / f"static_camera/{name}-detection.mp4", (320, 192)
     found = {}

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 from primenb.media.motion import Motion, cached_motion, iter_motion, read_motion, to_tokens
-from primenb.media.video import NoMotionVectors, VideoError, canonicalise, encode, frame_times, iter_frames, iter_vectors, probe
+from primenb.media.video import (
+    NoMotionVectors, VideoError, canonicalise, encode, frame_times, iter_frames, iter_vectors, probe)
 from test_video import matrices, pattern, turn
 
 fields = ("source", "w", "h", "src_x", "src_y", "dst_x", "dst_y", "motion_x", "motion_y", "motion_scale")
@@ -181,7 +182,8 @@ def test_the_field_equals_the_slow_painting(real, name, frames):
     assert np.array_equal(motion.measured, measured) and motion.speed.max() > 0
     assert np.allclose(pixels(motion), fill(np.nan_to_num(painted), measured), atol=1e-4)
 
-@pytest.mark.parametrize("name, frames", [("film_clips/bikes.mp4", (77, 90)), ("film_clips/bigbuckbunny.mp4", (60, 70))])
+@pytest.mark.parametrize(
+    "name, frames", [("film_clips/bikes.mp4", (77, 90)), ("film_clips/bigbuckbunny.mp4", (60, 70))])
 def test_camera_motion_is_the_median_where_there_are_vectors(real, name, frames):
     vectors = list(iter_vectors(real / name, frames=frames))
     motion = read_motion(real / name, frames=frames, remove_camera=True)

@@ -287,7 +287,8 @@ def _draw(report, shot, arrows):
 # %% ../../nbs/film/01_analyse.ipynb #86718201
 def _collect(report, source):
     "The motion table, and for each shot its arrows: shot -> (distance in time from its middle key-frame, arrows)."
-    keys, rows, arrows = report.shots.key2, [], {}
+    keys, rows = report.shots.key2, []
+    arrows = {}
     for shot, motion in _measure(report, source):
         rows.append(_motion_rows(motion, shot, float(report.info.rate)))
         arrows[shot] = min(arrows.get(shot, (np.inf, None)), _arrows(motion, keys[shot]), key=lambda m: m[0])
