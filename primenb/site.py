@@ -150,14 +150,14 @@ class Source:
     Parameters
     ----------
     notebook : str
-        "nbs/media/00_video.ipynb"
+        "nbs/media/03_video.ipynb"
     module : str
         "media.video"
     text : str
         the docstring of the module
     entries : list[Entry]
     """
-    notebook: str  # "nbs/media/00_video.ipynb"
+    notebook: str  # "nbs/media/03_video.ipynb"
     module: str    # "media.video"
     text: str      # the docstring of the module
     entries: list[Entry]

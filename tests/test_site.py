@@ -10,7 +10,7 @@ from conftest import project, tool
 from primenb.site import PACKAGES, PARTS, Argument, arguments, by_name, catalogue, comments, complete, entries, package
 from primenb.site import plain, relink, sources, write_pages
 
-SOME = ("nbs/index.ipynb", "nbs/00_core.ipynb", "nbs/05_site.ipynb", "nbs/media/00_video.ipynb", "CONTRIBUTING.md")
+SOME = ("nbs/index.ipynb", "nbs/00_core.ipynb", "nbs/05_site.ipynb", "nbs/media/03_video.ipynb", "CONTRIBUTING.md")
 library = sources()
 
 
@@ -221,7 +221,7 @@ def test_pages_in_a_browser(served, browser, width, scheme):
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("requestfailed", lambda request: complaints.append(request.url))
-    for name in ("index", "readme", "media/00_video", "05_site", "api/names", "api/media", "contributing"):
+    for name in ("index", "readme", "media/03_video", "05_site", "api/names", "api/media", "contributing"):
         page.goto(f"{served}/{name}.html")
         page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
         page.wait_for_function("[...document.images].every(i => i.complete)")
