@@ -33,7 +33,7 @@ def _to_xyz(primaries):
 def _to_bt709(primaries): return np.linalg.inv(_to_xyz(1)) @ _to_xyz(primaries)
 
 # %% ../../nbs/media/02_images.ipynb #96337317
-_toe = 0.005  # of light, below which the curve is straight
+_toe = 0.001  # of light, below which the curve is straight
 
 @lru_cache
 def _gamma():
