@@ -221,7 +221,8 @@ def _camera(grid):
     known = np.flatnonzero(~np.isnan(d.real))
     if not len(known): return 0, none, False
     d, terms = d[known], surface_terms(*grid.shape)
-    surface = terms @ fit_surface(d, terms[known])
+    some = slice(None, None, 1 + len(d) // 1000)  # a thousand cells are enough for six coefficients
+    surface = terms @ fit_surface(d[some], terms[known[some]])
     if _followers(d, surface[known]).sum() < CONSENSUS * grid.size: return 0, none, False
     surface[np.abs(surface) < 0.25] = 0
     return np.median(d.real) + 1j * np.median(d.imag), surface.reshape(grid.shape), True
@@ -258,7 +259,7 @@ def _sums(values, reach, axis=0):
     return np.moveaxis(sums[2 * reach + 1 :] - sums[: len(values)], 0, axis)
 
 def _noise_level(moves, measured):
-    "(T,) the share of displaced cells, within 8 frames, in the part of the image that only a quarter of 4x4 parts beat."
+    "(T,) the lower quartile over 4x4 parts of the image of the share of displaced cells, within 8 frames."
     parts = moves.astype(np.float32)
     for axis in (1, 2):
         borders = np.linspace(0, moves.shape[axis], min(4, moves.shape[axis]) + 1).astype(int)
@@ -281,9 +282,10 @@ def _drop_noise(grids, measured, orderly, stands):
     "Sets displacements to 0 that nothing confirms, in place, where the camera stands; returns the noise level (T,)."
     moves = np.abs(grids) > _least
     moves &= measured[:, None, None]
-    at, evidence = np.nonzero(moves), np.zeros(grids.shape, np.float32)
-    evidence[at] = orderly[at[0]] + _confirmed(grids, measured, at)
     noise = _noise_level(moves, measured) * stands
+    near = _sums(noise > 0, 2) > 0  # the frames whose evidence counts
+    at, evidence = np.nonzero(moves & near[:, None, None]), np.zeros(grids.shape, np.float32)
+    evidence[at] = orderly[at[0]] + _confirmed(grids, measured, at)
     grids[moves & (_means(evidence, measured) < np.minimum(30 * noise, NOISE_EVIDENCE)[:, None, None])] = 0
     return noise
 
