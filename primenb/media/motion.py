@@ -215,17 +215,17 @@ def _followers(d, fit):
 CONSENSUS = 0.2  # share of the cells that must follow one surface before the camera is said to move (our choice)
 
 def _camera(grid):
-    "A frame's camera motion, the surface it makes on the (h,w) grid, and whether the frame follows it."
+    "A frame's camera motion and whether the frame follows it, and the surface that it makes on the (h,w) grid."
     none = np.zeros(grid.shape, np.complex64)
     d = grid.ravel()
     known = np.flatnonzero(~np.isnan(d.real))
-    if not len(known): return 0, none, False
+    if not len(known): return (0, False), none
     d, terms = d[known], surface_terms(*grid.shape)
     some = slice(None, None, 1 + len(d) // 1000)  # a thousand cells are enough for six coefficients
     surface = terms @ fit_surface(d[some], terms[known[some]])
-    if _followers(d, surface[known]).sum() < CONSENSUS * grid.size: return 0, none, False
+    if _followers(d, surface[known]).sum() < CONSENSUS * grid.size: return (0, False), none
     surface[np.abs(surface) < 0.25] = 0
-    return np.median(d.real) + 1j * np.median(d.imag), surface.reshape(grid.shape), True
+    return (np.median(d.real) + 1j * np.median(d.imag), True), surface.reshape(grid.shape)
 
 # %% ../../nbs/media/04_motion.ipynb #4e3b7add
 NOISE_EVIDENCE = 0.6  # below this a displacement is noise, in a film that has noise (our choice)
@@ -295,7 +295,7 @@ def _remove_camera(grids, measured):
     orderly, stands = np.zeros(len(grids), np.float32), np.ones(len(grids), bool)
     nowhere = np.isnan(grids.real)
     for t in np.flatnonzero(measured):
-        camera[t], surface, orderly[t] = _camera(grids[t])
+        (camera[t], orderly[t]), surface = _camera(grids[t])
         stands[t] = not surface.any()
         np.copyto(grids[t], surface, where=nowhere[t])
     noise = _drop_noise(grids, measured, orderly, stands)
