@@ -28,7 +28,8 @@ def _analyse_options(a):
                                                    "or a depth network (folder or hub name)")
     a.add_argument("--scenes-per-hour", metavar="N", type=float,
                    help="how many scenes an hour of film; as many as there seem to be if not given")
-    a.add_argument("--detector", metavar="NAME", default="transitions", help=f"how shots are found: {', '.join(DETECTORS)}")
+    names = ", ".join(DETECTORS)
+    a.add_argument("--detector", metavar="NAME", default="transitions", help=f"how shots are found: {names}")
     a.add_argument("--min-length", metavar="SECONDS", type=float, default=0.6,
                    help="a cut sooner after the one before is passed over (default: 0.6)")
     a.add_argument("--threshold", metavar="X", type=float, help="the detector's main threshold, if not its own")

@@ -546,6 +546,13 @@ def _finish(report, parts):
     more = f", and {len(report.problems) - 1} more, see report.html" if report.problems[1:] else ""
     if report.problems: warnings.warn(f"{report.path}: {report.problems[0]}{more}")
 
+def _make_parts(report, order, key, log):
+    "Says what is out of the ordinary with the film, and makes the parts that are not done."
+    for note in report.info.notes: log(f"note: {note}")
+    for part in order:
+        if part.name in report.done: log(f"{part.name}: done before")
+        else: _do(part, report, key, log)
+
 # %% ../../nbs/film/01_analyse.ipynb #026bd4e3
 def analyse(
     path: str | Path,  # the film
@@ -596,15 +603,11 @@ def analyse(
     FilmReport
     """
     check_detector(detector, min_length, threshold)
-    settings = dict(detector=detector, damaged=damaged, min_length=min_length)
-    if threshold is not None: settings["threshold"] = threshold
-    if depth is not None: settings["depth"] = str(depth)
-    if scenes_per_hour is not None: settings["scenes_per_hour"] = scenes_per_hour
+    settings = dict(detector=detector, damaged=damaged, min_length=min_length, threshold=threshold,
+                    depth=None if depth is None else str(depth), scenes_per_hour=scenes_per_hour)
+    given = {name: value for name, value in settings.items() if value is not None}
     order = _in_order(parts, available)
-    report, key = _begin(path, out, settings, available, overwrite)
-    for note in report.info.notes: log(f"note: {note}")
-    for part in order:
-        if part.name in report.done: log(f"{part.name}: done before")
-        else: _do(part, report, key, log)
+    report, key = _begin(path, out, given, available, overwrite)
+    _make_parts(report, order, key, log)
     _finish(report, available)
     return report

@@ -126,6 +126,7 @@ def _lengths(table, pts, ticks, tick, order):
     said = float(table["duration"][order[-1]] * tick) if pts is not None else 0
     return dict(times=times, last=said or usual)
 
+# %% ../../nbs/media/01_index.ipynb #66734d2c
 def _build(path, container, stream, packets):
     "The index of a stream from its packets."
     table, pts = packets.table, _stamps(packets, container, stream)
@@ -156,6 +157,7 @@ def _row(index, packet, before):
         same = sorted(same, key=lambda row: index.pts[index.number[row]] != packet.pts)
     return int(same[0]) if len(same) else None
 
+# %% ../../nbs/media/01_index.ipynb #5d25b238
 def numbered(
     container,  # of PyAV
     stream,  # its video stream
@@ -218,6 +220,7 @@ def _undecoded(path, stream, index):
             stop = last + 1 if last >= stop - 3 else stop
     return first, stop
 
+# %% ../../nbs/media/01_index.ipynb #49b5d78c
 @lru_cache(maxsize=64)
 def _index_file(path, stream, size, modified):
     with open_film(path, stream) as (container, s):

@@ -155,6 +155,7 @@ def _skip_scaling(bits, lists):
             if following: following = (last + bits.signed()) % 256
             last = following or last
 
+# %% ../../nbs/media/00_packets.ipynb #817264ee
 def _read_sequence(data):
     "What a sequence parameter set says, without its first byte."
     bits = _Bits(data)
@@ -393,6 +394,7 @@ def _row_of(packet, shift, second):
     return [pts, dts, packet.duration or 0, place, packet.size, shift, packet.is_keyframe and not second,
             packet.is_discard or second, packet.is_corrupt]
 
+# %% ../../nbs/media/00_packets.ipynb #cd83c0f1
 def read_packets(
     path: str | Path,  # the film
     container,  # of PyAV, as from `open_film`
