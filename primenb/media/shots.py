@@ -59,8 +59,10 @@ class Transition(NamedTuple):
 class _Cuts:
     "Collects the cuts of one of PySceneDetect's detectors, frame by frame."
     def __init__(self, detector, times, rate):
-        self.detector, self.times, self.rate = detector, times, rate
-        self.fed, self.numbers, self.found = [], [], []
+        self.detector = detector
+        self.times, self.rate = times, rate
+        self.fed, self.numbers = [], []
+        self.found = []
     def add(self, image: np.ndarray, number: int, time: float):
         microsecond = scenedetect.common.Fraction(1, 1_000_000)
         clock = scenedetect.common.Timecode(pts=round(time * 1e6), time_base=microsecond)
@@ -351,7 +353,8 @@ class _Network:  # collects what TransNet V2 finds, in batches of windows of 100
     def __init__(self, times, threshold=0.5):
         self.network, self.torch = _transnet()
         self.times, self.threshold = times, threshold
-        self.images, self.numbers, self.heads = [], [], []
+        self.images, self.numbers = [], []
+        self.heads = []
     def add(self, image: np.ndarray, number: int, time: float):
         self.images.append(_small(image))
         self.numbers.append(number)
