@@ -133,7 +133,8 @@ class _Fit(NamedTuple):
 def _fit(G, size) -> _Fit:
     s = np.arange(len(G) - size)[:, None]
     steps = np.unique(np.linspace(1, size - 1, min(size - 1, 13)).round().astype(int))
-    e, t, f = s + size, s + steps, steps / size
+    e, t = s + size, s + steps
+    f = steps / size
     power = np.diag(G)
     D = np.maximum(power[s] + power[e] - 2 * G[s, e], 1e-3)
     a = (G[t, e] - G[t, s] - G[s, e] + power[s]) / D
@@ -260,7 +261,8 @@ def _steady(v, w):
 # %% ../../nbs/media/05_shots.ipynb #3744771f
 def _fades(piece, reach=60):
     "Fades through black or white: two ramps that meet at flat frames; where there is one only, it is a \"half\"."
-    c, n, found, m = piece.contrast, len(piece.contrast), [], 0
+    c, n = piece.contrast, len(piece.contrast)
+    found, m = [], 0
     while m < n:
         highest = c[max(0, m - reach) : m + reach].max()
         low = c[m] <= c[max(0, m - 1) : m + 2].min() and c[m] < 0.22 * highest
@@ -289,7 +291,8 @@ def _extent(piece, found):
     s, e = int(found.start), int(found.end)
     apart = lambda i, j: piece.G[i, i] + piece.G[j, j] - 2 * piece.G[i, j]
     near = lambda i, j: apart(i, j) < 0.35 * apart(s, e)
-    more, first, last = 1 + (e - s) // (8 if found.kind == "dissolve" else 5), s, e
+    more = 1 + (e - s) // (8 if found.kind == "dissolve" else 5)
+    first, last = s, e
     while first > max(0, s - more) and near(first - 1, first): first -= 1
     while last < min(len(piece.x) - 1, e + more) and near(last, last + 1): last += 1
     A, d = piece.x[first], piece.x[last] - piece.x[first]
@@ -320,9 +323,12 @@ def _transitions(piece):
 # %% ../../nbs/media/05_shots.ipynb #e4a50f64
 class _Soft:
     "Collects soft transitions, frame by frame."
-    piece, overlap, context = 600, 220, 16  # images: of a piece, at its end, and before what is sought
+    piece, overlap = 600, 220  # images: of a piece, and at its end
+    context = 16  # images before what is sought
     def __init__(self, times):
-        self.all_times, self.images, self.times, self.found, self.flat = times, [], [], [], 0
+        self.all_times, self.flat = times, 0
+        self.images, self.times = [], []
+        self.found = []
     def add(self, image: np.ndarray, number: int, time: float):
         if self.times and time - self.times[-1] < 0.0245: return
         small = _small(image)
@@ -345,7 +351,8 @@ class _Soft:
 # %% ../../nbs/media/05_shots.ipynb #99582ec7
 def _transition(kind, start, end, times):
     "A soft transition in frames of the film, from seconds."
-    first, cut, last = (_nearest(times, t) for t in (start, (start + end) / 2, end))
+    cut = _nearest(times, (start + end) / 2)
+    first, last = _nearest(times, start), _nearest(times, end)
     return Transition(cut, kind, times[min(first, cut)], times[max(last, cut)])
 
 # %% ../../nbs/media/05_shots.ipynb #2e339852
