@@ -320,11 +320,14 @@ def _transitions(piece):
     placed = [f if f.kind == "fade" else f._replace(**dict(zip(("start", "end"), _extent(piece, f)))) for f in chosen]
     return sorted(placed + [f for f in fades if f.kind == "half"], key=lambda f: f.start)
 
+# %% ../../nbs/media/05_shots.ipynb #a44c5a66
+_searched = 600  # images that are searched at a time
+_overlap = 220  # of them, at the end, that are searched again with the next
+_context = 16  # images kept from before
+
 # %% ../../nbs/media/05_shots.ipynb #e4a50f64
 class _Soft:
     "Collects soft transitions, frame by frame."
-    piece, overlap = 600, 220  # images: of a piece, and at its end
-    context = 16  # images before what is sought
     def __init__(self, times):
         self.all_times, self.flat = times, 0
         self.images, self.times = [], []
@@ -336,14 +339,14 @@ class _Soft:
         if self.flat > 10: self.images.pop(), self.times.pop()
         self.images.append(small)
         self.times.append(time)
-        if len(self.images) == self.piece: self._search(self.piece - self.overlap)
+        if len(self.images) == _searched: self._search(_searched - _overlap)
     def _search(self, stop):
         piece = _Piece(np.stack(self.images), np.array(self.times))
         for f in _transitions(piece):
             found = _transition(f.kind, piece.at(f.start + 0.5), piece.at(f.end + 0.5), self.all_times)
             free = all(found.start >= t.end for t in self.found if t.kind != "half") or f.kind == "half"
             if f.start < stop and free: self.found.append(found)
-        self.images, self.times = self.images[stop - self.context :], self.times[stop - self.context :]
+        self.images, self.times = self.images[stop - _context :], self.times[stop - _context :]
     def finish(self) -> list[Transition]:
         if len(self.images) > 5: self._search(len(self.images))
         return [t for t in self.found if t.start < t.end]
@@ -371,8 +374,7 @@ class _Network:  # collects what TransNet V2 finds, in batches of windows of 100
         starts = range(0, len(self.images) - 99, 50)
         windows = self.torch.from_numpy(np.stack([np.stack(self.images[s : s + 100]) for s in starts]))
         with self.torch.inference_mode(): one, many = self.network.predict_raw(windows)
-        both = self.torch.stack([one[:, 25:75, 0], many[:, 25:75, 0]], -1)
-        self.heads.append(both.reshape(-1, 2).numpy())
+        self.heads.append(self.torch.stack([one, many])[:, :, 25:75, 0].reshape(2, -1).T.numpy())
         self.images = self.images[50 * len(starts) :]
     def finish(self) -> list[Transition]:
         while sum(map(len, self.heads)) < len(self.numbers):  # the last stands for those after it

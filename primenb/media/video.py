@@ -757,10 +757,11 @@ def canonicalise(
     if Path(out).exists() and Path(out).samefile(path):
         raise VideoError(out, "it is the film itself", "give the copy another name")
     index, numbers = frame_index(path, stream), range(info.frames)
-    size, image = min(short_side, *_even(info)), field_image if info.interlaced else rgb_image
-    frames = _frames(path, index, numbers, size, stream, 0, damaged, image)
+    frames = _frames(path, index, numbers, min(short_side, *_even(info)), stream, 0, damaged, _one_moment)
     frames = progress(frames, "canonical copy", info.frames, "frame")
     options = dict(bf="0", refs="1", sc_threshold="0", threads="1")
     return encode(out, frames, info.rate, crf=crf, preset="veryfast", options=options)
 
 def _even(info): return info.width // 2 * 2, info.height // 2 * 2
+
+def _one_moment(frame, size): return (field_image if frame.interlaced_frame else rgb_image)(frame, size)
