@@ -27,7 +27,7 @@ from primenb.core import progress, root, seed_all
 from primenb.data.corpus import gt_captions, clips, films, pairs, shots, tracking_shots
 from primenb.data.depth import Pinhole, reprojection
 from primenb.media.motion import read_motion, to_tokens
-from primenb.media.shots import detect_shots, match_cuts, score_cuts
+from primenb.media.shots import detect_shots, match_cuts
 from primenb.media.video import frames_at
 from primenb.results import save_results
 from primenb.viz import sheet, show, style
@@ -73,23 +73,22 @@ show(sheet([p.image for p in examples], columns=9), quality=60)
 show(sheet([c.frames()[8] for c in all_clips["test"][::11][:18]], columns=9), quality=60)
 
 # %%
-def near(frame, others): return any(abs(frame - other) <= 6 for other in others)
-
 def compare(film):
-    "Counts of hard and gradual shot boundaries, and of those that were found."
-    begins = film.shots.start_frame.values[1:]
-    is_hard = film.shots.opening.values[1:] == "cut"
-    hard, soft = begins[is_hard].tolist(), begins[~is_hard].tolist()
-    found = detect_shots(film.path).start_frame[1:].tolist()
-    right = {f for _, f in match_cuts(found, hard, 0)}
-    at_soft = {f for f in found if near(f, soft)}
+    "Counts of hard and soft shot boundaries, of those that were found, and of found ones that are false."
+    gt, found = film.shots[1:], detect_shots(film.path)[1:]
+    hard, soft = (gt.start_frame[(gt.opening == "cut") == is_cut].tolist() for is_cut in (True, False))
+    pairs = match_cuts(found.start_frame.tolist(), hard, 0)
+    left = found[~found.start_frame.isin([f for f, _ in pairs])]
+    soft_pairs = match_cuts(left.start_frame.tolist(), soft, 6)
+    false = left[~left.start_frame.isin([f for f, _ in soft_pairs])]
     return dict(
         film=film.key,
-        right=len(right),
-        found=len(set(found) - (at_soft - right)),
         true=len(hard),
+        right=len(pairs),
+        false=int((false.transition == "cut").sum()),
         soft=len(soft),
-        soft_found=sum(near(s, found) for s in soft),
+        soft_right=len(soft_pairs),
+        soft_false=int((false.transition != "cut").sum()),
     )
 
 # %%
@@ -97,9 +96,9 @@ chosen = sorted(all_films, key=lambda f: f.split != "test")[:films_checked]
 cuts = pd.DataFrame([compare(f) for f in progress(chosen, "cuts")])
 cuts.to_csv(out / "cuts.csv", index=False)
 total = cuts.drop(columns="film").sum()
-cut_scores = score_cuts(int(total.right), int(total.found), int(total.true))
-cut_scores["soft_recall"] = float(total.soft_found / max(total.soft, 1))
-cut_scores
+cut_scores = dict(recall=float(total.right / max(total.true, 1)), false=int(total.false))
+soft_scores = dict(recall=float(total.soft_right / max(total.soft, 1)), false=int(total.soft_false))
+pd.DataFrame(dict(cuts=cut_scores, soft=soft_scores)).T
 
 # %%
 def smooth_depth(depth, people):
@@ -340,7 +339,8 @@ agreement_of_geometry = dict(
 )
 
 # %%
-parts = dict(counts=counts, cuts=cut_scores, geometry=agreement_of_geometry, estimators=estimators, vectors=vectors)
+parts = dict(counts=counts, cuts=cut_scores, soft=soft_scores, geometry=agreement_of_geometry)
+parts |= dict(estimators=estimators, vectors=vectors)
 metrics = dict(**parts, control=controls, genre=genres, durations=durations, words=words, editing=editing)
 record = dict(seeds=[seed], sizes=sizes, **(dict(date=date) if date else {}))
 save_results(out, metrics, headlines, seconds=time.perf_counter() - started, **record)
@@ -349,7 +349,8 @@ pd.json_normalize(metrics).T.rename(columns={0: "value"})
 # %%
 direction = controls["direction"]
 rows = [
-    ("cuts found at the exact frame (F1)", cut_scores["f1"], None),
+    ("cuts found at the exact frame", cut_scores["recall"], None),
+    ("fades and dissolves found", soft_scores["recall"], None),
     ("reprojected depths that agree to 1 %", agreement_of_geometry["depth_within_1_percent"], None),
     ("the same in the worst shot", agreement_of_geometry["depth_within_1_percent_worst"], None),
     ("rank correlation of motion vectors with ground-truth speed", vectors["rank_correlation"], None),

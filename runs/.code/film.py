@@ -1,8 +1,13 @@
 # %% parameters
 films = "data/starter"  # folder with the films, relative to the project; may name variables such as $PRIMENB_REAL
-truth = "data/starter/truth.json"  # film -> ground-truth cuts, and the camera windows if known
-detector = "adaptive"  # how shots are detected
+truth = "data/starter/truth.json"  # film -> ground-truth cuts, soft transitions, and the camera windows if known
+drawn = "data"  # folder of the drawn films with their records; "" for none
+detector = "transitions"  # the detector that is judged
+rivals = []  # other detectors
+rival_films = 6  # over so many drawn films of each split
+network_films = 0  # of how many drawn films the network reads the frames, test films first; it is slow
 tolerance = 0  # frames by which a detected cut may be off
+soft_tolerance = 4  # frames by which the middle of a soft transition may be off
 token = 16  # pixels; motion is compared on squares of this size
 flow_step = 4  # optical flow, where it stands in for ground truth, is computed for every such frame
 seed = 0
@@ -20,10 +25,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from primenb.core import root, seed_all
+from primenb.core import progress, root, seed_all
+from primenb.data.corpus import films as drawn_films
 from primenb.media.motion import read_motion, to_tokens, window_motion
-from primenb.media.shots import detect_shots, match_cuts, score_cuts
-from primenb.media.video import canonicalise, frame_times, iter_frames
+from primenb.media.shots import detect_shots, match_cuts
+from primenb.media.video import canonicalise, encode, frame_times, iter_frames
 from primenb.results import save_results
 from primenb.viz import style
 
@@ -37,24 +43,119 @@ known = json.loads(place(truth).read_text())
 times = {film: frame_times(folder / film) for film in known}
 
 # %%
-rows = []
-for film, facts in known.items():
-    gt = facts["cuts"] if "cuts" in facts else [int(np.abs(times[film] - s).argmin()) for s in facts["cut_seconds"]]
-    found = detect_shots(folder / film, detector).start_frame[1:].tolist()
-    pairs = match_cuts(found, gt, tolerance)
-    rows += [(film, t, f) for f, t in pairs]
-    rows += [(film, t, None) for t in gt if t not in {t for _, t in pairs}]
-    rows += [(film, None, f) for f in found if f not in {f for f, _ in pairs}]
-cuts = pd.DataFrame(rows, columns=["film", "true", "found"]).astype({"true": "Int64", "found": "Int64"})
-cuts = cuts.sort_values(["film", "true", "found"])
-cuts.to_csv(out / "cuts.csv", index=False)
-cuts
+soft_kinds = ("dissolve", "fade", "wipe")
+
+def of_clip(film, facts):
+    "(frame, kind) of a film that is described in `truth`."
+    nearest = lambda s: int(np.abs(times[film] - s).argmin())
+    cuts = facts["cuts"] if "cuts" in facts else [nearest(s) for s in facts["cut_seconds"]]
+    soft = [(nearest((start + end) / 2), kind) for kind, start, end in facts.get("soft", [])]
+    return [(frame, "cut") for frame in cuts] + soft
+
+def of_drawn(film):
+    "(frame, kind) of a drawn film."
+    shots = film.shots[1:]
+    return list(zip(shots.start_frame.tolist(), shots.opening))
+
+gt = {(film, "clips", folder / film): of_clip(film, facts) for film, facts in known.items()}
+records = sorted(drawn_films(folder=place(drawn)), key=lambda f: f.split != "test") if drawn else []
+gt |= {(f.key, f.split, f.path): of_drawn(f) for f in records}
+pd.DataFrame([(split, kind) for (_, split, _), rows in gt.items() for _, kind in rows]).value_counts().unstack()
 
 # %%
-is_true, is_found = cuts.true.notna(), cuts.found.notna()
-counts = dict(right=int((is_true & is_found).sum()), found=int(is_found.sum()), true=int(is_true.sum()))
-shots = {**score_cuts(**counts), **{f"cuts_{k}": v for k, v in counts.items()}}
-shots
+def compare(found, true):
+    "Rows (true frame, true kind, found frame, found kind) of one film and one detector."
+    hard, soft = ({frame: kind for frame, kind in true if (kind == "cut") == is_cut} for is_cut in (True, False))
+    pairs = match_cuts(list(found), list(hard), tolerance)
+    left = [frame for frame in found if frame not in {f for f, _ in pairs}]
+    pairs += match_cuts(left, list(soft), soft_tolerance)
+    rows = [(t, hard.get(t) or soft[t], f, found[f]) for f, t in pairs]
+    rows += [(t, kind, None, None) for t, kind in true if t not in {t for _, t in pairs}]
+    return rows + [(None, None, f, found[f]) for f in found if f not in {f for f, _ in pairs}]
+
+# %%
+def chosen(film, split):
+    "The detectors that read a film."
+    same = [f.key for f in records if f.split == split]
+    others = rivals if film not in same or same.index(film) < rival_films else []
+    network = ["transnetv2"] if film in [f.key for f in records[:network_films]] else []
+    return [detector, *others, *network]
+
+rows = []
+for (film, split, path), true in progress(gt.items(), "films"):
+    names = chosen(film, split)
+    for name, table in detect_shots(path, names).items():
+        found = dict(zip(table.start_frame[1:].tolist(), table.transition[1:]))
+        rows += [(name, split, film, *row) for row in compare(found, true)]
+columns = ["detector", "split", "film", "true", "kind", "found", "found_kind"]
+everything = pd.DataFrame(rows, columns=columns).astype({"true": "Int64", "found": "Int64"})
+everything = everything.sort_values(columns[:4] + ["found"])
+cuts = everything[everything.detector == detector].drop(columns="detector")
+cuts.to_csv(out / "cuts.csv", index=False)
+cuts[cuts.true.isna() | cuts.found.isna()]
+
+# %%
+def score(rows):
+    "What share of the true boundaries was found, by kind, and how many found ones are false."
+    was_found, is_soft = rows.found.notna(), rows.kind.isin(soft_kinds)
+    share = lambda some: float(was_found[some].mean())
+    false = rows.true.isna()
+    cut = dict(recall=share(rows.kind == "cut"), false=int((false & (rows.found_kind == "cut")).sum()))
+    soft = dict(false=int((false & (rows.found_kind != "cut")).sum()))
+    if is_soft.any(): soft |= dict(recall=share(is_soft), named=float((rows.kind == rows.found_kind)[is_soft].mean()))
+    soft |= {kind: share(rows.kind == kind) for kind in soft_kinds if (rows.kind == kind).any()}
+    return dict(cuts=cut, soft=soft)
+
+main = "clips" if not drawn else "drawn"
+groups = {"drawn": ("test", "train", "validation"), **{s: (s,) for s in ("clips", "test", "train", "validation")}}
+by_split = {}
+for name in everything.detector.unique():
+    mine = everything[everything.detector == name]
+    parts = {group: mine[mine.split.isin(splits)] for group, splits in groups.items()}
+    by_split[name] = {group: score(part) for group, part in parts.items() if len(part)}
+pd.concat({name: pd.json_normalize(list(s.values())).set_index(pd.Index(s)) for name, s in by_split.items()}).round(3)
+
+# %%
+def frames_a_second(name, path, frames):
+    begun = time.perf_counter()
+    detect_shots(path, name)
+    return frames / (time.perf_counter() - begun)
+
+some = folder / next(iter(known))
+count = len(frame_times(some))
+names = [detector, *rivals] + (["transnetv2"] if network_films else [])
+speed = pd.DataFrame(dict(detector=names, frames_a_second=[frames_a_second(name, some, count) for name in names]))
+speed.round(1).to_csv(out / "speed.csv", index=False)
+speed.round(0)
+
+# %%
+first = next(iter(known))
+stop = min(of_clip(first, known[first]) or [(len(times[first]), "")])[0]
+shot = [f.image.astype(float) for f in iter_frames(folder / first, frames=(0, stop), size=108)]
+shot = np.stack([shot[abs(n % (2 * stop - 2) - (stop - 1))] for n in range(150)])  # there and back again
+
+def lit(light): return [i + 255 * light(n) for n, i in enumerate(shot)]
+def dimmed(share): return [i * share(n) for n, i in enumerate(shot)]
+def moved(shift): return [np.roll(i, int(shift(n)), 1) for n, i in enumerate(shot)]
+
+disturbed = {f"flash_{k}": lit(lambda n, k=k: n % 50 in range(20, 20 + k)) for k in (1, 2, 3)}
+disturbed |= dict(
+    strobe=lit(lambda n: 60 < n < 100 and n % 4 == 0),
+    explosion=lit(lambda n: np.exp((70 - n) / 12) if n >= 70 else 0),
+    shake=moved(lambda n: 12 * np.sin(n * 2.1) + 7 * np.sin(n * 3.7)),
+    fast_pan=moved(lambda n: 10 * max(0, n - 60) if n < 90 else 300),
+    exposure=dimmed(lambda n: 0.7 + 0.3 * np.sin(n / 12)),
+    lights_out_and_on=dimmed(lambda n: np.clip(abs(n - 75) / 15 - 0.5, 0, 1)),
+)
+
+# %%
+robustness = {}
+with tempfile.TemporaryDirectory() as temporary:
+    for name, images in disturbed.items():
+        clip = encode(Path(temporary) / f"{name}.mp4", [np.uint8(np.clip(i, 0, 255)) for i in images], 25)
+        kinds = detect_shots(clip, detector).transition[1:]
+        robustness[name] = dict(cuts=int((kinds == "cut").sum()), soft=int((kinds != "cut").sum()))
+pd.DataFrame(robustness).T
 
 # %%
 def gt_speed(views, shape, size):
@@ -69,7 +170,7 @@ def gt_speed(views, shape, size):
 # %%
 def flow_speed(film, shape):
     "Every `flow_step`-th frame, and the speed of optical flow on it, averaged over squares."
-    starts = {0, *cuts[cuts.film == film].true.dropna()}
+    starts = {0, *(frame for frame, _ in of_clip(film, known[film]))}
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     frames, fields = [], []
     before = None
@@ -130,13 +231,16 @@ for (reference, form), row in mean.iterrows():
     suffix = "" if form == "as_found" else f"_{form}"
     scores.setdefault(groups[reference], {}).update({name + suffix: value for name, value in row.items()})
 sizes = dict(films=len(known), frames=sum(map(len, times.values())))
-metrics = dict(shots=shots, **scores, counts=sizes)
+sizes |= dict(drawn_films=len(records), drawn_frames=sum(f.attributes["frames"] for f in records))
+judged = by_split[detector][main]
+detectors = {name: parts for name, parts in by_split.items()}
+metrics = dict(**judged, detectors=detectors, robustness=robustness, **scores, counts=sizes)
 record = dict(seeds=[seed], sizes=sizes, **(dict(date=date) if date else {}))
 save_results(out, metrics, headlines, seconds=time.perf_counter() - started, **record);
 
 # %%
 table = mean.round(3).reset_index()
 table["reference"] = table.reference.map(dict(truth="ground truth", flow="optical flow"))
-false_cuts = counts["found"] - counts["right"]
-print(f"{counts['right']} of {counts['true']} cuts detected, {false_cuts} false; F1 {shots['f1']:.3f}")
+for what, found in judged.items():
+    print(f"{what}: recall {found.get('recall', float('nan')):.3f}, {found['false']} false")
 table
