@@ -9,8 +9,10 @@ import pytest
 import scenedetect
 from hypothesis import given, strategies as st
 
+from primenb.cli import main
 from primenb.core import MissingExtra, PrimenbError
 from primenb.data.corpus import films as drawn_films
+from primenb.film.analyse import analyse
 from primenb.media.shots import (
     Transition, columns, detect_shots, detectors, load_shots, match_cuts, save_shots, shot_table, transition_columns,
 )
@@ -272,6 +274,21 @@ def test_without_the_network_the_extra_is_named():
 @pytest.mark.parametrize("wrong", [dict(min_length=float("nan")), dict(min_length=-1), dict(threshold=float("inf"))])
 def test_numbers_that_mean_nothing_are_refused(wrong):
     with pytest.raises(PrimenbError, match=next(iter(wrong))): detect_shots(slides_file, **wrong)
+
+
+@pytest.mark.parametrize("option, value", [("--min-length", "nan"), ("--min-length", "-1"), ("--threshold", "inf")])
+def test_the_command_line_refuses_them_in_one_line(tmp_path, capsys, option, value):
+    assert main(["analyse", str(slides_file), "-o", str(tmp_path / "out"), option, value]) == 1
+    said = capsys.readouterr().err
+    assert len(said.splitlines()) == 1 and option[2:].replace("-", "_") in said and not (tmp_path / "out").exists()
+
+
+def test_a_report_names_its_transitions(tmp_path):
+    film, start, _ = made(tmp_path / "soft.mp4", dissolve, 25, 1)
+    report = analyse(film, tmp_path / "out", parts=["shots", "keyframes"], min_length=0.5)
+    facts, page = report.done["shots"], (tmp_path / "out/report.html").read_text()
+    assert facts["transitions"] == dict(dissolve=1) and "dissolve 0:01." in page
+    with pytest.raises(PrimenbError, match="other settings"): analyse(film, tmp_path / "out", min_length=0.7)
 
 
 def test_the_threshold_is_the_detectors_own(real):
