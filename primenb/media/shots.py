@@ -171,7 +171,7 @@ def _dissolves(piece, size):
     score = fit.D * (1 - 4 * fit.error - fit.rho / 2)
     return _windows(piece, size, mixed & dips, score, "dissolve", fit.rho)
 
-# %% ../../nbs/media/05_shots.ipynb #b9b4ec47
+# %% ../../nbs/media/05_shots.ipynb #887268ab
 def _spread(A, B):
     "Over how much of the image two frames differ, 0 to 1."
     d = np.sqrt(((A - B) ** 2).sum(-1))
@@ -189,8 +189,7 @@ def _two_shots(piece, found):
     "Whether the ends of a window differ as two shots do."
     A, B = piece.x[int(found.start)], piece.x[min(int(np.ceil(found.end)), len(piece.x) - 1)]
     if found.kind == "dissolve": return _spread(A, B) > 0.45 and found.rho + _match(A, B) < 0.9
-    if found.kind == "wipe": return _spread(A, B) > 0.6 and _match(A, B) < 0.6
-    return _match(A, B) < 0.75
+    return _match(A, B) < (0.75 if found.kind == "fade" else 0.6) and (found.kind == "fade" or _spread(A, B) > 0.6)
 
 # %% ../../nbs/media/05_shots.ipynb #481a2cce
 def _ordered(piece, start, end):
