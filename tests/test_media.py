@@ -133,6 +133,12 @@ def test_any_frame_of_any_container(tmp_path, codec, suffix):
     assert [number(read_frames(path, frames=(n, n + 1))[0]) for n in order] == order
 
 
+def test_an_avi_made_of_another_container_keeps_its_speed(tmp_path):
+    "AVI then holds an empty place for each frame that is shown later than it is decoded."
+    path = remuxed(film(tmp_path / "film.mkv", 60, "mpeg4"), tmp_path / "film.avi")
+    assert probe(path).rate == 25 and abs(probe(path).duration - 2.4) < 0.1 and len(read_frames(path, size=32)) == 60
+
+
 # ---- pixels that are not square
 
 def disc(width, height, aspect):
@@ -173,13 +179,22 @@ def test_joined_recordings_follow_each_other(tmp_path, suffix, codec):
     path = tmp_path / f"joined{suffix}"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))
     info = probe(path)
-    assert info.damage is None and "clock starts anew at 2.00 s, and at 1 more" in info.notes[0]
+    assert info.damage is None and "clock starts anew at 2.00 s, and 1 more time" in info.notes[0]
     assert np.allclose(frame_times(path), np.arange(150) / 25, atol=2e-3) and abs(info.duration - 6) < 0.01
     assert numbers(path) == list(range(150))
     assert [number(f.image) for f in frames_at(path, [0.5, 2.5, 5.9])] == [12, 62, 147]
     sound = read_audio(path, rate=16000)
     pitches = [np.abs(np.fft.rfft(sound[int(16000 * t) :][:8000])).argmax() * 2 for t in (0.7, 2.7, 4.7)]
     assert np.allclose(pitches, [440, 1760, 880], atol=4)
+
+
+def test_joined_recordings_of_two_sizes_lose_no_frame(tmp_path):
+    sizes = [(320, 240), (640, 360)]
+    images = {w: [stamped(n, w, h) for n in range(30)] for w, h in sizes}
+    parts = [film(tmp_path / f"{w}.ts", images=some, codec="mpeg2video") for w, some in images.items()]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert numbers(path) == [*range(30), *range(30)] and probe(canonicalise(path, tmp_path / "copy.mp4")).frames == 60
 
 
 def test_a_clock_that_is_an_hour_ahead(tmp_path):
@@ -272,6 +287,12 @@ def test_a_pattern_in_a_name_is_part_of_the_name(tmp_path):
     Image.fromarray(stamped(9)).save(tmp_path / "image%d.png")
     try: assert numbers(tmp_path / "image%d.png") == [9]
     except VideoError as error: assert "image%d.png" in str(error)
+
+
+@pytest.mark.parametrize("name", ["image.jpg", "image.png", "image.tif", "image.bmp", "image.webp"])
+def test_a_still_image_is_a_film_of_one_frame(tmp_path, name):
+    Image.fromarray(stamped(77)).save(tmp_path / name, **({"quality": 95} if "jpg" in name else {}))
+    assert numbers(tmp_path / name) == [77]
 
 
 def test_animated_webp_is_refused_by_name(tmp_path):

@@ -46,6 +46,8 @@ class FrameIndex:
         whether the file has presentation times
     by_place : bool
         whether to jump to places in the file instead of times
+    joints : frozenset[int]
+        the packets at which its clock starts anew
     shifts : tuple[float, ...]
         seconds to add to the file's clock: 0, and one more for each time that it starts anew
     paired : bool
@@ -70,6 +72,7 @@ class FrameIndex:
     key_pts: np.ndarray  # (K,) the key-frames' time stamps
     stamped: bool  # whether the file has presentation times
     by_place: bool  # whether to jump to places in the file instead of times
+    joints: frozenset[int]  # the packets at which its clock starts anew
     shifts: tuple[float, ...]  # seconds to add to the file's clock: 0, and one more for each time that it starts anew
     paired: bool  # whether some frames come as two fields
     offset: float  # seconds that a player's clock shows when the first frame appears
@@ -92,6 +95,10 @@ def _stamps(packets, container, stream):
     pts[table["hidden"] & missing] = 0
     return None if (pts == NO_TIME).any() or missing[~table["hidden"]].mean() > 0.5 else pts
 
+def _counted_rate(stream):
+    "Frames per second where frames are counted; the average also counts the empty places of an AVI."
+    return stream.base_rate or stream.average_rate or stream.guessed_rate or 25
+
 def _times(packets, pts, tick, rate):
     "(P,) time stamps on one clock, in ticks, and the length of a tick in seconds."
     if pts is None: return np.cumsum(~packets.table["hidden"]) - 1, float(1 / rate)
@@ -108,7 +115,7 @@ def _pixel_aspect(stream):
 def _joint_notes(packets, ticks, tick, first):
     "Where the clock starts anew, in words."
     seconds = [(ticks[row] - first) * tick for row, _ in packets.joints if ticks[row] > first]
-    more = f", and at {len(seconds) - 1} more places" if len(seconds) > 1 else ""
+    more = f", and {len(seconds) - 1} more time{'s' * (len(seconds) > 2)}" if len(seconds) > 1 else ""
     return (f"its clock starts anew at {seconds[0]:.2f} s{more}, as where recordings were joined",) if seconds else ()
 
 # %% ../../nbs/media/01_index.ipynb #cc7cc483
@@ -124,13 +131,13 @@ def _lengths(table, pts, ticks, tick, order):
     times = (ticks[order] - ticks[order[0]]) * tick
     usual = float(np.median(np.diff(times))) if len(order) > 1 else tick
     said = float(table["duration"][order[-1]] * tick) if pts is not None else 0
-    return dict(times=times, last=said or usual)
+    return dict(times=times, last=said if said > usual / 10 else usual)
 
 # %% ../../nbs/media/01_index.ipynb #66734d2c
 def _build(path, container, stream, packets):
     "The index of a stream from its packets."
     table, pts = packets.table, _stamps(packets, container, stream)
-    ticks, tick = _times(packets, pts, stream.time_base, stream.average_rate or stream.guessed_rate or 25)
+    ticks, tick = _times(packets, pts, stream.time_base, _counted_rate(stream))
     shown = np.flatnonzero(~table["hidden"])
     if not len(shown): raise VideoError(path, "it holds no frames", "copy or download it again")
     order = shown[np.argsort(ticks[shown], kind="stable")]
@@ -142,6 +149,7 @@ def _build(path, container, stream, packets):
         **_lengths(table, pts, ticks, tick, order), **_key_frames(table, pts, ticks, order),
         pts=(ticks if pts is None else pts)[order], order=order, number=number, stamped=pts is not None,
         place=np.stack([table["pos"], table["size"]], 1), by_place=container.format.name in ("mpegts", "mpeg"),
+        joints=frozenset(row for row, _ in packets.joints),
         shifts=(0.0, *(shift for _, shift in packets.joints)), paired=packets.paired,
         offset=max(late, 0.0) if pts is not None else 0.0,
         pixel_aspect=aspect, damage=packets.damage, notes=notes + _joint_notes(packets, ticks, tick, ticks[order[0]]))
@@ -158,6 +166,15 @@ def _row(index, packet, before):
     return int(same[0]) if len(same) else None
 
 # %% ../../nbs/media/01_index.ipynb #5d25b238
+def _decoded(packet, stream, joint):
+    "What the decoder gives for a packet; where recordings were joined, all that it holds of the one before comes first."
+    kept = []
+    try:
+        if joint: kept = stream.codec_context.decode(None)
+        if joint: stream.codec_context.flush_buffers()
+        return kept + packet.decode()
+    except av.error.FFmpegError: return kept
+
 def numbered(
     container,  # of PyAV
     stream,  # its video stream
@@ -190,9 +207,7 @@ def numbered(
                 if row is None: continue
                 packet.pts, packet.dts = int(index.number[row]), None
                 before = row
-            try: frames = packet.decode()
-            except av.error.FFmpegError: continue
-            for frame in frames:
+            for frame in _decoded(packet, stream, before in index.joints):
                 n = frame.pts if index.stamped else last + 1
                 if n is None or not last < n < len(index): continue
                 last = n

@@ -35,6 +35,11 @@ _no_images = "wav mp3 flac aac ac3 eac3 aiff caf w64 amr ape wv tta dts srt ass 
 _only_media = {"format_whitelist": ",".join(_films + _images + _no_images), "protocol_whitelist": "file"}
 
 # %% ../../nbs/media/00_packets.ipynb #94324ad1
+def _still(path):
+    "FFmpeg's format of a JPEG under the name of an image, which it would take for a numbered series; None for others."
+    with open(path, "rb") as file: is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    return "jpeg_pipe" if is_jpeg and path.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".png") else None
+
 def _unopened(path, error):
     "The `VideoError` for a file that FFmpeg does not open."
     with open(path, "rb") as file: head = file.read(400)
@@ -76,7 +81,7 @@ def open_film(
     if not path.exists(): raise VideoError(path, "there is no such file", "check the name")
     if path.is_dir(): raise VideoError(path, "it is a folder", "name one film in it")
     if path.stat().st_size == 0: raise VideoError(path, "it is empty", "copy or download it again")
-    try: container = av.open(f"file:{path}", options=_only_media, metadata_errors="replace")
+    try: container = av.open(f"file:{path}", format=_still(path), options=_only_media, metadata_errors="replace")
     except (av.error.FFmpegError, OSError, ValueError) as error: raise _unopened(path, error) from None
     with container:
         chosen = _choose(path, container, stream)
@@ -358,7 +363,7 @@ def _losses(path, kind, stream, table, others):
     if "matroska" in kind: lost = _lost_blocks(begun, others, seconds, late)
     if kind == "mpegts": lost = [*seconds[_lost_packets(path, stream, begun)], *(late if even else [])]
     if not lost: return None
-    more = f", and at {len(lost) - 1} more places" if len(lost) > 1 else ""
+    more = f", and {len(lost) - 1} more time{'s' * (len(lost) > 2)}" if len(lost) > 1 else ""
     return f"packets are missing at {max(min(lost) - seconds[0], 0):.2f} s{more}"
 
 # %% ../../nbs/media/00_packets.ipynb #5035bdac
