@@ -129,9 +129,10 @@ def _key_frames(table, pts, ticks, order):
 def _lengths(table, pts, ticks, tick, order):
     "When frames are shown, and for how long the last one is."
     times = (ticks[order] - ticks[order[0]]) * tick
-    usual = float(np.median(np.diff(times))) if len(order) > 1 else tick
+    gaps = np.diff(times) if len(order) > 1 else np.array([tick])
     said = float(table["duration"][order[-1]] * tick) if pts is not None else 0
-    return dict(times=times, last=said if said > usual / 10 else usual)
+    credible = said > min(np.median(gaps), gaps[-1]) / 10
+    return dict(times=times, last=said if credible else float(np.median(gaps)))
 
 # %% ../../nbs/media/01_index.ipynb #66734d2c
 def _build(path, container, stream, packets):
