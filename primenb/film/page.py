@@ -316,6 +316,13 @@ def chart_curves(
     return dict(**paths, means={name: float(v.mean()) for name, v in speeds.items()}, top=top, cuts=cuts, source=source)
 
 # %% ../../nbs/film/00_page.ipynb #2ad0fb83
+def _blocks(rows, scenes, most=50):
+    "The rows scene by scene, in blocks that a browser lays out together; `scene` stands in the first one of a scene."
+    spans = [(s["first_shot"], s["last_shot"] + 1, s) for s in scenes] or [(0, len(rows), None)]
+    starts = [(first, min(first + most, stop), scene if first == begin else None)
+              for begin, stop, scene in spans for first in range(begin, stop, most)]
+    return [dict(shots=rows[first:stop], scene=scene) for first, stop, scene in starts]
+
 def render_desk(
     info: VideoInfo,  # of the film
     shots: pd.DataFrame,  # the shot table
@@ -373,8 +380,7 @@ def render_desk(
         row["data"] = [*row["data"], int(row["shot"] in drawn)]
     line = dict(begin=data["begin"], length=data["end"] - data["begin"])
     known = [] if scenes is None else [s._asdict() for s in scenes.itertuples(index=False)]
-    groups = [s | dict(shots=rows[s["first_shot"] : s["last_shot"] + 1]) for s in known] or [dict(shots=rows)]
-    return render_section("desk", film=data, shots=rows, scenes=known, groups=groups, line=line, curves=curves,
+    return render_section("desk", film=data, shots=rows, scenes=known, blocks=_blocks(rows, known), line=line, curves=curves,
                           strip="strip.jpg" if keys else "", lengths=lengths, sources=sources, sections=sections)
 
 # %% ../../nbs/film/00_page.ipynb #204f007c

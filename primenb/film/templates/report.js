@@ -287,11 +287,16 @@ track.addEventListener("pointerdown", event => {
   addEventListener("pointermove", move);
   addEventListener("pointerup", () => removeEventListener("pointermove", move), {once: true});
 });
+track.addEventListener("pointermove", event => {
+  const shot = shotAt(pointed(event));
+  track.title = `shot ${shot.n}: ${clock(shot.start)} to ${clock(shot.end)}`;
+});
 track.addEventListener("dragstart", event => event.preventDefault());
 
 // ---- the list of shots
 
-const form = $(".filters"), sorted = document.createElement("tbody"), bodies = $$("table tbody");
+const form = $(".filters"), bodies = $$("table tbody");
+let sorted = [];  // blocks of rows, when the list is sorted
 const places = bodies.map(body => [body, [...body.children]]);
 const number = name => form[name] ? parseFloat(form[name].value.replace(",", ".")) : NaN;
 
@@ -308,17 +313,26 @@ function list() {
   const key = form.sort.value, sign = form.down.checked ? -1 : 1;
   for (const shot of shots) shot.row.hidden = !matches(shot);
   listed = shots.filter(shot => !shot.row.hidden);
-  if (key) {
-    listed.sort((a, b) => sign * (a[key] - b[key]) || a.n - b.n);
-    sorted.replaceChildren(...listed.map(shot => shot.row));
-    $("table").append(sorted);
-    bodies.forEach(body => body.hidden = true);
-  } else if (sorted.isConnected) {
-    sorted.remove();
-    places.forEach(([body, rows]) => body.replaceChildren(...rows));
+  if (sorted.length) places.forEach(([body, rows]) => body.replaceChildren(...rows));
+  sorted.forEach(body => body.remove());
+  sorted = [];
+  if (key) listed.sort((a, b) => sign * (a[key] - b[key]) || a.n - b.n);
+  for (let at = 0; key && at < listed.length; at += 50) sorted.push(block(listed.slice(at, at + 50)));
+  $("table").append(...sorted);
+  for (const body of bodies) {
+    const rows = $$("tr.shot:not([hidden])", body).length;
+    body.hidden = !rows;
+    body.style.setProperty("--rows", rows);
   }
-  if (!key) bodies.forEach(body => body.hidden = !$("tr.shot:not([hidden])", body));
   $(".find output").textContent = listed.length === shots.length ? "" : `(${listed.length} of ${shots.length})`;
+}
+
+// Rows that the browser lays out together when they come into view.
+function block(some) {
+  const body = document.createElement("tbody");
+  body.style.setProperty("--rows", some.length);
+  body.append(...some.map(shot => shot.row));
+  return body;
 }
 
 function save() {
@@ -444,6 +458,7 @@ $(".tabs").append(...tabs.map(tab => {
 document.documentElement.classList.add("scripted");
 $$("[hidden]:not(.missing):not(.thumbs)").forEach(element => element.hidden = false);
 video.controls = false;
+$$(".strip a").forEach(a => a.remove());  // the script knows where the shots are
 if (innerWidth <= 700) $(".find").open = false;
 openTab(tabs[0]);
 list();
