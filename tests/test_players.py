@@ -309,6 +309,18 @@ def test_damaged_films(tmp_path, short_pieces):
         save_proxy(broken, proxy, damaged="skip", partial=tmp_path / "pieces")
 
 
+def test_joined_recordings(tmp_path, play):
+    one = film_of(tmp_path / "one.ts", options=dict(bf="3"), sound="ac3", clicks=[1.2], seconds=2.0).read_bytes()
+    film = tmp_path / "joined.ts"
+    film.write_bytes(one + one)
+    proxy = save_proxy(film, tmp_path / "p.mp4")
+    check_proxy(film, proxy)
+    check_plays(play, proxy)
+    loud = np.abs(read_audio(film, rate=48000)) > 0.2
+    assert (np.abs(read_audio(proxy, rate=48000)) > 0.2).nonzero()[0][[0, -1]] == pytest.approx(
+        loud.nonzero()[0][[0, -1]], abs=300)
+
+
 def test_names(tmp_path):
     film = film_of(tmp_path / "ü [1] %d.mp4")
     with pytest.raises(PrimenbError, match="it is the film itself"): save_proxy(film, film)

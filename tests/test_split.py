@@ -11,7 +11,7 @@ from conftest import project
 from primenb.core import PrimenbError
 from primenb.media.shots import detect_shots
 from primenb.media.split import split_film
-from primenb.media.video import encode, frame_times, iter_frames, probe, read_audio, read_frames
+from primenb.media.video import encode, frame_times, probe, read_audio, read_frames
 
 cuts = [0, 30, 55, 90]  # in the films made here
 
@@ -35,7 +35,7 @@ def film_of(path, codec="libx264", *, times=None, size=(64, 48), keys=(), option
     times = [n / 25 for n in range(90)] if times is None else times
     with av.open(str(path), "w") as file:
         video = file.add_stream(codec, rate=25, width=size[0], height=size[1], pix_fmt=pix_fmt, options=options or {})
-        tick = Fraction(1, 25) if codec in ("mpeg4", "mpeg2video") else Fraction(1, 90000)
+        tick = Fraction(1, 25) if codec in ("mpeg4", "mpeg2video") or path.suffix == ".avi" else Fraction(1, 90000)
         video.codec_context.time_base = tick
         if turn: video.set_display_rotation(turn)
         if aspect: video.codec_context.sample_aspect_ratio = aspect
@@ -59,17 +59,11 @@ def mux_click(file, voice, click, seconds):
     file.mux([*voice.encode(frame), *voice.encode()])
 
 
-def stored(path, first=0, stop=None):
-    "The frames as they are decoded, in their own format."
-    with av.open(str(path)) as file:
-        return [frame.to_ndarray() for frame in file.decode(video=0)][first:stop]
-
-
 def check(film, clips, folder, least=30):
     "Every clip has its shot's frames and times; copied ones are the same in every bit."
     times = frame_times(film)
-    for clip, edges in zip(clips.itertuples(), np.stack([np.cumsum(clips.frames) - clips.frames, clips.frames.cumsum()], 1)):
-        first, stop = map(int, edges)
+    for clip, stop in zip(clips.itertuples(), clips.frames.cumsum()):
+        first = stop - clip.frames
         assert clip.method in ("copied", "encoded"), clip.reason
         assert (clip.reason == "") == (clip.method == "copied")
         path = folder / clip.file
@@ -93,12 +87,14 @@ closed = dict(g="250", sc_threshold="0", bf="3")
 films = {  # name -> how it is made, the methods of its shots, the endings of its clips
     "plain.mp4": (dict(options=closed, keys=(30, 55)), "ccc", ".mp4"),
     "no_b.mov": (dict(options=closed | dict(bf="0"), keys=(30, 55)), "ccc", ".mov"),
-    "elsewhere.mp4": (dict(options=closed, keys=(28, 50, 55)), "cec", ".mp4"),
-    "long.mkv": (dict(options=closed), "cee", ".mkv"),
+    "elsewhere.mp4": (dict(options=closed | dict(bf="0"), keys=(28, 50, 55)), "cec", ".mp4"),
+    "b.mp4": (dict(options=closed, keys=(28, 50, 55)), "eec", ".mp4"),
+    "long.mkv": (dict(options=closed | dict(bf="0")), "cee", ".mkv"),
     "steps.mp4": (dict(options=closed, keys=(30, 55), times=[n * n / 900 for n in range(90)]), "ccc", ".mp4"),
     "steps.mkv": (dict(options=closed, keys=(30,), times=[n * n / 900 for n in range(90)]), "cce", ".mkv"),
     "late.ts": (dict(options=closed, keys=(30, 55), times=[5 + n / 25 for n in range(90)]), "ccc", ".mp4"),
-    "vp9.webm": (dict(codec="libvpx-vp9", keys=(30, 55), options={"auto-alt-ref": "1", "lag-in-frames": "16"}), "ccc", ".webm"),
+    "vp9.webm": (dict(codec="libvpx-vp9", keys=(30, 55), options={"auto-alt-ref": "1", "lag-in-frames": "16"}), "ccc",
+                 ".webm"),
     "hevc.mp4": (dict(codec="libx265", keys=(30, 55), options={"x265-params": "log-level=error:open-gop=0:scenecut=0"}),
                  "ccc", ".mp4"),
     "turned.mp4": (dict(options=closed, keys=(30,), turn=90), "cce", ".mp4"),
@@ -107,7 +103,7 @@ films = {  # name -> how it is made, the methods of its shots, the endings of it
     "444.mkv": (dict(options=closed, keys=(30,), pix_fmt="yuv444p", size=(63, 35)), "cce", ".mkv"),
     "odd.webm": (dict(codec="libvpx-vp9", keys=(30,), size=(63, 35)), "cce", (".webm", ".mp4")),
     "ü [1] %d.mp4": (dict(options=closed, keys=(30, 55)), "ccc", ".mp4"),
-    "a.avi": (dict(codec="mpeg4", keys=(30, 55), options=dict(bf="0", g="250", sc_threshold="1000000000")), "ccc", ".mp4"),
+    "a.avi": (dict(codec="mpeg4", keys=(30, 55), options=dict(g="250", sc_threshold="1000000000")), "ccc", ".mp4"),
     "order.avi": (dict(options=closed, keys=(30, 55)), "eee", ".mp4")}
 
 
@@ -124,12 +120,12 @@ def test_clips_are_the_shots(tmp_path, name):
 
 def test_depth_chroma_and_tags_are_kept_where_a_clip_is_coded_anew(tmp_path):
     tags = dict(color_trc=16, color_primaries=9, colorspace=9, color_range=1)  # PQ and BT.2020
-    film = film_of(tmp_path / "a.mp4", options=closed, pix_fmt="yuv422p10le", tags=tags)
-    clips = split(film, tmp_path / "clips", (0, 30, 90))
+    film = film_of(tmp_path / "a.mp4", options=closed, keys=(30,), pix_fmt="yuv422p10le", tags=tags)
+    clips = split(film, tmp_path / "clips", (0, 30, 45, 90))
     info = probe(tmp_path / "clips" / clips.file[1])
-    assert clips.method.tolist() == ["copied", "encoded"]
+    assert clips.method.tolist() == ["copied", "encoded", "encoded"]
     assert (info.pixel_format, info.hdr, info.bits) == ("yuv422p10le", "pq", 10)
-    check(film, clips, tmp_path / "clips")
+    check(film, clips, tmp_path / "clips", least=25)  # on a screen, high dynamic range shows more of the noise
 
 
 @pytest.mark.parametrize("codec, options", [
@@ -152,7 +148,7 @@ def test_open_groups_are_not_cut_through(tmp_path, codec, options, ending):
     options=dict(g="250", sc_threshold="1000000000"))), ("a.webm", "libopus", dict(codec="libvpx-vp9", options={})),
     ("b.webm", "libopus", dict(codec="libvpx-vp9", keys=(), options={}))])
 def test_sound_is_in_step(tmp_path, name, sound, how):
-    click = 1.9  # in the second shot, which begins at 1.2 s
+    click = 1.9  # in the second shot
     film = film_of(tmp_path / name, **(dict(options=closed, keys=(30, 55)) | how), sound=sound, click=click)
     clips = split(film, tmp_path / "clips")
     check(film, clips, tmp_path / "clips")
@@ -161,12 +157,12 @@ def test_sound_is_in_step(tmp_path, name, sound, how):
     for n, file in enumerate(clips.file):
         loud = np.abs(read_audio(tmp_path / "clips" / file, rate=48000))
         assert (loud.max() > 0.2) == (n == 1)
-        if n == 1: assert loud.argmax() / 48000 == pytest.approx(heard - 1.2, abs=0.006)
+        if n == 1: assert loud.argmax() / 48000 == pytest.approx(heard - frame_times(film)[30], abs=0.002)
         with av.open(str(tmp_path / "clips" / file)) as clip: assert len(clip.streams.audio) == 1
 
 
 def test_joined_recordings(tmp_path):
-    one = film_of(tmp_path / "one.ts", options=closed, sound="ac3", click=1.9).read_bytes()
+    one = film_of(tmp_path / "one.ts", options=closed | dict(bf="0"), sound="ac3", click=1.9).read_bytes()
     film = tmp_path / "joined.ts"
     film.write_bytes(one + one)
     clips = split(film, tmp_path / "clips", (0, 60, 120, 180))
@@ -209,7 +205,7 @@ def test_clips_of_something_else_are_not_replaced(tmp_path):
     film = film_of(tmp_path / "a.mp4", options=closed, keys=(30,))
     mine = encode(tmp_path / "clips/a-0000.mp4", np.zeros((3, 48, 64, 3), np.uint8)).read_bytes()
     clips = split(film, tmp_path / "clips")
-    assert clips.method.tolist() == ["failed", "copied", "encoded"] and clips.file[0] is None
+    assert clips.method.tolist() == ["failed", "copied", "encoded"] and clips.file[0] == ""
     assert "holds something else; remove it" in clips.reason[0]
     assert (tmp_path / "clips/a-0000.mp4").read_bytes() == mine
 

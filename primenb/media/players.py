@@ -105,6 +105,13 @@ def _edges(index, seconds=60.0):
     starts = np.searchsorted(index.times, np.arange(0, index.times[-1] + 1e-9, seconds) - 1e-6)
     return np.append(np.unique(starts), len(index))
 
+def _apart(frames):
+    "The frames, each at least a tick later than the one before: where recordings were joined, two may have one time."
+    least = 0.0
+    for frame in frames:
+        yield frame._replace(time=max(frame.time, least))
+        least = max(frame.time, least) + 1 / 90000
+
 def _code_pieces(files, edges, frames, rate):
     "Writes the pieces `files` (number -> file), each from its frames."
     groups = groupby(frames, lambda frame: int(np.searchsorted(edges, frame.number, "right")) - 1)
@@ -126,7 +133,7 @@ def _make_pieces(path, folder, info, size, damaged):
     first = next((k for k, file in enumerate(files) if not file.exists()), len(files))
     if first < len(files):
         frames = iter_frames(path, frames=(int(edges[first]), None), size=size, damaged=damaged)
-        shown = progress(frames, "proxy", len(index) - int(edges[first]), "frame")
+        shown = progress(_apart(frames), "proxy", len(index) - int(edges[first]), "frame")
         _code_pieces({k: files[k] for k in range(first, len(files))}, edges, shown, info.rate)
     return [file for file in files if file.stat().st_size]
 

@@ -39,7 +39,9 @@ def _is_idr(packet):
     extra = packet.stream.codec_context.extradata or b""
     return any(unit[0] & 31 == 5 for unit in _units(bytes(packet), extra) if unit)
 
-# %% ../../nbs/media/10_split.ipynb #3c66d146
+# %% ../../nbs/media/10_split.ipynb #f350bd76
+_clock = Fraction(1, 90000)  # seconds of a tick in the clips that are coded
+
 class _Span(NamedTuple):
     "The frames of a shot in its film, and their times."
     path: Path
@@ -50,9 +52,10 @@ class _Span(NamedTuple):
 
     @property
     def times(self):
-        "(N+1,) when the frames begin, and when the last one ends; seconds of the film."
-        ends = np.append(self.index.times, self.index.times[-1] + self.index.last)
-        return ends[self.first : self.stop + 1]
+        "(N+1,) when the frames begin, and when the last one ends; seconds of the film, a tick apart at least."
+        ends = np.append(self.index.times, self.index.times[-1] + self.index.last)[self.first : self.stop + 1]
+        ticks = np.arange(len(ends)) * float(_clock)
+        return np.maximum.accumulate(ends - ticks) + ticks
 
     @property
     def rows(self):
@@ -117,7 +120,8 @@ def _moved_sound(container, stream, span, new):
         pts = packet.dts if packet.pts is None else packet.pts
         if not packet.size or pts is None or pts * tick < begin - 1e-6: continue
         if pts * tick >= end - 1e-6: return
-        packet.pts = packet.dts = max(pts - round(begin / tick), 0)
+        packet.pts = packet.dts = max(1000 * pts - round(1000 * begin / tick), 0)  # a film's ticks may be coarse
+        packet.duration, packet.time_base = 1000 * (packet.duration or 0), stream.time_base / 1000
         packet.stream = new
         yield packet
 
@@ -198,9 +202,7 @@ def _set_up(video, frame, aspect):
     if frame.rotation: video.set_display_rotation(frame.rotation)
     if frame.interlaced_frame: context.flags |= Flags.interlaced_dct | Flags.interlaced_me
 
-# %% ../../nbs/media/10_split.ipynb #84a28910
-_clock = Fraction(1, 90000)  # seconds of a tick in the clips that are coded
-
+# %% ../../nbs/media/10_split.ipynb #73d6c43f
 def _as_coded(frame, video, seconds):
     "A decoded frame in the format of the stream, at its time in the clip."
     how = dict(dst_colorspace="ITU709", dst_color_range="MPEG") if frame.format.is_rgb else {}
@@ -301,7 +303,7 @@ def split_film(
     *,
     crf: int = 18,  # quality of clips that are coded anew; lower is better and larger
     preset: str = "veryfast",  # how hard the encoder tries, "ultrafast" to "veryslow"
-) -> pd.DataFrame:  # shot, file, frames, method ("copied", "encoded" or "failed"), reason; a row for each shot
+) -> pd.DataFrame:  # shot, file (empty for a failure), frames, method ("copied", "encoded", "failed"), reason
     """Writes a clip for each shot, without loss where the film allows it; clips that are there are kept.
 
     Parameters
@@ -320,7 +322,7 @@ def split_film(
     Returns
     -------
     pd.DataFrame
-        shot, file, frames, method ("copied", "encoded" or "failed"), reason; a row for each shot
+        shot, file (empty for a failure), frames, method ("copied", "encoded", "failed"), reason
     """
     path, folder = Path(path), Path(folder)
     info, index = probe(path), frame_index(path)
@@ -333,8 +335,8 @@ def split_film(
         stem = f"{short_stem(path)}-{int(shot.shot):04}"
         note = f"frames {span.first} to {span.stop - 1} of {short_stem(path)} ({known}), "
         try: made = _kept(span, folder, stem, note) or _make_clip(span, folder, stem, note, how)
-        except (PrimenbError, av.error.FFmpegError, ValueError, OSError) as e: made = (None, "failed", str(e))
-        rows.append((shot.shot, made[0] and made[0].name, span.stop - span.first, *made[1:]))
+        except (PrimenbError, av.error.FFmpegError, ValueError, OSError) as e: made = (Path(), "failed", str(e))
+        rows.append((shot.shot, made[0].name, span.stop - span.first, *made[1:]))
     return pd.DataFrame(rows, columns=["shot", "file", "frames", "method", "reason"])
 
 # %% ../../nbs/media/10_split.ipynb #6dd82cf8
