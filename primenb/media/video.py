@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['vector_codecs', 'AudioInfo', 'FilmTimes', 'VideoInfo', 'probe', 'frame_times', 'Frame', 'frame_numbers',
-           'iter_frames', 'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio', 'encode', 'canonicalise']
+           'iter_frames', 'read_frames', 'frames_at', 'Vectors', 'iter_vectors', 'read_audio', 'sound_chunks', 'encode',
+           'canonicalise']
 
 # %% ../../nbs/media/03_video.ipynb #bfa73116
 import warnings
@@ -589,16 +590,41 @@ def read_audio(
         cause = f"{start} to {stop} s are out of range: it lasts {info.duration:.2f} s"
         raise VideoError(path, cause, "give times within the film")
     samples = np.zeros(round((stop - start) * rate), np.float32)
-    for at, chunk in _sound(path, track, rate, start + info.start):
+    for at, chunk in sound_chunks(path, track, rate, start + info.start):
         i = round((at - info.start - start) * rate)
         if i >= len(samples): break
-        piece = chunk[max(-i, 0) : len(samples) - i]
+        piece = chunk[max(-i, 0) : len(samples) - i, 0]
         samples[max(i, 0) : max(i, 0) + len(piece)] = piece
     return samples
 
 # %% ../../nbs/media/03_video.ipynb #b54c8a3b
-def _sound(path, track, rate, start):
-    "Chunks of sound from a little before `start` (seconds on the file's clock), each with its time."
+def sound_chunks(
+    path: str | Path,  # the film
+    track: int,  # which sound track, counted from 0
+    rate: int,  # samples per second
+    start: float,  # seconds on the file's clock; the first chunk begins a little before
+    layout: str = "mono",  # of the channels, in FFmpeg's words, such as "stereo"
+) -> Iterator[tuple[float, np.ndarray]]:  # seconds on the file's clock, (N,channels) float32
+    """A film's sound as it is decoded, each chunk with its time, of any length and with gaps where the film has them.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    track : int
+        which sound track, counted from 0
+    rate : int
+        samples per second
+    start : float
+        seconds on the file's clock; the first chunk begins a little before
+    layout : str, default 'mono'
+        of the channels, in FFmpeg's words, such as "stereo"
+
+    Returns
+    -------
+    Iterator[tuple[float, np.ndarray]]
+        seconds on the file's clock, (N,channels) float32
+    """
     shifts = np.array(frame_index(path).shifts)
     with open_film(path) as (container, _):
         s = container.streams.audio[track]
@@ -607,10 +633,10 @@ def _sound(path, track, rate, start):
         for frame in _decoded(container, s):
             now = due if frame.pts is None else _nearest_time(float(frame.pts * s.time_base) + shifts, due)
             if resampler is None or due is None or abs(now - due) > 0.1:  # the beginning, or a gap
-                resampler = av.AudioResampler(format="flt", layout="mono", rate=rate)
+                resampler = av.AudioResampler(format="flt", layout=layout, rate=rate)
                 due = now or 0.0
             for out in resampler.resample(frame):
-                chunk = out.to_ndarray().reshape(-1)
+                chunk = out.to_ndarray().reshape(-1, out.layout.nb_channels)
                 yield due, chunk
                 due += len(chunk) / rate
 
