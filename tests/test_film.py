@@ -14,6 +14,7 @@ from PIL import Image
 from conftest import project, tool
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
+from primenb.film import analyse as analyse_module
 from primenb.film.analyse import PAGE_PARTS, Part, analyse
 from primenb.film.page import axis_ticks, chart_path, clock_time, render_section
 from primenb.media.timelines import TIMELINES
@@ -63,7 +64,9 @@ def test_the_folder_holds_what_the_page_shows(report):
     page, files = Links(report.out / "report.html"), linked_files(report)
     assert broken_links(report) == []
     assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
-    assert len([f for f in files if f.startswith("keyframes/")]) == 3 * len(report.shots)
+    assert len([f for f in files if f.startswith("keyframes/")]) == len(report.shots)
+    keys = {f"{shot:04d}-{key}.jpg" for shot in report.shots.shot for key in (1, 2, 3)}
+    assert {f.name for f in (report.out / "keyframes").iterdir()} == keys and not (report.out / "partial").exists()
 
 
 def test_tables_and_facts_agree_with_the_film(report):
@@ -109,6 +112,89 @@ def test_a_part_that_fails_leaves_the_finished_ones_and_is_made_again(tmp_path):
     assert "<h2>Sound</h2>" in (tmp_path / "r/report.html").read_text()
 
 
+def stopping(function, after):
+    "The same generator function, stopped by a person after so many values; and what it has yielded."
+    yielded = []
+    def stopped(*arguments, **how):
+        for value in function(*arguments, **how):
+            if len(yielded) == after: raise KeyboardInterrupt
+            yielded.append(value)
+            yield value
+    return stopped, yielded
+
+
+@pytest.mark.parametrize("part, name, after", [("keyframes", "frames_at", 20), ("motion", "iter_motion", 5)])
+def test_stopped_within_a_part_it_goes_on_there(report, tmp_path, monkeypatch, part, name, after):
+    original, total = getattr(analyse_module, name), {"keyframes": 36, "motion": 12}[part]
+    function, first = stopping(original, after)
+    with monkeypatch.context() as patch:
+        patch.setattr(analyse_module, name, function)
+        with pytest.raises(KeyboardInterrupt): analyse(starter, tmp_path / "r", parts=[part])
+    function, second = stopping(original, total)
+    with monkeypatch.context() as patch:
+        patch.setattr(analyse_module, name, function)
+        again = analyse(starter, tmp_path / "r", parts=[part])
+    assert len(first) == after and len(second) == total - after
+    files = [f.relative_to(again.out) for f in [*again.out.glob("*.csv"), *again.out.glob("*/*.jpg")]]
+    assert [f for f in files if (again.out / f).read_bytes() != (report.out / f).read_bytes()] == []
+    assert len(files) >= 38 and not (again.out / "partial").exists()
+
+
+def test_cameras_that_were_found_are_not_sought_again(tmp_path, monkeypatch):
+    film = encode(tmp_path / "film.mp4", [np.full((96, 160, 3), 40 + 70 * (n // 24), np.uint8) for n in range(72)], 24)
+    track, calls = mapper.track_camera, []
+    def stops(frames, **how):
+        calls.append(len(frames))
+        if len(calls) == 2: raise KeyboardInterrupt
+        return track(frames, **how)
+    monkeypatch.setattr(mapper, "track_camera", stops)
+    with pytest.raises(KeyboardInterrupt): analyse(film, tmp_path / "r", parts=["cameras"])
+    report = analyse(film, tmp_path / "r", parts=["cameras"])
+    shots = len(report.shots)
+    assert shots == 3 and len(calls) == 1 + shots and report.done["cameras"]["refused"] == shots
+
+
+def test_a_part_of_a_film(report, tmp_path):
+    some = analyse(starter, tmp_path / "r", span=(4.0, 12.0))
+    inside = report.shots[(report.shots.start > 4) & (report.shots.start < 12)]
+    assert some.shots.start_frame.tolist() == [96, *inside.start_frame] and some.shots.end.iloc[-1] == 12
+    assert some.motion.time.between(4 - 1e-6, 12).all() and len(some.motion) == 8 * 24
+    assert len(some.scenes) and some.problems == [] and broken_links(some) == []
+    whole = report.motion[report.motion.time.between(inside.start.iloc[0], 11.99)]
+    part = some.motion[some.motion.time >= inside.start.iloc[0]]
+    assert part.camera_x.tolist() == whole.camera_x.tolist()
+    page = (some.out / "report.html").read_text()
+    assert ">0:04<" in page and ">0:12<" not in page and "00:00:04:00" in page
+    with pytest.raises(PrimenbError, match="other settings"): analyse(starter, some.out, span=(4.0, 13.0))
+
+
+def test_timelines_that_are_not_named_are_not_written(tmp_path):
+    report = analyse(starter, tmp_path / "r", parts=["scenes"], timelines=("edl",))
+    names = {f.name for f in report.out.iterdir() if f.suffix in (".otio", ".edl", ".fcpxml")}
+    assert names == {"shots.edl", "scenes.edl"} and broken_links(report) == [] and report.problems == []
+
+
+def test_a_film_that_browsers_do_not_play_has_a_small_copy(tmp_path):
+    film = encode(tmp_path / "film.mkv", [f.image for f in iter_frames(starter, frames=(0, 60), size=96)], 24)
+    report = analyse(film, tmp_path / "r", parts=["shots", "player"])
+    assert "container" in report.done["player"]["cause"] and linked_files(report).count("proxy.mp4") == 2
+    assert len(list(iter_frames(report.out / "proxy.mp4"))) == 60
+    never = analyse(film, tmp_path / "never", parts=["shots", "player"], proxy="never")
+    assert not (never.out / "proxy.mp4").exists() and "../film.mkv" in linked_files(never)
+    always = analyse(starter, tmp_path / "always", parts=["shots", "player"], proxy="always")
+    assert [f for f in linked_files(always) if f.endswith(".mp4")][1] == "proxy.mp4"
+
+
+def test_clips_are_made_when_named_and_linked(tmp_path):
+    report = analyse(starter, tmp_path / "r", parts=["clips"])
+    table = pd.read_csv(report.out / "clips.csv")
+    assert len(table) == len(report.shots) and broken_links(report) == []
+    assert (table.frames == report.shots.end_frame - report.shots.start_frame).all()
+    again = []
+    analyse(starter, tmp_path / "r", parts=["clips"], log=again.append)
+    assert again == ["shots: done before", "clips: done before"]
+
+
 def test_parts_bring_what_they_need_and_no_more(tmp_path):
     assert set(analyse(starter, tmp_path / "r", parts=["keyframes"]).done) == {"shots", "keyframes"}
     assert not (tmp_path / "r/motion.csv").exists()
@@ -129,7 +215,7 @@ def wrong(tmp_path):
         "empty": ([tmp_path / "empty.mp4", "-o", out], 1, "it is empty"),
         "folder": ([tmp_path, "-o", out], 1, "it is a folder"),
         "part": ([starter, "-o", out, "--parts", "shots,smell"], 1,
-                 "choose from shots, scenes, motion, keyframes, cameras"),
+                 "choose from shots, scenes, motion, keyframes, player, clips, cameras"),
         "detector": ([starter, "-o", out, "--detector", "neural"], 1, "choose one of adaptive"),
         "others": ([starter, "-o", tmp_path / "full"], 1, "holds other files"),
         "damaged": ([starter, "-o", tmp_path / "damaged"], 1, "film.json: it is damaged"),
@@ -212,10 +298,11 @@ def test_times_are_rounded_before_they_are_split():
 
 def test_a_chart_keeps_the_area_below_the_curve():
     times, values = np.arange(2400) / 24, np.random.default_rng(0).uniform(0, 1, 2400)
-    points = np.array([p.split() for p in chart_path(times, values, 100, 1.0)[1:-2].split("L")], float)
-    area = np.diff(points[:, 0]) @ (100 - points[1:, 1])
+    path = chart_path(times, values, 100, 1.0)
+    columns = np.array([column.split("H") for column in path[7:-5].split("V")], float)
+    area = np.diff(columns[:, 1], prepend=0) @ (100 - columns[:, 0])
     assert area / 1e5 == pytest.approx(values.mean(), abs=1e-3)
-    assert points[:, 0].max() == pytest.approx(1000) and 0 <= points[:, 1].min() and points[:, 1].max() <= 100
+    assert columns[:, 1].max() == pytest.approx(1000) and 0 <= columns.min() and columns[:, 0].max() <= 100
 
 
 def test_names_are_escaped(tmp_path):
@@ -296,24 +383,6 @@ def test_ten_minutes_stay_within_600_megabytes(tmp_path):
     words = [sys.executable, "-c", peak_memory, film, tmp_path / "r"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert int(done.stdout) < 600 * 1024
-
-
-@pytest.mark.slow
-def test_the_page_in_a_browser(report, browser):
-    for width, scheme in ((1280, "light"), (360, "dark")):
-        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        complaints = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
-        page.goto((report.out / "report.html").as_uri())
-        page.evaluate("document.querySelectorAll('img').forEach(i => i.loading = 'eager')")
-        page.wait_for_function("[...document.images].every(i => i.complete)")
-        assert page.evaluate("[...document.images].filter(i => !i.naturalWidth).length") == 0
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        page.locator(".strip a").nth(7).click()
-        box = "document.getElementById('shot7').getBoundingClientRect()"
-        page.wait_for_function(f"{box}.top >= 0 && {box}.bottom <= innerHeight")
-        assert page.url.endswith("#shot7") and complaints == []
 
 
 @pytest.mark.slow
@@ -455,7 +524,7 @@ def test_the_templates_are_installed_with_the_library(tmp_path):
 
 
 def test_a_template_fails_without_a_value():
-    with pytest.raises(jinja2.UndefinedError, match="facts"): render_section("shots", shots=[], total=1.0, strip="")
+    with pytest.raises(jinja2.UndefinedError, match="rows"): render_section("cameras", counts="")
 
 
 def test_values_are_escaped_in_all_sections():

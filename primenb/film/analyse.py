@@ -487,7 +487,8 @@ def _make_scenes(report):
     scenes = find_scenes(report.path, shots=shots, features=features, per_hour=per_hour)
     with atomic(report.out / "scenes.csv") as temporary: scenes.round(6).to_csv(temporary, index=False)
     save = lambda path: save_scenes(scenes.drop(columns="score"), shots, path, media=report.path)
-    return dict(scenes=len(scenes)) | _lengths(scenes) | _write_all(report.out, dict.fromkeys(_chosen(report, _scene_files), save))
+    written = _write_all(report.out, dict.fromkeys(_chosen(report, _scene_files), save))
+    return dict(scenes=len(scenes)) | _lengths(scenes) | written
 
 # %% ../../nbs/film/01_analyse.ipynb #938db68b
 def _make_player(report):

@@ -375,8 +375,8 @@ def render_desk(
     data |= dict(keys=keys, top=curves and curves["top"])
     rows = shot_rows(shots, clock, scenes, motion)
     for n, row in enumerate(rows):
-        sheet, x, y = thumb_place(n, size)
-        row |= dict(key=f"keyframes/{row['shot']:04d}-2.jpg" if keys else "", sheet=f"thumbs/{sheet}", x=x, y=y)
+        key = f"keyframes/{row['shot']:04d}-2.jpg" if keys else ""
+        row |= dict(key=key, thumb=thumb_place(n, size))
         row["data"] = [*row["data"], int(row["shot"] in drawn)]
     line = dict(begin=data["begin"], length=data["end"] - data["begin"])
     known = [] if scenes is None else [s._asdict() for s in scenes.itertuples(index=False)]
