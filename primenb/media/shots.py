@@ -576,8 +576,9 @@ def _digest(value):
 class _View:
     "A piece of a film while it is watched; where it begins and ends is known later."
     def __init__(self, collectors, first=None):
-        self.collectors, self.first, self.stop = collectors, first, None
-        self.all, self.numbers = sum(collectors.values(), []), []
+        self.first, self.stop = first, None
+        self.collectors, self.all = collectors, sum(collectors.values(), [])
+        self.numbers = []
     def add(self, image: np.ndarray, number: int, time: float):
         for collector in self.all: collector.add(image, number, time)
         if self.numbers[-1:] != [number]: self.numbers.append(number)
