@@ -260,7 +260,7 @@ def _check_clip(span, clip):
     held = f"a clip would hold {len(index)} of {len(times)} frames"
     if len(index) != len(times): raise VideoError(span.path, held, "report it")
     late = np.abs(index.times - times).max()
-    if late > 1.1e-3: raise VideoError(span.path, f"a clip shows its frames {late:.3f} s too early or late", "report it")
+    if late > 1.1e-3: raise VideoError(span.path, f"a clip would show its frames {late:.3f} s off", "report it")
 
 def _kept(span, folder, stem, note):
     "(file, method, reason) of the shot's finished clip, or None; raises `VideoError` for the clip of something else."
