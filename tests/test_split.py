@@ -224,6 +224,19 @@ def test_a_spoiled_shot_is_named_and_the_others_go_on(tmp_path):
     assert len(list((tmp_path / "clips").iterdir())) == 2
 
 
+def test_copies_of_a_spoiled_film_are_spoiled_in_the_same_places(tmp_path):
+    options = dict(g="250", bf="0", sc_threshold="1000000000")
+    film = film_of(tmp_path / "a.mp4", "mpeg4", options=options, keys=(30, 55))
+    data = bytearray(film.read_bytes())
+    with av.open(str(film)) as file: packets = [packet for packet in file.demux(video=0) if packet.size]
+    for packet in packets[40:43]: data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    film.write_bytes(data)
+    clips = split(film, tmp_path / "clips")
+    assert clips.method.tolist() == ["copied"] * 3
+    with pytest.raises(PrimenbError, match="frame 10 at 0.40 s cannot be decoded"):
+        read_frames(tmp_path / "clips" / clips.file[1])
+
+
 def test_tables_of_other_films(tmp_path):
     film = film_of(tmp_path / "a.mp4")
     for shots, cause in ((table(0, 91), "the film has 90"), (table(5, 5), "shot 0 is frames 5 to 5"),

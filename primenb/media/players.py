@@ -66,8 +66,9 @@ _sounds = ("aac", "mp3", "opus", "vorbis", "flac")
 
 def _sound_cause(container):
     "Why browsers do not play the first sound track, or None."
-    codecs = [s.codec_context.codec.canonical_name if s.codec_context else "unknown" for s in container.streams.audio]
-    if codecs and codecs[0] not in _sounds: return f"its sound is {codecs[0]}"
+    codecs = [s.codec_context and s.codec_context.codec for s in container.streams.audio]
+    if codecs and not codecs[0]: return "its sound is of an unknown kind"
+    if codecs and codecs[0].canonical_name not in _sounds: return f"its sound is {codecs[0].long_name}"
 
 # %% ../../nbs/media/09_players.ipynb #744b547d
 def browser_plays(
