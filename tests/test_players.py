@@ -128,8 +128,8 @@ def test_the_answers_for_real_films(real):
     causes = {film.name: browser_plays(film) for film in films}
     assert len(films) > 40 and sum(not cause for cause in causes.values()) > 10
     assert {cause for name, cause in causes.items() if "265" in name} == {"browsers do not play HEVC everywhere"}
-    assert causes["testsrc2_mpeg4.avi"] == "its container is avi and its ending .avi"
-    assert causes["testsrc2_mpeg4.mp4"] == "browsers do not play mpeg4"
+    assert causes["testsrc2_mpeg4.avi"] == "its container is AVI (Audio Video Interleaved) and its ending .avi"
+    assert causes["testsrc2_mpeg4.mp4"] == "browsers do not play MPEG-4 part 2"
     assert causes["testsrc2_odd_height_444.mp4"] == "its pixel format is yuv444p"
     assert causes["h264_10bits.mp4"] == causes["testsrc2_av1_10bit.mp4"] == "its samples have 10 bit"
     assert causes["nasa_13013.mp4"] == "it has 2 video streams"
@@ -165,11 +165,11 @@ def test_made_films_play(tmp_path, play, name):
 
 
 @pytest.mark.parametrize("name, how, cause", [
-    ("a.mkv", dict(), "its container is matroska,webm and its ending .mkv"),
-    ("a.ts", dict(), "its container is mpegts and its ending .ts"),
+    ("a.mkv", dict(), "its container is Matroska / WebM and its ending .mkv"),
+    ("a.ts", dict(), "its container is MPEG-TS (MPEG-2 Transport Stream) and its ending .ts"),
     ("hevc.mp4", dict(codec="libx265", options={"x265-params": "log-level=error"}), "HEVC"),
-    ("ac3.mp4", dict(sound="ac3", seconds=2.0), "its sound is ac3"),
-    ("pcm.mov", dict(sound="pcm_s16le", seconds=2.0), "its sound is pcm_s16le"),
+    ("ac3.mp4", dict(sound="ac3", seconds=2.0), "its sound is ATSC A/52A (AC-3)"),
+    ("pcm.mov", dict(sound="pcm_s16le", seconds=2.0), "its sound is PCM signed 16-bit little-endian"),
     ("444.mp4", dict(pix_fmt="yuv444p"), "its pixel format is yuv444p"),
     ("lossless.mp4", dict(options=dict(qp="0")), "its profile of h264 is High 4:4:4 Predictive"),
     ("fields.mp4", dict(options={"x264-params": "tff=1"}), "it is interlaced")])

@@ -29,8 +29,9 @@ def _is_webm(path):
 
 def _container_cause(info, container):
     "Why browsers do not open the file, or None."
-    ending, kind = info.path.suffix.lower(), info.container
-    if ending not in _endings.get(kind, ()): return f"its container is {kind} and its ending {ending or 'empty'}"
+    ending, kind = info.path.suffix.lower(), container.format
+    if ending not in _endings.get(kind.name, ()):
+        return f"its container is {kind.long_name} and its ending {ending or 'empty'}"
     if ending == ".webm" and not _is_webm(info.path): return "its container is Matroska under the ending of WebM"
     if container.duration is None: return "its headers do not say how long it is"
 
@@ -41,8 +42,9 @@ _profiles = {"h264": ("Baseline", "Constrained Baseline", "Main", "High", "Const
 def _image_cause(info, stream):
     "Why browsers do not decode the images, or None."
     codec, profile = info.codec, stream.codec_context.profile
+    name = stream.codec_context.codec.long_name
     if codec == "hevc": return "browsers do not play HEVC everywhere"
-    if codec not in _profiles: return f"browsers do not play {codec}"
+    if codec not in _profiles: return f"browsers do not play {name}"
     if info.bits > 8: return f"its samples have {info.bits} bit"
     if info.pixel_format not in ("yuv420p", "yuvj420p"): return f"its pixel format is {info.pixel_format}"
     if info.hdr: return f"it is of high dynamic range ({info.hdr})"
@@ -64,8 +66,9 @@ _sounds = ("aac", "mp3", "opus", "vorbis", "flac")
 
 def _sound_cause(container):
     "Why browsers do not play the first sound track, or None."
-    codecs = [s.codec_context.codec.canonical_name if s.codec_context else "unknown" for s in container.streams.audio]
-    if codecs and codecs[0] not in _sounds: return f"its sound is {codecs[0]}"
+    codecs = [s.codec_context and s.codec_context.codec for s in container.streams.audio]
+    if codecs and not codecs[0]: return "its sound is of an unknown kind"
+    if codecs and codecs[0].canonical_name not in _sounds: return f"its sound is {codecs[0].long_name}"
 
 # %% ../../nbs/media/09_players.ipynb #744b547d
 def browser_plays(

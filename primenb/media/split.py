@@ -20,7 +20,7 @@ from av.codec.context import Flags
 from ..core import PrimenbError, atomic, fingerprint, progress, short_stem
 from .index import FrameIndex, decode_frames, frame_index
 from .packets import VideoError, open_film
-from .video import VideoInfo, probe, read_audio
+from .video import VideoInfo, probe, read_audio, read_frames
 
 # %% ../../nbs/media/10_split.ipynb #fe87a8e0
 def _units(data, extra):
@@ -80,7 +80,8 @@ def _why_encoded(span):
 # %% ../../nbs/media/10_split.ipynb #b0bde2a7
 def _seek(container, stream, index, row):
     "Moves to a key-frame or before it."
-    if index.by_place: container.seek(int(index.place[row, 0]), unsupported_byte_offset=True)
+    if index.by_place and index.place[row, 0] >= 0:
+        container.seek(int(index.place[row, 0]), unsupported_byte_offset=True)
     else: container.seek(int(index.pts[index.number[row]]), stream=stream)
 
 def _video_packets(container, stream, span):
@@ -260,7 +261,13 @@ def _check_clip(span, clip):
     held = f"a clip would hold {len(index)} of {len(times)} frames"
     if len(index) != len(times): raise VideoError(span.path, held, "report it")
     late = np.abs(index.times - times).max()
-    if late > 1.1e-3: raise VideoError(span.path, f"a clip shows its frames {late:.3f} s too early or late", "report it")
+    if late > 1.1e-3: raise VideoError(span.path, f"a clip would show its frames {late:.3f} s off", "report it")
+
+def _check_first(span, clip):
+    "Raises `VideoError` for a clip whose first image is not that of the shot in every bit."
+    films = ((span.path, span.first), (clip, 0))
+    old, new = (read_frames(film, frames=(n, n + 1), size=64) for film, n in films)
+    if not np.array_equal(old, new): raise VideoError(span.path, "a clip would begin with another image", "report it")
 
 def _kept(span, folder, stem, note):
     "(file, method, reason) of the shot's finished clip, or None; raises `VideoError` for the clip of something else."
@@ -293,6 +300,7 @@ def _finish(span, folder, stem, note, how):
         if how is None: _copy_clip(span, temporary, ending, note)
         else: _encode_clip(span, temporary, ending, note, how)
         _check_clip(span, temporary)
+        if how is None: _check_first(span, temporary)
     return file
 
 # %% ../../nbs/media/10_split.ipynb #abce7f47
