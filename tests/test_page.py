@@ -92,7 +92,7 @@ def opened(browser):
 
 
 def ready(page):
-    page.wait_for_function("document.querySelector('video').readyState >= 2 && !document.querySelector('video').seeking")
+    page.wait_for_function("video.readyState >= 2 && !video.seeking")
 
 
 def said(page):
@@ -144,7 +144,8 @@ def test_times_are_those_of_the_film(tmp_path, opened):
     film = written(tmp_path / "drop.mov", **films["drop.mov"])
     page = opened(analyse(film, tmp_path / "r", parts=["shots"]).out)
     ready(page)
-    for text, frame, code in (("00:01:00;02", 10, "00:01:00;02"), ("1.001", 30, "00:01:00;22"), ("0f", 0, "00:00:59;20")):
+    typed = [("00:01:00;02", 10, "00:01:00;02"), ("1.001", 30, "00:01:00;22"), ("0f", 0, "00:00:59;20")]
+    for text, frame, code in typed:
         page.locator("#goto").fill(text)
         page.keyboard.press("Enter")
         assert said(page) == frame and page.locator(".times b").inner_text() == code
@@ -239,7 +240,8 @@ def test_shots_are_filtered_and_sorted(report, opened, tmp_path):
     assert listed(page) == motion.round(4).sort_values(ascending=False, kind="stable").index.tolist()
     page.locator("[name=longer]").fill(f"{shots.length.median():.3f}")
     long = shots[shots.length >= round(shots.length.median(), 3)].shot.tolist()
-    assert sorted(listed(page)) == long and f"({len(long)} of {len(shots)})" in page.locator(".find summary").inner_text()
+    assert sorted(listed(page)) == long
+    assert f"({len(long)} of {len(shots)})" in page.locator(".find summary").inner_text()
     page.locator("[name=sort]").select_option("")
     assert listed(page) == long
     page.locator("body").click(position=dict(x=5, y=5))
@@ -321,7 +323,7 @@ def test_names_do_not_run(tmp_path, opened):
 
 
 def test_three_thousand_shots(tmp_path, opened):
-    "Images of the starter film stand for those of 3,000 shots; they are harder to compress than drawn ones of one colour."
+    "Images of the starter film stand for those of 3,000 shots."
     info, count = probe(starter), 3000
     images = []
     for frame in iter_frames(starter, size=160):

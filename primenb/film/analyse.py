@@ -507,7 +507,7 @@ def _sources(report):
 
 # %% ../../nbs/film/01_analyse.ipynb #03956375
 def _make_clips(report):
-    table = split_film(report.path, report.shots, report.out / "clips", damaged=report.settings["damaged"])
+    table = split_film(report.path, report.shots, report.out / "clips")
     with atomic(report.out / "clips.csv") as temporary: table.to_csv(temporary, index=False)
     failed = table[table.method == "failed"]
     causes = dict(zip(failed.shot.astype(str), failed.reason))
@@ -638,7 +638,8 @@ def _make_parts(report, order, key, log):
     for part in order:
         if part.name in report.done: log(f"{part.name}: done before")
         else: _do(part, report, key, log)
-    if (report.out / "partial").exists() and not any((report.out / "partial").iterdir()): (report.out / "partial").rmdir()
+    partial = report.out / "partial"
+    if partial.exists() and not any(partial.iterdir()): partial.rmdir()
 
 # %% ../../nbs/film/01_analyse.ipynb #026bd4e3
 def analyse(
@@ -654,7 +655,7 @@ def analyse(
     scenes_per_hour: float | None = None,  # how many scenes an hour of film; None for as many as there seem to be
     span: tuple[float, float] | None = None,  # (from, to) in seconds, the part of the film to look at; None for all
     timelines: tuple[str, ...] | None = None,  # which of "otio", "edl", "fcpxml" to write; None for all
-    proxy: str = "auto",  # a small copy for the page's player: "auto" where a browser cannot play the film, "always", "never"
+    proxy: str = "auto",  # a small copy for the page's player: "auto" if browsers cannot play the film, "always", "never"
     overwrite: bool = False,  # begin anew in a folder that holds a report
     available: list[Part] = PAGE_PARTS,  # the parts to choose from, in the order of the page
     log: Callable[[str], None] = lambda line: None,  # called with a line about each part
@@ -686,7 +687,7 @@ def analyse(
     timelines : tuple[str, ...] | None, default None
         which of "otio", "edl", "fcpxml" to write; None for all
     proxy : str, default 'auto'
-        a small copy for the page's player: "auto" where a browser cannot play the film, "always", "never"
+        a small copy for the page's player: "auto" if browsers cannot play the film, "always", "never"
     overwrite : bool, default False
         begin anew in a folder that holds a report
     available : list[Part], default PAGE_PARTS

@@ -380,8 +380,9 @@ def render_desk(
         row["data"] = [*row["data"], int(row["shot"] in drawn)]
     line = dict(begin=data["begin"], length=data["end"] - data["begin"])
     known = [] if scenes is None else [s._asdict() for s in scenes.itertuples(index=False)]
-    return render_section("desk", film=data, shots=rows, scenes=known, blocks=_blocks(rows, known), line=line, curves=curves,
-                          strip="strip.jpg" if keys else "", lengths=lengths, sources=sources, sections=sections)
+    return render_section("desk", film=data, shots=rows, scenes=known, blocks=_blocks(rows, known), line=line,
+                          curves=curves, strip="strip.jpg" if keys else "", lengths=lengths, sources=sources,
+                          sections=sections)
 
 # %% ../../nbs/film/00_page.ipynb #204f007c
 def film_facts(
