@@ -242,6 +242,7 @@ def save_proxy(
     _warn_of_lost(path, out, info)
     return out
 
+# %% ../../nbs/media/09_players.ipynb #d1c0de5b
 def _warn_of_lost(path, out, info):
     "Warns of what the proxy does not hold."
     lost = info.frames - probe(out).frames

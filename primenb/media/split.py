@@ -278,8 +278,8 @@ def _kept(span, folder, stem, note):
             said = {name.lower(): value for name, value in clip.metadata.items()}.get("comment", "")
         if not said.startswith(note):
             raise VideoError(file, "it is there, and holds something else", "remove it, or choose another folder")
-        method, _, reason = said[len(note) :].partition(": ")
-        return file, method, reason
+        made = said[len(note) :].split(": ", 1)
+        return file, made[0], "".join(made[1:])
 
 # %% ../../nbs/media/10_split.ipynb #25350d43
 def _make_clip(span, folder, stem, note, how):

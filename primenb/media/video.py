@@ -640,6 +640,7 @@ def sound_chunks(
                 yield due, chunk
                 due += len(chunk) / rate
 
+# %% ../../nbs/media/03_video.ipynb #d1c0de5a
 def _nearest_time(times, due):
     "Of the times that a frame may have on several clocks, the one nearest to when it is due."
     return float(times[0] if due is None else times[np.abs(times - due).argmin()])
