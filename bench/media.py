@@ -4,8 +4,8 @@
 
 `ts_over_mp4`: 60 random images of a film with B-frames and few key-frames, from a transport stream over the same
 packets in MP4, for a short and a long film. `motion_over_plain_decode` is measured as in bench/motion.py, on one core.
-`two_hours`: `primenb analyse` of a film of 1,500 shots, its memory, and the page it makes: `page_mb` is report.html with
-all images that it loads when it is read to its end, `scroll_ms` the time between two frames while it is scrolled.
+`two_hours`: `primenb analyse` of a film of 1,500 shots, its memory, and the page it makes: `page_mb` is report.html
+with all images that it loads when it is read to its end, `scroll_ms` the time between two frames while it is scrolled.
 Named alone, only this is measured again. Writes runs/bench/media.json.
 """
 

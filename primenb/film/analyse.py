@@ -655,7 +655,7 @@ def analyse(
     scenes_per_hour: float | None = None,  # how many scenes an hour of film; None for as many as there seem to be
     span: tuple[float, float] | None = None,  # (from, to) in seconds, the part of the film to look at; None for all
     timelines: tuple[str, ...] | None = None,  # which of "otio", "edl", "fcpxml" to write; None for all
-    proxy: str = "auto",  # a small copy for the page's player: "auto" if browsers cannot play the film, "always", "never"
+    proxy: str = "auto",  # a small copy for the player: "auto" if browsers cannot play the film, "always", "never"
     overwrite: bool = False,  # begin anew in a folder that holds a report
     available: list[Part] = PAGE_PARTS,  # the parts to choose from, in the order of the page
     log: Callable[[str], None] = lambda line: None,  # called with a line about each part
@@ -687,7 +687,7 @@ def analyse(
     timelines : tuple[str, ...] | None, default None
         which of "otio", "edl", "fcpxml" to write; None for all
     proxy : str, default 'auto'
-        a small copy for the page's player: "auto" if browsers cannot play the film, "always", "never"
+        a small copy for the player: "auto" if browsers cannot play the film, "always", "never"
     overwrite : bool, default False
         begin anew in a folder that holds a report
     available : list[Part], default PAGE_PARTS
