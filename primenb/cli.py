@@ -42,7 +42,7 @@ def _listed(*names, help, choices, metavar="A,B"):
 
 # %% ../nbs/90_cli.ipynb #c753af10
 _Films = Annotated[list[str], typer.Argument(
-    metavar="FILM|FOLDER...", help="Films, and folders whose films are searched for.", show_default=False)]
+    metavar="FILM|FOLDER", help="Films, and folders whose films are searched for.", show_default=False)]
 _Out = Annotated[str, _option("-o", "--out", metavar="OUT", help=(
     "The folder to write: the report of one film; of several, or of a folder, a report below it for each."))]
 _Jobs = Annotated[int, _option("--jobs", metavar="N", min=1, help="Films at a time (1 if not given).")]
@@ -77,7 +77,7 @@ _Quiet = Annotated[bool, _option("--quiet", help="Say nothing but errors and war
 # %% ../nbs/90_cli.ipynb #8f2fe13e
 def _close(name, names):
     "A remedy for a name that is not known."
-    near = difflib.get_close_matches(name, names, 3, 0.5)
+    near = difflib.get_close_matches(name, names)
     return f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(names)}"
 
 def _tables(path):
@@ -142,10 +142,13 @@ def _analyse_command(
 
     Stopped, it continues when started again.
     """
+    for option in ctx.command.params:
+        empty = [value for value in (films if option.name == "films" else [ctx.params[option.name]]) if value == ""]
+        if empty: raise PrimenbError(f"{option.opts[-1]} ''", "it is empty", "give a name or a value, or leave it out")
     given = {name: value for name, value in ctx.params.items() if name not in ("films", "out", "config")}
     source = {name: ctx.get_parameter_source(name).name for name in given}
     where = lambda name: about(f"{config}, [analyse]") if source.get(name) == "DEFAULT_MAP" else nullcontext()
-    return partial(_analyse, films, out, config, given, _settings(given, where))
+    return partial(_analyse, films, out, config, given, settings=_settings(given, where))
 
 # %% ../nbs/90_cli.ipynb #d980d453
 def _names(option, text, choices):
@@ -226,6 +229,16 @@ def _found(found):
     if count: yield f"{count} other file{'s were' if count > 1 else ' was'} left alone: {', '.join(sorted(found.others))}"
     for report in found.reports: yield f"{report}: it is a report and was left alone"
 
+@contextmanager
+def _without_bars(quiet):
+    "No progress bars, here and in processes that are started."
+    before = os.environ.get("TQDM_DISABLE")
+    if quiet: os.environ["TQDM_DISABLE"] = "1"
+    try: yield
+    finally:
+        if quiet: os.environ.pop("TQDM_DISABLE")
+        if before is not None: os.environ["TQDM_DISABLE"] = before
+
 # %% ../nbs/90_cli.ipynb #c5910714
 def _analyse(films, out, config, given, settings):
     "Runs `primenb analyse` and prints the path of the page; 1 if anything is missing."
@@ -233,15 +246,15 @@ def _analyse(films, out, config, given, settings):
     log = (lambda line: None) if given["quiet"] else _say
     if config: log(f"options: {config}")
     found = find_films(films, out)
+    one = len(found.films) == 1 and not any(Path(film).is_dir() for film in films)
     for line in _found(found): log(line)
     for error in found.failed: _fail(error, 1)
-    alone = len(found.films) == 1 and not any(Path(film).is_dir() for film in films)
-    if alone:
-        outcomes = [analyse_film(*found.films, out, log, **settings)]
-        _tell(outcomes[0])
-    else: outcomes = analyse_films(found.films, out, jobs=given["jobs"], log=log, ended=_tell, **settings)
+    with _without_bars(given["quiet"]):
+        if one: outcomes = [analyse_film(*found.films, out, log, **settings)]
+        else: outcomes = analyse_films(found.films, out, jobs=given["jobs"], log=log, ended=_tell, **settings)
+    if one: _tell(outcomes[0])
     pages = [outcome.report for outcome in outcomes if outcome.report]
-    index = None if alone else Path(out) / "index.html"
+    index = None if one else Path(out) / "index.html"
     facts = dict(films=[_as_json(outcome) for outcome in outcomes], index=index and str(index))
     if given["as_json"]: print(json.dumps(facts, indent=1))
     else:
@@ -354,16 +367,6 @@ def _read(argv):
     except PrimenbError as e: return _fail(e, 2)
     except SystemExit as e: return e.code or 0
 
-@contextmanager
-def _without_bars(quiet):
-    "No progress bars, here and in processes that are started."
-    before = os.environ.get("TQDM_DISABLE")
-    if quiet: os.environ["TQDM_DISABLE"] = "1"
-    try: yield
-    finally:
-        if quiet: os.environ.pop("TQDM_DISABLE")
-        if before is not None: os.environ["TQDM_DISABLE"] = before
-
 # %% ../nbs/90_cli.ipynb #5f9aeea8
 def main(
     argv: list[str] | None = None,  # the arguments; None for those of the process
@@ -385,10 +388,11 @@ def main(
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")  # names that are no text
     work = _read(argv)
-    if not callable(work): return work
-    again = "the same command without --overwrite" if "--overwrite" in argv else "the same command"
+    if not callable(work): return _fail("stopped", 130) if work == 130 else work
+    overwrite = work.keywords.get("settings", {}).get("overwrite")
+    again = f"the same command{' without --overwrite' if overwrite else ''}"
     try:
-        with warnings.catch_warnings(record=True) as caught, _without_bars("--quiet" in argv): code = work()
+        with warnings.catch_warnings(record=True) as caught: code = work()
         for message in dict.fromkeys(str(warning.message) for warning in caught): _fail(message, code)
     except PrimenbError as e: return _fail(e, 1)
     except OSError as e:

@@ -58,7 +58,7 @@ def _search(folder, out, found):
             if path.suffix.lower() not in FILM_ENDINGS or special: found.others[path.suffix.lower() or name] += 1
             else: yield path, path.relative_to(folder).with_suffix("").as_posix().replace("/", "-")
 
-# %% ../../nbs/film/02_films.ipynb #30ef801c
+# %% ../../nbs/film/02_films.ipynb #9aab1cf7
 def find_films(
     paths: Iterable[str | Path],  # films, and folders to search
     out: str | Path | None = None,  # a folder to leave out: where the reports go
@@ -82,7 +82,7 @@ def find_films(
         if path.is_dir() and path.resolve() == out:
             raise PrimenbError(out, "it is both the folder of the films and that of the reports", "name another one")
         films = list(_search(path, out, found)) if path.is_dir() else [(path, path.stem)]
-        if not films: found.failed.append(PrimenbError(path, "there are no film files in it", "see how they end"))
+        if not films: found.failed.append(PrimenbError(path, "there are no film files in it", "name a folder with films, such as .mp4"))
         for film, name in films:
             if film.resolve() not in once: found.films[film] = name
             once.add(film.resolve())
