@@ -16,8 +16,8 @@ from primenb.film.analyse import PAGE_PARTS, Part, analyse
 from primenb.film.films import analyse_films, film_span, find_films, read_moment, write_index
 from primenb.media.packets import FILM_ENDINGS
 from primenb.media.shots import DETECTORS
-from primenb.media.timelines import timecode
-from primenb.media.video import encode
+from primenb.media.timelines import film_clock, timecode
+from primenb.media.video import encode, probe
 
 FAST = ["--parts", "keyframes", "--detector", "content"]
 
@@ -258,23 +258,13 @@ def test_a_range_by_timecode_and_by_frames_is_that_of_the_frames(tmp_path):
     assert film_span((None, 60), path, lines.append)[1] == pytest.approx(3, abs=0.1) and "it ends at" in lines[0]
 
 
-def test_a_range_counts_on_the_films_own_timecode(real_timecode):
-    assert film_span(("01:00:00:12", "01:00:01:00"), real_timecode) == film_span(("12f", "24f"), real_timecode)
-
-
-@pytest.fixture
-def real_timecode(tmp_path):
-    "A film whose first image is 01:00:00:00."
-    import av
-    path, source = tmp_path / "tc.mov", film(tmp_path / "plain.mov")
-    with av.open(str(source)) as held, av.open(str(path), "w") as out:
-        stream = out.add_stream_from_template(held.streams.video[0])
-        stream.metadata["timecode"] = "01:00:00:00"
-        for packet in held.demux(held.streams.video[0]):
-            if packet.dts is not None:
-                packet.stream = stream
-                out.mux(packet)
-    return path
+def test_a_range_counts_on_the_films_own_timecode():
+    path = project / "tests/media/tc.mov"
+    first = probe(path).timecode
+    assert film_span((first, None), path)[0] == 0 and not first.startswith("00:")
+    clock = film_clock(None, probe(path))
+    label = timecode(clock.first + 12, clock.rate, clock.drop)
+    assert film_span((label, None), path) == film_span(("12f", None), path)
 
 
 # ---- many films

@@ -317,7 +317,7 @@ def _check_folder(out):
     if page.exists() and _MARK not in page.read_text(encoding="utf-8", errors="replace"):
         raise PrimenbError(page, "it is somebody else's page", remedy)
 
-# %% ../../nbs/film/02_films.ipynb #6808e30e
+# %% ../../nbs/film/02_films.ipynb #a3c0b138
 def analyse_films(
     films: dict[Path, str] | Iterable[Path],  # the films, with names for their reports if `find_films` gave them
     out: str | Path,  # the folder of the reports
@@ -368,9 +368,9 @@ def analyse_films(
 def _of_film(path, outcome):
     "An outcome whose error names the film, also where its process was killed."
     if isinstance(outcome, Exception): outcome = FilmOutcome(path, error=_as_error(outcome, path))
-    e = outcome.error
-    if e and not e.what.startswith(str(path)):
-        outcome.error = PrimenbError(path, e.cause if e.what == "a worker" else f"{e.what}: {e.cause}", e.remedy)
+    e, name = outcome.error, os.fsencode(path).decode("utf-8", "backslashreplace")  # not all names are text
+    if e and not e.what.startswith(name):
+        outcome.error = PrimenbError(name, e.cause if e.what == "a worker" else f"{e.what}: {e.cause}", e.remedy)
     return outcome
 
 # %% ../../nbs/film/02_films.ipynb #2ddce9f7

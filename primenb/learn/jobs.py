@@ -6,7 +6,7 @@
 __all__ = ['THREADS', 'run_jobs', 'each_job']
 
 # %% ../../nbs/learn/02_jobs.ipynb #e05546ae
-import os, signal, threading
+import os, signal, sys, threading
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
@@ -14,6 +14,8 @@ from multiprocessing import Pipe, get_context, parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Callable, Iterator
+
+from tqdm import tqdm
 
 from ..core import PrimenbError, progress
 
@@ -84,6 +86,8 @@ def _serve(pipe, cores):
     "A worker: does what comes through the pipe, one job after the other, until the pipe is closed."
     _end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that hands out the work decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was begun is cleared away
+    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and a killed one would leave it behind
     if cores: os.sched_setaffinity(0, cores)
     def say(news): pipe.send((False, news))
     while True:
