@@ -28,8 +28,9 @@ _LINES = ("otio", "edl", "fcpxml", "csv")  # files for editing programs
 def _complete(names):
     "Completes a list of names, separated by commas."
     def complete(incomplete: str):
-        before, comma, begun = incomplete.rpartition(",")
-        return [f"{before}{comma}{name}" for name in names if name.startswith(begun)]
+        begun = incomplete.rpartition(",")[2]
+        before = incomplete.removesuffix(begun)
+        return [f"{before}{name}" for name in names if name.startswith(begun)]
     return complete
 
 def _option(*names, help, **more):
@@ -67,7 +68,8 @@ _Proxy = Annotated[Literal["auto", "always", "never"], _option(
 _Depth = Annotated[str | None, _option("--depth", metavar="PATH", help=(
     "For cameras: a folder of depth maps numbered as the frames, or a depth network (folder or hub name)."))]
 _PerHour = Annotated[float | None, _option(
-    "--scenes-per-hour", metavar="N", help="How many scenes an hour of film; as many as there seem to be if not given.")]
+    "--scenes-per-hour", metavar="N",
+    help="How many scenes an hour of film; as many as there seem to be if not given.")]
 _Skip = Annotated[bool, _option(
     "--skip-damaged", help="Leave out frames that cannot be decoded, instead of stopping.")]
 _Overwrite = Annotated[bool, _option("--overwrite", help="Begin anew in a folder that holds a report.")]
@@ -97,18 +99,23 @@ def _value(path, key, value, hint):
     if not fits: raise PrimenbError(f"{path}, {key}", f"{value!r} is not {kinds[kind]}", f"give {kinds[kind]}")
     return value
 
+# %% ../nbs/90_cli.ipynb #5fcffac9
+def _table(path, ctx):
+    "The options that a file gives for a command."
+    tables, commands = _tables(path), list(ctx.parent.command.commands)
+    for name, table in tables.items():
+        remedy = _close(name, commands)
+        if name not in commands: raise PrimenbError(path, f"there is no command [{name}]", remedy)
+        if not isinstance(table, dict): raise PrimenbError(path, f"{name} is no table", f"write [{name}] on a line")
+    return tables.get(ctx.info_name, {})
+
 # %% ../nbs/90_cli.ipynb #549a345e
 def _configure(ctx: typer.Context, path: str | None):
     "Takes the options of a command that the command line does not give from a file."
     if ctx.resilient_parsing: return path  # only completing
     path = path or ("primenb.toml" if Path("primenb.toml").exists() else None)
     if not path: return path
-    tables, commands = _tables(path), list(ctx.parent.command.commands)
-    for name, table in tables.items():
-        remedy = _close(name, commands)
-        if name not in commands: raise PrimenbError(path, f"there is no command [{name}]", remedy)
-        if not isinstance(table, dict): raise PrimenbError(path, f"{name} is no table", f"write [{name}] on a line")
-    hints, given = get_type_hints(ctx.command.callback), tables.get(ctx.info_name, {})
+    given, hints = _table(path, ctx), get_type_hints(ctx.command.callback)
     options = {p.opts[-1].removeprefix("--"): p for p in ctx.command.params if p.opts[-1][:2] == "--"}
     options = {name: p for name, p in options.items() if name not in ("config", "help")}
     defaults = {}
@@ -190,6 +197,7 @@ def _span(given):
         raise PrimenbError(f"--from {begin} --to {end}", "it ends before it begins", "give a later end")
     return (begin, end) if moments else None
 
+# %% ../nbs/90_cli.ipynb #d6ce2751
 def _settings(given, where):
     "The keyword arguments of `analyse_film`; `where` tells which file a value is from."
     from primenb.media.shots import DETECTORS, check_detector
@@ -226,9 +234,11 @@ def _as_json(outcome):
 def _found(found):
     "What was left alone in folders, in lines."
     count = sum(found.others.values())
-    if count: yield f"{count} other file{'s were' if count > 1 else ' was'} left alone: {', '.join(sorted(found.others))}"
+    were = "files were" if count > 1 else "file was"
+    if count: yield f"{count} other {were} left alone: {', '.join(sorted(found.others))}"
     for report in found.reports: yield f"{report}: it is a report and was left alone"
 
+# %% ../nbs/90_cli.ipynb #29f5251f
 @contextmanager
 def _without_bars(quiet):
     "No progress bars, here and in processes that are started."
@@ -271,6 +281,7 @@ TRAININGS = {
     "scenes": ("primenb.scenes.protocol:CorpusSceneRun", "primenb.scenes.protocol:train_corpus_scenes"),
 }
 
+# %% ../nbs/90_cli.ipynb #c19db7f3
 @app.command("train")
 def _train_command(
     name: Annotated[str, typer.Argument(
@@ -345,10 +356,11 @@ def _versions(wanted: bool):
     for name, (distribution, extra) in _RESTS_ON.items(): print(name, _version(distribution, extra))
     raise typer.Exit()
 
+_Version = Annotated[bool, _option(
+    "--version", is_eager=True, callback=_versions, help="Print the versions of primenb and of what it rests on.")]
+
 @app.callback()
-def _top(version: Annotated[bool, _option(
-    "--version", is_eager=True, callback=_versions, help="Print the versions of primenb and of what it rests on.")] = False):
-    pass
+def _top(version: _Version = False): pass
 
 # %% ../nbs/90_cli.ipynb #e1c8eee4
 def _fail(message, code):

@@ -85,8 +85,18 @@ def test_an_option_that_means_nothing_is_one_line_and_writes_nothing(archive, tm
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", [[], ["analys"], ["analyse"], ["analyse", "a.mp4"], ["train", "x", "p", "-o", "o"],
-                                   ["analyse", "", "-o", "x"], ["analyse", "a.mp4", "-o", ""]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["analys"],
+        ["analyse"],
+        ["analyse", "a.mp4"],
+        ["train", "x", "p", "-o", "o"],
+        ["analyse", "", "-o", "x"],
+        ["analyse", "a.mp4", "-o", ""],
+    ],
+)
 def test_a_call_that_says_too_little_is_one_line(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
@@ -94,14 +104,37 @@ def test_a_call_that_says_too_little_is_one_line(tmp_path, monkeypatch, capsys, 
     assert out == [] and len(err) == 1 and list(tmp_path.iterdir()) == []
 
 
-odd = st.one_of(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
-                st.floats().map(str), st.sampled_from(["1:00:00:00", "5f", "--", "-", "é", "a,b", "nan"]))
+odd = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
+    st.floats().map(str),
+    st.sampled_from(["1:00:00:00", "5f", "--", "-", "é", "a,b", "nan"]),
+)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from(["--parts", "--threshold", "--from", "--to", "--jobs", "--timeline", "--proxy",
-                                           "--scenes-per-hour", "--min-length", "--detector"]), odd),
-                min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [
+                    "--parts",
+                    "--threshold",
+                    "--from",
+                    "--to",
+                    "--jobs",
+                    "--timeline",
+                    "--proxy",
+                    "--scenes-per-hour",
+                    "--min-length",
+                    "--detector",
+                ]
+            ),
+            odd,
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_whatever_the_options_nobody_sees_a_traceback(tmp_path_factory, capsys, options):
     "The film is missing, so what is accepted ends with 1 and what is not with 2: one line each time."
     out = tmp_path_factory.getbasetemp() / "never"
@@ -122,9 +155,11 @@ HEAVY = ("torch", "cv2", "scenedetect", "pandas", "matplotlib", "scipy", "pycolm
 
 def shell(words, **environment):
     "What the command prints in a process of its own, and which of the heavy modules it loads."
-    program = ("import atexit, sys; from primenb.cli import main; "
-               f"atexit.register(lambda: print('LOADED', *[m for m in {HEAVY} if m in sys.modules])); "
-               f"sys.exit(main({words!r}))")
+    program = (
+        "import atexit, sys; from primenb.cli import main; "
+        f"atexit.register(lambda: print('LOADED', *[m for m in {HEAVY} if m in sys.modules])); "
+        f"sys.exit(main({words!r}))"
+    )
     env = {**os.environ, "PYTHONPATH": str(project), **environment}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
     *lines, loaded = done.stdout.splitlines()
@@ -143,6 +178,7 @@ def test_the_version_names_what_the_parts_rest_on(monkeypatch, capsys):
         if name == "pycolmap":
             raise cli.metadata.PackageNotFoundError(name)
         return real(name)
+
     monkeypatch.setattr(cli.metadata, "version", version)
     assert main(["--version"]) == 0
     lines, err = said(capsys)
@@ -150,13 +186,16 @@ def test_the_version_names_what_the_parts_rest_on(monkeypatch, capsys):
     assert "pycolmap not installed (pip install 'primenb[cameras]')" in lines and not err
 
 
-@pytest.mark.parametrize("begun, wanted", [
-    ("primenb analyse --detector tra", ["transitions", "transnetv2"]),
-    ("primenb analyse --parts shots,ke", ["shots,keyframes"]),
-    ("primenb analyse --timeline otio,e", ["otio,edl"]),
-    ("primenb tr", ["train"]),
-    ("primenb train mo", ["motion_contrast"]),
-])
+@pytest.mark.parametrize(
+    "begun, wanted",
+    [
+        ("primenb analyse --detector tra", ["transitions", "transnetv2"]),
+        ("primenb analyse --parts shots,ke", ["shots,keyframes"]),
+        ("primenb analyse --timeline otio,e", ["otio,edl"]),
+        ("primenb tr", ["train"]),
+        ("primenb train mo", ["motion_contrast"]),
+    ],
+)
 def test_the_shell_completes_names(begun, wanted):
     words = begun.split()
     code, lines, loaded = shell([], _PRIMENB_COMPLETE="complete_bash", COMP_WORDS=begun, COMP_CWORD=str(len(words) - 1))
@@ -171,15 +210,25 @@ def test_the_completion_script_is_printed():
 def test_options_reach_the_analysis_under_their_names(archive, tmp_path, monkeypatch, capsys):
     "The parts clips and player may not be there yet; what would be called is looked at."
     called = {}
+
     def stand_in(path, out, **how):
         called.update(how)
         raise PrimenbError(path, "enough", "stop")
+
     monkeypatch.setattr(films, "analyse", stand_in)
     words = ["--split", "--timeline", "otio,edl", "--proxy", "never", "--skip-damaged", "--from", "12f", "--to", "1.5"]
     assert main(["analyse", str(archive / "a.mp4"), "-o", str(tmp_path / "o"), "--parts", "keyframes", *words]) == 1
     called.pop("log")
-    assert called == dict(parts=["keyframes", "clips"], timelines=("otio", "edl"), proxy="never", damaged="skip",
-                          span=(0.5, 1.5), detector="transitions", min_length=0.6, overwrite=False)
+    assert called == dict(
+        parts=["keyframes", "clips"],
+        timelines=("otio", "edl"),
+        proxy="never",
+        damaged="skip",
+        span=(0.5, 1.5),
+        detector="transitions",
+        min_length=0.6,
+        overwrite=False,
+    )
 
 
 # ---- a file of options
@@ -195,7 +244,9 @@ def configured(tmp_path, monkeypatch, text):
 
 
 def test_a_file_gives_options_and_the_command_line_wins(archive, tmp_path, monkeypatch, capsys):
-    text = '[analyse]\ndetector = "content"\nmin-length = 1\nscenes_per_hour = 40\ntimeline = ["otio", "csv"]\nfrom = 1\n'
+    text = (
+        '[analyse]\ndetector = "content"\nmin-length = 1\nscenes_per_hour = 40\ntimeline = ["otio", "csv"]\nfrom = 1\n'
+    )
     called = configured(tmp_path, monkeypatch, text + 'out = "there"\nskip-damaged = true\n[train]\ndevice = "cpu"\n')
     main(["analyse", str(archive / "a.mp4"), "--detector", "hash"])
     assert (called["detector"], called["min_length"], called["scenes_per_hour"]) == ("hash", 1, 40)
@@ -216,7 +267,10 @@ def test_a_file_gives_options_and_the_command_line_wins(archive, tmp_path, monke
         ("[analyse]\njobs = true", "jobs: True is not a whole number"),
         ("[analyse]\nsplit = 1", "split: 1 is not true or false"),
         ("[analyse]\nparts = [1]", "parts: [1] is not a text"),
-        ("[analyse]\ndetector = 'hahs'", "primenb.toml, [analyse]: --detector 'hahs': 'hahs' is not known; did you mean"),
+        (
+            "[analyse]\ndetector = 'hahs'",
+            "primenb.toml, [analyse]: --detector 'hahs': 'hahs' is not known; did you mean",
+        ),
         ("[analyse]\nthreshold = nan", "primenb.toml, [analyse]: threshold nan: it is not a number"),
         ("[analyse\n", "primenb.toml: it is not TOML"),
         ("[analyse]\ndetector = 'é", "it is not TOML"),
@@ -232,9 +286,18 @@ def test_a_slip_in_the_file_names_the_file_and_the_key(archive, tmp_path, monkey
 # ---- moments
 
 
-@pytest.mark.parametrize("text, moment", [
-    ("12.5", ("seconds", 12.5)), ("1:02", ("seconds", 62.0)), ("1:00:02.5", ("seconds", 3602.5)), ("90:00", ("seconds", 5400)),
-    ("240f", ("frame", 240)), ("01:00:00:00", ("timecode", "01:00:00:00")), ("00:01:00;02", ("timecode", "00:01:00;02"))])
+@pytest.mark.parametrize(
+    "text, moment",
+    [
+        ("12.5", ("seconds", 12.5)),
+        ("1:02", ("seconds", 62.0)),
+        ("1:00:02.5", ("seconds", 3602.5)),
+        ("90:00", ("seconds", 5400)),
+        ("240f", ("frame", 240)),
+        ("01:00:00:00", ("timecode", "01:00:00:00")),
+        ("00:01:00;02", ("timecode", "00:01:00;02")),
+    ],
+)
 def test_moments_are_read(text, moment):
     assert read_moment(text) == moment
 
@@ -242,8 +305,13 @@ def test_moments_are_read(text, moment):
 @given(st.floats(0, 1e6).map(lambda s: round(s, 3)))
 def test_a_time_in_any_writing_is_the_same(seconds):
     whole, rest = divmod(seconds, 60)
-    for text in (f"{seconds:.3f}", f"{int(whole)}:{rest:06.3f}", f"{int(whole) // 60}:{int(whole) % 60:02}:{rest:06.3f}"):
-        if rest < 59.9995: assert read_moment(text)[1] == pytest.approx(seconds, abs=2e-3)
+    for text in (
+        f"{seconds:.3f}",
+        f"{int(whole)}:{rest:06.3f}",
+        f"{int(whole) // 60}:{int(whole) % 60:02}:{rest:06.3f}",
+    ):
+        if rest < 59.9995:
+            assert read_moment(text)[1] == pytest.approx(seconds, abs=2e-3)
 
 
 def test_a_range_by_timecode_and_by_frames_is_that_of_the_frames(tmp_path):
@@ -253,7 +321,8 @@ def test_a_range_by_timecode_and_by_frames_is_that_of_the_frames(tmp_path):
         assert film_span((f"{first}f", f"{stop}f"), path) == film_span(tuple(labels), path)
     with pytest.raises(PrimenbError, match="is not in it: it begins at 00:00:00;00"):
         film_span(("01:00:00:00", None), path)
-    with pytest.raises(PrimenbError, match="there is nothing"): film_span(("50f", "00:00:01:00"), path)
+    with pytest.raises(PrimenbError, match="there is nothing"):
+        film_span(("50f", "00:00:01:00"), path)
     lines = []
     assert film_span((None, 60), path, lines.append)[1] == pytest.approx(3, abs=0.1) and "it ends at" in lines[0]
 
@@ -277,8 +346,10 @@ def test_the_films_of_a_folder_are_found_and_the_rest_is_counted(archive, tmp_pa
     assert found.others == {".srt": 1, ".jpg": 1} and not found.failed and not found.reports
     (tmp_path / "empty/.git").mkdir(parents=True)
     film(tmp_path / "empty/.git/x.mp4")
-    with pytest.raises(PrimenbError, match="there are no film files"): find_films([tmp_path / "empty"])
-    with pytest.raises(PrimenbError, match="both"): find_films([archive], archive)
+    with pytest.raises(PrimenbError, match="there are no film files"):
+        find_films([tmp_path / "empty"])
+    with pytest.raises(PrimenbError, match="both"):
+        find_films([archive], archive)
     assert {".mp4", ".mkv", ".mxf", ".ts", ".webm"} <= set(FILM_ENDINGS)
 
 
@@ -304,9 +375,13 @@ def test_reports_keep_their_folders_when_films_are_added(tmp_path):
     top, out = tmp_path / "films", tmp_path / "films/reports"
     film(top / "a.mp4", 1)
     film(top / "x/b.mp4", 2)
+
     def places(*paths):
         found = find_films(paths or [top], out)
-        return {o.path: o.report.parent.name for o in analyse_films(found.films, out, parts=["shots"], detector="content")}
+        return {
+            o.path: o.report.parent.name for o in analyse_films(found.films, out, parts=["shots"], detector="content")
+        }
+
     first = places()
     assert sorted(first.values()) == ["a", "x-b"]
     film(top / "a.mov", 3)
@@ -322,10 +397,12 @@ def test_reports_keep_their_folders_when_films_are_added(tmp_path):
 
 def test_a_folder_of_reports_is_not_mixed_with_others(archive, tmp_path, capsys):
     (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(PrimenbError, match="somebody else"): analyse_films([archive / "a.mp4"], tmp_path)
+    with pytest.raises(PrimenbError, match="somebody else"):
+        analyse_films([archive / "a.mp4"], tmp_path)
     assert (tmp_path / "index.html").read_text() == "mine"
     single = analyse(archive / "a.mp4", tmp_path / "r", parts=["shots"], detector="content").out
-    with pytest.raises(PrimenbError, match="a single film"): analyse_films([archive / "a.mp4"], single)
+    with pytest.raises(PrimenbError, match="a single film"):
+        analyse_films([archive / "a.mp4"], single)
 
 
 def test_a_film_named_twice_is_one_film(archive, tmp_path, capsys):
@@ -335,7 +412,15 @@ def test_a_film_named_twice_is_one_film(archive, tmp_path, capsys):
 
 
 def test_json_is_all_there_is_on_standard_output(archive, tmp_path, capsys):
-    words = ["analyse", str(archive / "a.mp4"), str(archive / "cut.mp4"), "-o", str(tmp_path / "o"), "--json", "--quiet"]
+    words = [
+        "analyse",
+        str(archive / "a.mp4"),
+        str(archive / "cut.mp4"),
+        "-o",
+        str(tmp_path / "o"),
+        "--json",
+        "--quiet",
+    ]
     assert main([*words, *FAST]) == 1
     out = capsys.readouterr()
     good, bad = (facts := json.loads(out.out))["films"]
@@ -351,7 +436,9 @@ def test_two_at_a_time_give_the_same_tables(archive, tmp_path, capsys):
     for jobs in ("1", "2"):
         assert main(["analyse", str(archive), "-o", str(tmp_path / jobs), "--jobs", jobs, *FAST]) == 1
     lines, err = said(capsys)
-    tables = [{f.relative_to(tmp_path / jobs): f.read_bytes() for f in (tmp_path / jobs).rglob("shots.csv")} for jobs in "12"]
+    tables = [
+        {f.relative_to(tmp_path / jobs): f.read_bytes() for f in (tmp_path / jobs).rglob("shots.csv")} for jobs in "12"
+    ]
     assert tables[0] == tables[1] and len(tables[0]) == 4
     assert len([line for line in err if "cut.mp4" in line]) == 2
 
@@ -370,6 +457,7 @@ def test_a_process_that_is_killed_fails_its_film_alone(archive, tmp_path, monkey
     (tmp_path / "killed_job.py").write_text(killed)
     monkeypatch.syspath_prepend(tmp_path)
     import killed_job
+
     monkeypatch.setattr(films, "_job", killed_job.job)
     found = find_films([archive])
     outcomes = analyse_films(found.films, tmp_path / "o", jobs=2, parts=["shots"], detector="content")
@@ -390,8 +478,15 @@ def test_stopped_it_ends_soon_and_goes_on(tmp_path, jobs, stop):
     out = tmp_path / "out"
     words = [sys.executable, "-m", "primenb.cli", "analyse", tmp_path / "films", "-o", out, "--jobs", jobs]
     listen = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               preexec_fn=listen, cwd=project, env={**os.environ, "PYTHONPATH": str(project)})
+    process = subprocess.Popen(
+        list(map(str, words)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listen,
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+    )
     line = process.stderr.readline()
     assert "shots:" in line
     began = time.monotonic()
@@ -403,8 +498,13 @@ def test_stopped_it_ends_soon_and_goes_on(tmp_path, jobs, stop):
     left = [f for f in out.rglob(".*") if f.is_file() and jobs == "1"]
     assert left == []
     words += ["--quiet"]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=project,
-                          env={**os.environ, "PYTHONPATH": str(project)})
+    done = subprocess.run(
+        list(map(str, words)),
+        capture_output=True,
+        text=True,
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+    )
     assert done.returncode == 0 and done.stderr == "" and len(done.stdout.splitlines()) == 4
     assert [f for f in out.rglob(".*") if f.is_file()] == []
 
@@ -414,9 +514,11 @@ def test_stopped_it_ends_soon_and_goes_on(tmp_path, jobs, stop):
 
 def parts_that(do):
     "One part that does something in the middle of its work."
+
     def make(report):
         do(report)
         return {}
+
     return [Part("odd", make, lambda report: "", files=("odd.txt",))]
 
 
@@ -424,6 +526,7 @@ def test_the_second_process_in_a_folder_says_who_works_there(archive, tmp_path):
     def second(report):
         with pytest.raises(PrimenbError, match=f"process {os.getpid()} on .* works in it"):
             analyse(archive / "a.mp4", tmp_path / "r")
+
     analyse(archive / "a.mp4", tmp_path / "r", available=parts_that(second))
     assert not (tmp_path / "r/.lock").exists()
 
@@ -443,20 +546,25 @@ def test_what_a_killed_process_left_is_cleared_away(archive, tmp_path):
 
 
 def test_a_film_that_fails_leaves_no_folder(archive, tmp_path):
-    with pytest.raises(PrimenbError): analyse(archive / "cut.mp4", tmp_path / "r")
+    with pytest.raises(PrimenbError):
+        analyse(archive / "cut.mp4", tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("how", ["rewritten", "replaced", "gone"])
 def test_a_film_that_is_replaced_in_the_middle_is_an_error(archive, tmp_path, how):
     path = Path(shutil.copy(archive / "a.mp4", tmp_path / "a.mp4"))
+
     def replace(report):
         other = path.read_bytes()[:-1] + b"x"
-        if how == "gone": path.unlink()
-        elif how == "rewritten": path.write_bytes(other)
+        if how == "gone":
+            path.unlink()
+        elif how == "rewritten":
+            path.write_bytes(other)
         else:
             (tmp_path / "new").write_bytes(other)
             os.replace(tmp_path / "new", path)
+
     with pytest.raises(PrimenbError, match="replaced or changed while"):
         analyse(path, tmp_path / "r", available=parts_that(replace))
     assert json.loads((tmp_path / "r/film.json").read_text())["parts"] == {}
@@ -472,7 +580,8 @@ def test_a_changed_report_is_named(archive, tmp_path):
     out = analyse(archive / "a.mp4", tmp_path / "r", **words).out
     whole = (out / "film.json").read_text(), (out / "shots.csv").read_text()
     (out / "shots.csv").write_text(whole[1].replace("none", "<script>"))
-    with pytest.raises(PrimenbError, match="shots.csv: it is missing, or was changed"): analyse(archive / "a.mp4", out, **words)
+    with pytest.raises(PrimenbError, match="shots.csv: it is missing, or was changed"):
+        analyse(archive / "a.mp4", out, **words)
     (out / "shots.csv").write_text(whole[1])
     analyse(archive / "a.mp4", out, **words)
 
@@ -482,18 +591,24 @@ def test_a_changed_report_is_named(archive, tmp_path):
 def test_a_damaged_film_json_is_named(archive, tmp_path_factory, data):
     top = tmp_path_factory.getbasetemp() / "damaged"
     words = dict(parts=["shots"], detector="content")
-    if not top.exists(): analyse(archive / "a.mp4", top / "r", **words)
+    if not top.exists():
+        analyse(archive / "a.mp4", top / "r", **words)
     state, kept = top / "r/film.json", top / "film.json"
-    if not kept.exists(): shutil.copy(state, kept)
+    if not kept.exists():
+        shutil.copy(state, kept)
     text = bytearray(kept.read_bytes())
     at = data.draw(st.integers(0, len(text) - 1))
     new = data.draw(st.integers(0, 255).filter(lambda b: b != text[at]))
     text[at] = new
     state.write_bytes(text)
-    if bytes(text).split() == kept.read_bytes().split(): return  # only its layout
-    try: same = json.loads(text) == json.loads(kept.read_bytes())
-    except ValueError: same = False
-    if same: return
+    if bytes(text).split() == kept.read_bytes().split():
+        return  # only its layout
+    try:
+        same = json.loads(text) == json.loads(kept.read_bytes())
+    except ValueError:
+        same = False
+    if same:
+        return
     if b'"seal"' in text:
         with pytest.raises(PrimenbError, match="film.json: it is damaged, or was changed"):
             analyse(archive / "a.mp4", top / "r", **words)
@@ -525,7 +640,9 @@ def pages(archive, tmp_path_factory):
 
 def test_names_on_the_page_are_escaped(pages):
     text = (pages / "index.html").read_text()
-    assert "<b>&\"" not in text and "&lt;b&gt;&amp;" in text and "%3Cb%3E%26%22%27%2520%20%23%3F%C3%BC/report.html" in text
+    assert (
+        '<b>&"' not in text and "&lt;b&gt;&amp;" in text and "%3Cb%3E%26%22%27%2520%20%23%3F%C3%BC/report.html" in text
+    )
 
 
 @pytest.mark.slow
@@ -539,7 +656,8 @@ def test_the_page_in_a_browser(pages, browser, width):
     page.goto((pages / "index.html").as_uri())
     assert page.locator("article").count() == 5 and "cut.mp4" in page.locator(".failed").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    for n in range(page.locator("article img").count()): page.locator("article img").nth(n).scroll_into_view_if_needed()
+    for n in range(page.locator("article img").count()):
+        page.locator("article img").nth(n).scroll_into_view_if_needed()
     page.wait_for_function("[...document.images].every(i => i.complete)")
     assert page.evaluate("[...document.images].every(i => i.naturalWidth > 0)")
     page.locator("article h2 a").first.click()

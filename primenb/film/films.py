@@ -9,6 +9,7 @@ __all__ = ['FoundFilms', 'find_films', 'read_moment', 'film_span', 'FilmOutcome'
 import os, re, time, traceback, warnings
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Callable, Iterable, NamedTuple
@@ -78,11 +79,12 @@ def find_films(
     """
     found, once = FoundFilms({}, Counter(), [], []), set()
     out = Path(out).resolve() if out is not None else None
+    empty = "there are no film files in it", "name a folder with films, such as .mp4"
     for path in map(Path, paths):
         if path.is_dir() and path.resolve() == out:
             raise PrimenbError(out, "it is both the folder of the films and that of the reports", "name another one")
         films = list(_search(path, out, found)) if path.is_dir() else [(path, path.stem)]
-        if not films: found.failed.append(PrimenbError(path, "there are no film files in it", "name a folder with films, such as .mp4"))
+        if not films: found.failed.append(PrimenbError(path, *empty))
         for film, name in films:
             if film.resolve() not in once: found.films[film] = name
             once.add(film.resolve())
@@ -174,6 +176,7 @@ def _seconds(moment, info, times):
         raise PrimenbError(info.path, f"{value} is not in it: it begins at {first}", "give a timecode of this film")
     return float(ends[np.abs(ends - n / float(clock.rate)).argmin()])
 
+# %% ../../nbs/film/02_films.ipynb #1c7cfde6
 def film_span(
     span: tuple,  # where to begin and to end, each as `read_moment` takes it, or None
     path: str | Path,  # the film
@@ -258,6 +261,7 @@ def _as_error(error, path):
     cause = f"{type(error).__name__}: {error} (in {Path(place.filename).name}, line {place.lineno})"
     return PrimenbError(path, " ".join(cause.split()), "this is a mistake in primenb: please report it")
 
+# %% ../../nbs/film/02_films.ipynb #f36c46ef
 def analyse_film(
     path: str | Path,  # the film
     out: str | Path,  # the report's folder
@@ -305,8 +309,7 @@ def _job(path, out, settings, say):
 def _one_by_one(places, jobs, hear, settings):
     "Each film's number and outcome, or the error of its process, as they end."
     if jobs > 1: return each_job([(_job, (path, out, settings)) for path, out in places], jobs, hear)
-    films = enumerate(places)
-    return ((n, analyse_film(path, out, lambda line: hear(n, line), **settings)) for n, (path, out) in films)
+    return ((n, analyse_film(*place, partial(hear, n), **settings)) for n, place in enumerate(places))
 
 def _check_folder(out):
     "Raises `PrimenbError` for a folder that cannot hold reports of many films."
@@ -365,6 +368,7 @@ def analyse_films(
         write_index(out, [o.error for o in outcomes.values() if o.error])
     return [outcomes[n] for n in range(len(places))]
 
+# %% ../../nbs/film/02_films.ipynb #030b7f15
 def _of_film(path, outcome):
     "An outcome whose error names the film, also where its process was killed."
     if isinstance(outcome, Exception): outcome = FilmOutcome(path, error=_as_error(outcome, path))

@@ -106,6 +106,7 @@ def _share(slot, workers):
     first = slot * size % len(cores)
     return set(cores[first : first + size])
 
+# %% ../../nbs/learn/02_jobs.ipynb #1eff6732
 class _Worker:
     "A process that does jobs, and the pipe to it."
     def __init__(self, slot, workers):
@@ -160,11 +161,10 @@ def each_job(
             for pipe in wait(list(busy)):
                 worker, number = busy[pipe]
                 ended, news = worker.news()
-                if not ended: hear(number, news)
-                else:
-                    del busy[pipe]
-                    if worker.process.is_alive(): idle.append(worker)
-                    else: slots.append(worker.slot)
-                    yield number, news
+                if ended: del busy[pipe]
+                if ended and worker.process.is_alive(): idle.append(worker)
+                elif ended: slots.append(worker.slot)
+                if ended: yield number, news
+                else: hear(number, news)
     finally:
         for worker in [*idle, *(worker for worker, _ in busy.values())]: worker.stop()
