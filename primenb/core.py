@@ -345,7 +345,7 @@ def progress(
     total: int | None = None,  # how many there will be, where `items` cannot tell
     unit: str = "it",  # what is counted
 ) -> tqdm:
-    """A progress bar on standard error, shown on terminals only.
+    """A progress bar on standard error, shown on terminals only, and not where TQDM_DISABLE is 1.
 
     Parameters
     ----------
@@ -362,4 +362,5 @@ def progress(
     -------
     tqdm
     """
-    return tqdm(items, desc=label, total=total, unit=unit, leave=False, disable=None, dynamic_ncols=True)
+    off = os.environ.get("TQDM_DISABLE") == "1" or None  # None: where there is no terminal
+    return tqdm(items, desc=label, total=total, unit=unit, leave=False, disable=off, dynamic_ncols=True)

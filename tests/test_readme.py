@@ -35,7 +35,9 @@ def test_commands_of_the_readme_exist():
     makefile = (project / "Makefile").read_text()
     for verb in set(re.findall(r"(?:^|`)make (\w+)", README, re.M)):
         assert re.search(rf"^{verb}:", makefile, re.M), verb
-    from primenb.cli import COMMANDS as commands
+    from primenb.cli import app
+
+    commands = {command.name for command in app.registered_commands}
 
     for command in set(re.findall(r"primenb (analyse|train|track|segments|search)\b", README)):
         assert command in commands
