@@ -181,6 +181,10 @@ def test_a_film_that_browsers_do_not_play_has_a_small_copy(tmp_path):
     assert len(list(iter_frames(report.out / "proxy.mp4"))) == 60
     never = analyse(film, tmp_path / "never", parts=["shots", "player"], proxy="never")
     assert not (never.out / "proxy.mp4").exists() and "../film.mkv" in linked_files(never)
+    assert "A small copy" in (report.out / "report.html").read_text()
+    assert "A small copy" not in (never.out / "report.html").read_text()
+    later = analyse(film, never.out, parts=["shots", "player"])  # another wish does not begin anew
+    assert (later.out / "proxy.mp4").exists() and later.done["shots"] == never.done["shots"]
     always = analyse(starter, tmp_path / "always", parts=["shots", "player"], proxy="always")
     assert [f for f in linked_files(always) if f.endswith(".mp4")][1] == "proxy.mp4"
 

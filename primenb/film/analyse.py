@@ -52,12 +52,15 @@ class FilmReport:
         the settings of the analysis
     done : dict, default dict()
         part name -> its facts
+    proxy : str, default 'auto'
+        when there is a small copy for the player; it changes nothing else, so it is no setting
     """
     path: Path  # the film
     out: Path  # the report's folder
     info: VideoInfo  # what the file contains
     settings: dict  # the settings of the analysis
     done: dict = field(default_factory=dict)  # part name -> its facts
+    proxy: str = "auto"  # when there is a small copy for the player; it changes nothing else, so it is no setting
 
     @property
     def shots(self) -> pd.DataFrame:
@@ -495,11 +498,12 @@ def _make_scenes(report):
 
 # %% ../../nbs/film/01_analyse.ipynb #938db68b
 def _make_player(report):
-    choice, cause = report.settings.get("proxy", "auto"), browser_plays(report.path)
-    if choice == "always" or choice == "auto" and cause:
+    cause = browser_plays(report.path)
+    _remove(report.out, ["proxy.mp4"])
+    if report.proxy == "always" or report.proxy == "auto" and cause:
         how = dict(damaged=report.settings["damaged"], partial=report.partial("player"))
         save_proxy(report.path, report.out / "proxy.mp4", **how)
-    return dict(cause=cause)
+    return dict(cause=cause, proxy=report.proxy)
 
 def _sources(report):
     "What the page's player tries, in order."
@@ -719,7 +723,8 @@ def _desk(report, parts):
     return render_desk(
         report.info, report.shots, scenes=report.scenes if "scenes" in done else None, motion=motion, lengths=facts,
         motion_source=done["motion"]["source"] if "motion" in done else "", sources=_sources(report), drawn=drawn,
-        times=frame_times(report.path) if report.info.variable else None, keys="keyframes" in done, sections=sections)
+        times=frame_times(report.path) if report.info.variable else None, keys="keyframes" in done, sections=sections,
+        copied=done.get("player", {}).get("cause", "") if (report.out / "proxy.mp4").exists() else "")
 
 def _page(report, parts):
     "The page, with what all parts that are done have found."
@@ -814,11 +819,13 @@ def analyse(
     check_detector(detector, min_length, threshold)
     settings = dict(detector=detector, damaged=damaged, min_length=min_length, threshold=threshold,
                     depth=None if depth is None else str(depth), scenes_per_hour=scenes_per_hour,
-                    span=None if span is None else list(map(float, span)), proxy=None if proxy == "auto" else proxy,
+                    span=None if span is None else list(map(float, span)),
                     timelines=None if timelines is None else sorted(timelines))
     given = {name: value for name, value in settings.items() if value is not None}
     order = _in_order(parts, available)
     with _begin(path, out, given, available, overwrite) as (report, source):
+        report.proxy = proxy
+        if report.done.get("player", {}).get("proxy", proxy) != proxy: del report.done["player"]
         _make_parts(report, order, source, log)
         _finish(report, available)
     return report

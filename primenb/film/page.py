@@ -335,6 +335,7 @@ def render_desk(
     times: np.ndarray | None = None,  # (N,) seconds at which each frame is shown, if they are uneven
     keys: bool = False,  # whether there are key-frames, contact sheets and a strip
     drawn: set[int] = frozenset(),  # shots with an image of their motion
+    copied: str = "",  # why the player shows a copy of the film, if it does
     sections: list[str] = (),  # HTML, shown beside the list of shots
 ) -> str:  # HTML
     """Player, timeline and list of shots.
@@ -361,6 +362,8 @@ def render_desk(
         whether there are key-frames, contact sheets and a strip
     drawn : set[int], default frozenset()
         shots with an image of their motion
+    copied : str, default ''
+        why the player shows a copy of the film, if it does
     sections : list[str], default ()
         HTML, shown beside the list of shots
 
@@ -382,7 +385,7 @@ def render_desk(
     known = [] if scenes is None else [s._asdict() for s in scenes.itertuples(index=False)]
     return render_section("desk", film=data, shots=rows, scenes=known, blocks=_blocks(rows, known), line=line,
                           curves=curves, strip="strip.jpg" if keys else "", lengths=lengths, sources=sources,
-                          sections=sections)
+                          sections=sections, copied=copied)
 
 # %% ../../nbs/film/00_page.ipynb #204f007c
 def film_facts(
