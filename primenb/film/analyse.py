@@ -176,6 +176,11 @@ class Part:
     resumes: bool = False  # continues from the files of a try that was stopped; others begin from nothing
 
 # %% ../../nbs/film/01_analyse.ipynb #558f6679
+def _remove(folder, names):
+    for name in names:
+        if (folder / name).is_dir(): shutil.rmtree(folder / name)
+        else: (folder / name).unlink(missing_ok=True)
+
 def _cause(error): return error.cause if isinstance(error, PrimenbError) else f"{type(error).__name__}: {error}"
 
 def _write_all(folder, writers):
@@ -591,11 +596,6 @@ def _tables(report):
     names = sum([part.files for part in PAGE_PARTS if part.name in report.done], ())
     there = [name for name in names if name.endswith(".csv") and (report.out / name).is_file()]
     return {name: fingerprint(report.out / name) for name in there}
-
-def _remove(folder, names):
-    for name in names:
-        if (folder / name).is_dir(): shutil.rmtree(folder / name)
-        else: (folder / name).unlink(missing_ok=True)
 
 # %% ../../nbs/film/01_analyse.ipynb #a2ab5671
 _LOCK = ".lock"
