@@ -654,7 +654,7 @@ def test_the_page_in_a_browser(pages, browser, width):
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("requestfailed", lambda request: errors.append(request.url))
     page.goto((pages / "index.html").as_uri())
-    assert page.locator("article").count() == 5 and "cut.mp4" in page.locator(".failed").inner_text()
+    assert page.locator("article").count() == 5 and "cut.mp4" in page.locator(".notes").inner_text()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for n in range(page.locator("article img").count()):
         page.locator("article img").nth(n).scroll_into_view_if_needed()

@@ -396,7 +396,7 @@ def _film_card(folder):
     except (KeyError, TypeError, ValueError): card["problems"] = ["film.json lacks facts; begin anew with --overwrite"]
     there = lambda name: quote(f"{folder.name}/{name}") if (folder / name).exists() else ""
     card |= dict(link=there("report.html"), picture=there("strip.jpg") or there("keyframes/0000-2.jpg"))
-    if not card["link"]: card["problems"] = [*card["problems"], "not finished; the same command continues"]
+    if not card["link"]: card["problems"] = [*card["problems"], "no page: the analysis failed, or was stopped"]
     return card
 
 # %% ../../nbs/film/02_films.ipynb #b674a3d2
