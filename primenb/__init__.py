@@ -12,6 +12,8 @@ CONTENTS["Films"] = {
     "analyse": ("primenb.film.analyse",
         "Analyses a film part by part into a folder with `film.json`, tables and `report.html`"),
     "FilmReport": ("primenb.film.analyse", "What is known of one film, and the folder that holds it"),
+    "analyse_films": ("primenb.film.films",
+        "Analyses films into folders below one folder, with an `index.html` that leads to them"),
     "probe": ("primenb.media.video", "What the file holds, without decoding more than one frame"),
     "iter_frames": ("primenb.media.video", "The film's frames one by one, as 8-bit sRGB"),
     "read_frames": ("primenb.media.video", "The film's frames as one array"),
@@ -19,6 +21,7 @@ CONTENTS["Films"] = {
     "read_motion": ("primenb.media.motion", "The motion of one range of frames"),
     "detect_shots": ("primenb.media.shots",
         "The film's shots: cuts, dissolves, fades and wipes, found by one detector, or by several in one run"),
+    "split_film": ("primenb.media.split", "Writes a clip for each shot, without loss where the film allows it"),
     "find_scenes": ("primenb.scenes.find", "The scenes of a film"),
     "save_scenes": ("primenb.scenes.files", "Writes scenes, whole or not at all"),
 }

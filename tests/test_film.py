@@ -152,6 +152,7 @@ def test_cameras_that_were_found_are_not_sought_again(tmp_path, monkeypatch):
     report = analyse(film, tmp_path / "r", parts=["cameras"])
     shots = len(report.shots)
     assert shots == 3 and len(calls) == 1 + shots and report.done["cameras"]["refused"] == shots
+    assert report.problems == [] and "No camera for shots 0, 1, 2: " in (report.out / "report.html").read_text()
 
 
 def test_a_part_of_a_film(report, tmp_path):
@@ -164,6 +165,7 @@ def test_a_part_of_a_film(report, tmp_path):
     part = some.motion[some.motion.time >= inside.start.iloc[0]]
     assert part.camera_x.tolist() == whole.camera_x.tolist()
     page = (some.out / "report.html").read_text()
+    assert "Only the film from 0:04.0 to 0:12.0 was looked at" in page
     assert ">0:04<" in page and ">0:12<" not in page and "00:00:04:00" in page
     with pytest.raises(PrimenbError, match="other settings"): analyse(starter, some.out, span=(4.0, 13.0))
 
@@ -182,7 +184,8 @@ def test_a_film_that_browsers_do_not_play_has_a_small_copy(tmp_path):
     never = analyse(film, tmp_path / "never", parts=["shots", "player"], proxy="never")
     assert not (never.out / "proxy.mp4").exists() and "../film.mkv" in linked_files(never)
     assert "A small copy" in (report.out / "report.html").read_text()
-    assert "A small copy" not in (never.out / "report.html").read_text()
+    page = (never.out / "report.html").read_text()
+    assert "A small copy" not in page and "Browsers may not play it: its container" in page
     later = analyse(film, never.out, parts=["shots", "player"])  # another wish does not begin anew
     assert (later.out / "proxy.mp4").exists() and later.done["shots"] == never.done["shots"]
     always = analyse(starter, tmp_path / "always", parts=["shots", "player"], proxy="always")

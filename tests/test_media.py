@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from primenb.media.video import (
-    VideoError, canonicalise, frame_times, frames_at, iter_frames, probe, read_audio, read_frames,
+    VideoError, canonicalise, encode, frame_times, frames_at, iter_frames, probe, read_audio, read_frames,
 )
 
 here = Path(__file__).parent / "media"
@@ -186,6 +186,14 @@ def test_joined_recordings_follow_each_other(tmp_path, suffix, codec):
     sound = read_audio(path, rate=16000)
     pitches = [np.abs(np.fft.rfft(sound[int(16000 * t) :][:8000])).argmax() * 2 for t in (0.7, 2.7, 4.7)]
     assert np.allclose(pitches, [440, 1760, 880], atol=4)
+
+
+def test_joined_recordings_whose_packets_say_no_duration(tmp_path):
+    images = [np.full((64, 96, 3), n, np.uint8) for n in range(60)]
+    once = encode(tmp_path / "once.ts", images, 25, options={"bf": "3"})  # without sound
+    (tmp_path / "twice.ts").write_bytes(once.read_bytes() * 2)
+    assert np.allclose(frame_times(tmp_path / "twice.ts"), np.arange(120) / 25, atol=2e-3)
+    assert probe(tmp_path / "twice.ts").damage is None
 
 
 def test_joined_recordings_of_two_sizes_lose_no_frame(tmp_path):

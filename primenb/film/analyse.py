@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from PIL import Image
 
 from ..core import PrimenbError, atomic, env, fingerprint, progress
-from .page import render_desk, render_page, render_section, save_sheets, thumb_size
+from .page import clock_time, render_desk, render_page, render_section, save_sheets, thumb_size
 from ..media.motion import iter_motion, to_tokens
 from ..scenes.files import save_scenes
 from ..scenes.find import colour_histogram, find_scenes
@@ -729,7 +729,22 @@ def _desk(report, parts):
 def _page(report, parts):
     "The page, with what all parts that are done have found."
     desk = _desk(report, parts) if "shots" in report.done else ""
-    return render_page(report.info, desk, report.problems)
+    return render_page(report.info, desk, report.problems, _left_out(report))
+
+def _left_out(report):
+    "What was refused or not looked at, a line each."
+    lines, span = [], report.settings.get("span")
+    if span: lines.append(f"Only the film from {clock_time(span[0])} to {clock_time(span[1])} was looked at")
+    if report.proxy == "never" and (cause := report.done.get("player", {}).get("cause")):
+        lines.append(f"Browsers may not play it: {cause}")
+    return lines + (_refused(report) if "cameras" in report.done else [])
+
+def _refused(report):
+    "Shots without a camera, by the reason."
+    table = pd.read_csv(report.out / "cameras.csv", keep_default_na=False)
+    groups = table[table.status == "refused"].groupby("reason").shot.apply(list)
+    return [f"No camera for shot{'s' * (len(shots) > 1)} {', '.join(map(str, shots))}: {reason}"
+            for reason, shots in groups.items()]
 
 # %% ../../nbs/film/01_analyse.ipynb #043eb40f
 _kinds = {".csv": "table", ".otio": "OpenTimelineIO", ".edl": "EDL", ".fcpxml": "Final Cut XML", ".json": "JSON",

@@ -440,6 +440,7 @@ def render_page(
     info: VideoInfo,  # of the film
     desk: str,  # HTML of `render_desk`
     problems: list[str] = (),  # what could not be made, a line each
+    left_out: list[str] = (),  # what was refused or not looked at, a sentence each without its full stop
 ) -> str:  # HTML
     """The whole page, its style and script included; what is missing or out of the ordinary stands at the top.
 
@@ -451,6 +452,8 @@ def render_page(
         HTML of `render_desk`
     problems : list[str], default ()
         what could not be made, a line each
+    left_out : list[str], default ()
+        what was refused or not looked at, a sentence each without its full stop
 
     Returns
     -------
@@ -459,5 +462,5 @@ def render_page(
     """
     version = env()["versions"].get("primenb", "")
     page = _templates.get_template("report.html.j2")
-    return page.render(title=info.path.name, facts=film_facts(info), damage=info.damage, notes=film_notes(info),
-                       problems=problems, desk=desk, version=version)
+    return page.render(title=info.path.name, facts=film_facts(info), damage=info.damage, problems=problems,
+                       notes=[*film_notes(info), *left_out], desk=desk, version=version)

@@ -251,6 +251,7 @@ class _Clock:
         self.tick = float(stream.time_base)
         self.can_leap = bool(container.format.flags & av.format.Flags.ts_discont.value)
         self.shift, self.end = 0.0, None  # seconds; end of the packet before
+        self.length = 0.0  # of a packet in seconds; where packets do not say it, from one to the next
         self.joints = []  # (number of the packet, shift from there on)
     def add(self, packet, number):
         "Takes note of a packet and returns the shift that holds for it."
@@ -260,7 +261,9 @@ class _Clock:
         if leap < -0.1 or leap > 10:
             self.shift, now = self.shift - leap, now - leap
             self.joints.append((number, self.shift))
-        self.end = now + (packet.duration or 0) * self.tick
+        elif self.end is not None: self.length = max(leap + self.length, 0.0)
+        if packet.duration: self.length = packet.duration * self.tick
+        self.end = now + self.length
         return self.shift
 
 # %% ../../nbs/media/00_packets.ipynb #129a0cb8

@@ -106,7 +106,7 @@ function show(t, go = false) {
   code.textContent = codeAt(exact);
   seconds.textContent = `${exact.toFixed(3)} s`;
   frame.textContent = `frame ${n}`;
-  if (curve.camera) $$(".reading output").forEach((output, i) => output.textContent = valueAt([curve.camera, curve.own][i], t));
+  if (curve.camera) $$(".reading i").forEach((value, i) => value.textContent = valueAt([curve.camera, curve.own][i], t));
   followPlayhead();
   const shot = shotAt(t);
   if (shot !== current) select(shot, go);
