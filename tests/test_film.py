@@ -140,6 +140,23 @@ def test_stopped_within_a_part_it_goes_on_there(report, tmp_path, monkeypatch, p
     assert len(files) >= 38 and not (again.out / "partial").exists()
 
 
+def test_stopped_on_a_copy_it_goes_on_with_the_same_copy(tmp_path, monkeypatch):
+    images = [f.image for f in iter_frames(starter, size=96)]
+    film = encode(tmp_path / "intra.mp4", images, 24, options={"g": "1"})  # no vectors in it
+    monkeypatch.setattr(analyse_module, "_groups", lambda bounds: [(n, n + 1) for n in range(len(bounds) - 1)])
+    whole = analyse(film, tmp_path / "whole", parts=["motion"])
+    original, copies = analyse_module.canonicalise, []
+    def stops(path, out, **how):
+        copies.append(how["frames"])
+        if len(copies) == 4: raise KeyboardInterrupt
+        return original(path, out, **how)
+    monkeypatch.setattr(analyse_module, "canonicalise", stops)
+    with pytest.raises(KeyboardInterrupt): analyse(film, tmp_path / "r", parts=["motion"])
+    report = analyse(film, tmp_path / "r", parts=["motion"])
+    assert len(copies) == 1 + len(report.shots) and len(set(copies)) == len(report.shots)
+    assert (report.out / "motion.csv").read_bytes() == (whole.out / "motion.csv").read_bytes()
+
+
 def test_cameras_that_were_found_are_not_sought_again(tmp_path, monkeypatch):
     film = encode(tmp_path / "film.mp4", [np.full((96, 160, 3), 40 + 70 * (n // 24), np.uint8) for n in range(72)], 24)
     track, calls = mapper.track_camera, []

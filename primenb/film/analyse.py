@@ -28,7 +28,7 @@ from ..media.shots import check_detector, detect_shots, load_shots, save_shots
 from ..media.players import browser_plays, save_proxy
 from ..media.split import split_film
 from ..media.video import NoMotionVectors, VideoError, VideoInfo, canonicalise
-from ..media.video import frame_times, frames_at, iter_vectors, probe, read_frames
+from ..media.video import frame_times, frames_at, iter_frames, iter_vectors, probe, read_frames
 from ..viz import draw_motion
 
 try: import fcntl
@@ -283,11 +283,31 @@ def _require_vectors(report):
     if not any(v.table is not None for v in vectors):
         raise NoMotionVectors(report.path, "its frames are coded one by one", "measure a canonical copy")
 
-def _bounds(report, source):
-    "The stretches to measure, in frames of `source`, which may be a copy with fewer frames."
-    times, shots = frame_times(source), report.shots
-    starts = np.searchsorted(times, shots.start.values - 1e-3).tolist()
-    return _stretches(starts, np.searchsorted(times, shots.end.iloc[-1] - 1e-3))
+# %% ../../nbs/film/01_analyse.ipynb #6a18d7e4
+def _groups(bounds, most=1500):
+    "Yields (first, stop) of consecutive stretches that have about so many frames together."
+    first = 0
+    while first < len(bounds) - 1:
+        stop = max(first + 1, int(np.searchsorted(bounds, bounds[first] + most, "right")) - 1)
+        yield first, stop
+        first = stop
+
+def _copied(report, bounds, todo, folder):
+    "The motion of stretches from number `todo` on, or a little before, on copies that are the same in every try."
+    times = frame_times(report.path)
+    for first, stop in _groups(bounds):
+        if stop <= todo: continue
+        here = dict(frames=(bounds[first], bounds[stop]), damaged=report.settings["damaged"])
+        image, starts = next(iter_frames(report.path, size=16, **here), None), times[bounds[first:stop]]
+        if image: yield from _of_copy(report.path, folder / "canonical.mp4", image.time, starts, here)
+
+def _of_copy(path, copy, begin, starts, here):
+    "The motion of stretches that begin at these times, on a copy whose first image is shown at `begin`."
+    canonicalise(path, copy, **here)
+    times = frame_times(copy) + begin
+    bounds = np.unique([*np.searchsorted(times, starts - 1e-3), len(times)]).tolist()
+    for motion in iter_motion(copy, bounds, remove_camera=True): yield replace(motion, times=motion.times + begin)
+    copy.unlink()
 
 # %% ../../nbs/film/01_analyse.ipynb #a2ec78b3
 def _motion_rows(motion, shot, rate):
@@ -322,22 +342,25 @@ def _keep(report, motion, path):
     with atomic(path) as temporary:
         np.savez(temporary, rows=rows.values, columns=list(rows), shot=rows.shot[0], away=away, arrows=arrows)
 
-def _measure(report, source, folder):
+def _measure(report, folder, copied):
     "Measures the stretches of the film that are not in the folder yet; returns their files."
-    bounds = _bounds(report, source)
+    shots, begins = report.shots, frame_times(report.path)
+    bounds = _stretches(shots.start_frame, shots.end_frame.iloc[-1])
     paths = [folder / f"{first:07d}.npz" for first in bounds[:-1]]
     todo = next((n for n, path in enumerate(paths) if not path.exists()), None)
     if todo is not None:
-        motions = iter_motion(source, bounds[todo:], remove_camera=True, damaged=report.settings["damaged"])
+        own = dict(remove_camera=True, damaged=report.settings["damaged"])
+        motions = _copied(report, bounds, todo, folder) if copied else iter_motion(report.path, bounds[todo:], **own)
         for motion in progress(motions, "motion", len(paths) - todo, "stretch"):
-            _keep(report, motion, paths[np.searchsorted(bounds, motion.numbers[0], "right") - 1])
+            here = np.searchsorted(begins[bounds[:-1]], motion.times[0] + 1e-3, "right") - 1
+            _keep(report, motion, paths[here])
     return [path for path in paths if path.exists()]
 
 # %% ../../nbs/film/01_analyse.ipynb #520fcf03
-def _collect(report, source, folder):
+def _collect(report, folder, copied=False):
     "The motion table of all stretches; draws the arrows of each shot."
     rows, nearest = [], {}
-    for path in _measure(report, source, folder):
+    for path in _measure(report, folder, copied):
         with np.load(path) as kept:
             rows.append(pd.DataFrame(kept["rows"], columns=kept["columns"]))
             shot, away = int(kept["shot"]), float(kept["away"])
@@ -350,11 +373,10 @@ def _make_motion(report):
     source, partial = "the film's own motion vectors", report.partial("motion")
     try:
         _require_vectors(report)
-        table = _collect(report, report.path, partial / "own")
+        table = _collect(report, partial / "own")
     except NoMotionVectors as e:
-        source, copy = f"a canonical copy, as {e.cause}", partial / "canonical.mp4"
-        if not copy.exists(): canonicalise(report.path, copy, damaged=report.settings["damaged"])
-        table = _collect(report, copy, partial / "canonical")
+        source = f"a canonical copy, as {e.cause}"
+        table = _collect(report, partial / "canonical", copied=True)
     with atomic(report.out / "motion.csv") as temporary: table.to_csv(temporary, index=False)
     camera = float(np.hypot(table.camera_x, table.camera_y).mean())
     return dict(source=source, camera=camera, own=float(table.own.mean()))

@@ -757,6 +757,7 @@ def canonicalise(
     short_side: int = 256,  # pixels; a smaller film keeps its size
     *,
     crf: int = 10,  # quality; with fewer bits to spend the encoder prefers cheap vectors to true ones
+    frames: tuple[int, int] | None = None,  # (first, stop), the part of the film to copy; None for all
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `iter_frames`
 ) -> Path:  # `out`
@@ -772,6 +773,8 @@ def canonicalise(
         pixels; a smaller film keeps its size
     crf : int, default 10
         quality; with fewer bits to spend the encoder prefers cheap vectors to true ones
+    frames : tuple[int, int] | None, default None
+        (first, stop), the part of the film to copy; None for all
     stream : int | None, default None
         which video stream
     damaged : str, default 'raise'
@@ -785,11 +788,11 @@ def canonicalise(
     info = probe(path, stream)
     if Path(out).exists() and Path(out).samefile(path):
         raise VideoError(out, "it is the film itself", "give the copy another name")
-    index, numbers = frame_index(path, stream), range(info.frames)
-    frames = _frames(path, index, numbers, min(short_side, *_even(info)), stream, 0, damaged, _one_moment)
-    frames = progress(frames, "canonical copy", info.frames, "frame")
+    index, numbers = frame_index(path, stream), range(*(frames or (0, info.frames)))
+    images = _frames(path, index, numbers, min(short_side, *_even(info)), stream, 0, damaged, _one_moment)
+    images = progress(images, "canonical copy", len(numbers), "frame")
     options = dict(bf="0", refs="1", sc_threshold="0", threads="1")
-    return encode(out, frames, info.rate, crf=crf, preset="veryfast", options=options)
+    return encode(out, images, info.rate, crf=crf, preset="veryfast", options=options)
 
 def _even(info): return info.width // 2 * 2, info.height // 2 * 2
 
