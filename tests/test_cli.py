@@ -494,7 +494,7 @@ def test_stopped_it_ends_soon_and_goes_on(tmp_path, jobs, stop):
     out_text, messages = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[stop] and time.monotonic() - began < 30
     assert messages.splitlines()[-1] == "primenb: stopped; the same command continues" and "Traceback" not in messages
-    assert "not finished" in (out / "index.html").read_text()
+    assert "no page" in (out / "index.html").read_text()
     left = [f for f in out.rglob(".*") if f.is_file() and jobs == "1"]
     assert left == []
     words += ["--quiet"]
@@ -643,6 +643,15 @@ def test_names_on_the_page_are_escaped(pages):
     assert (
         '<b>&"' not in text and "&lt;b&gt;&amp;" in text and "%3Cb%3E%26%22%27%2520%20%23%3F%C3%BC/report.html" in text
     )
+
+
+def test_a_card_says_what_its_own_film_lacks(archive, tmp_path):
+    for name in ("a", "b"):
+        analyse(archive / "a.mp4", tmp_path / name, parts=["keyframes"], detector="content")
+    (tmp_path / "b/report.html").unlink()
+    whole, lacking = write_index(tmp_path).read_text().split("<article")[1:]
+    lines = lambda card: card.count("<p>")
+    assert lines(whole) == 1 and lines(lacking) == 2 and "<p>no page: " in lacking
 
 
 @pytest.mark.slow
