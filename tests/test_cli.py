@@ -1,8 +1,10 @@
 "The command `primenb` as a person meets it: options, many films, a file of options, and the page that leads to them."
 
 import json, os, shutil, signal, subprocess, sys, time
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -16,7 +18,7 @@ from primenb.film.analyse import PAGE_PARTS, Part, analyse
 from primenb.film.films import analyse_films, film_span, find_films, read_moment, write_index
 from primenb.media.packets import FILM_ENDINGS
 from primenb.media.shots import DETECTORS
-from primenb.media.timelines import film_clock, timecode
+from primenb.media.timelines import film_clock, frame_of_timecode, timecode
 from primenb.media.video import encode, probe
 
 FAST = ["--parts", "keyframes", "--detector", "content"]
@@ -334,6 +336,21 @@ def test_a_range_counts_on_the_films_own_timecode():
     clock = film_clock(None, probe(path))
     label = timecode(clock.first + 12, clock.rate, clock.drop)
     assert film_span((label, None), path) == film_span(("12f", None), path)
+
+
+@pytest.mark.parametrize("first", ["00:59:58;00", "00:59:58:00"])
+def test_a_timecode_is_counted_as_the_film_counts(tmp_path, first):
+    path, rate = tmp_path / "a.mov", Fraction(30000, 1001)
+    with av.open(str(path), "w") as out:
+        out.metadata["timecode"] = first
+        video = out.add_stream("libx264", rate=rate)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for n in range(150):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), n, np.uint8), "rgb24")))
+        out.mux(video.encode())
+    label = timecode(frame_of_timecode(first, rate) + 70, rate, ";" in first)
+    for written in (label, label.replace(";", ":"), ";".join(label.replace(";", ":").rsplit(":", 1))):
+        assert film_span((written, None), path) == film_span(("70f", None), path)
 
 
 # ---- many films

@@ -167,9 +167,10 @@ def _seconds(moment, info, times):
     if kind == "frame":
         late = max(0, value - len(times)) / float(info.rate)
         return float(times[value]) if value < len(times) else info.duration + late
-    clock, separator = film_clock(None, info), re.findall("[:;]", value)[-1]
-    day = frame_of_timecode(f"24:00:00{separator}00", clock.rate)
-    n = (frame_of_timecode(value, clock.rate) - clock.first) % day
+    clock = film_clock(None, info)
+    own = lambda label: re.sub(r"[:;](?=\d+$)", ";" if clock.drop else ":", label)  # people write : for both
+    day = frame_of_timecode(own("24:00:00:00"), clock.rate)
+    n = (frame_of_timecode(own(value), clock.rate) - clock.first) % day
     ends = np.append(times, info.duration)
     if n / clock.rate > info.duration + 1 / clock.rate:
         first = timecode(clock.first, clock.rate, clock.drop)
