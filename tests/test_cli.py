@@ -1,6 +1,6 @@
 "The command `primenb` as a person meets it: options, many films, a file of options, and the page that leads to them."
 
-import json, os, shutil, signal, subprocess, sys, time
+import errno, json, os, shutil, signal, subprocess, sys, time
 from fractions import Fraction
 from pathlib import Path
 
@@ -256,6 +256,20 @@ def test_a_file_gives_options_and_the_command_line_wins(archive, tmp_path, monke
     assert "options: primenb.toml" in said(capsys)[1]
     main(["analyse", str(archive / "a.mp4"), "--quiet"])
     assert "options: primenb.toml" not in said(capsys)[1]
+
+
+def test_a_file_may_begin_with_a_mark(archive, tmp_path, monkeypatch):
+    called = configured(tmp_path, monkeypatch, '\ufeff[analyse]\ndetector = "content"\nout = "there"\n')
+    main(["analyse", str(archive / "a.mp4")])
+    assert called["detector"] == "content"
+
+
+@pytest.mark.parametrize("code, place", [(errno.ENOSPC, "there"), (errno.EIO, "a.mp4")])
+def test_a_full_disk_is_that_of_the_report(archive, tmp_path, monkeypatch, code, place):
+    def full(path, out, **how): raise OSError(code, os.strerror(code))
+    monkeypatch.setattr(films, "analyse", full)
+    outcome = films.analyse_film(archive / "a.mp4", tmp_path / "there")
+    assert Path(outcome.error.what).name == place
 
 
 @pytest.mark.parametrize(
