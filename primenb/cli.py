@@ -84,7 +84,7 @@ def _close(name, names):
 
 def _tables(path):
     "What a TOML file holds; raises `PrimenbError` for one that cannot be read."
-    try: return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    try: return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin with a mark
     except OSError as e: raise PrimenbError(path, e.strerror, "name a file of options, in TOML") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
         raise PrimenbError(path, f"it is not TOML ({e})", 'write `option = value` below a line [analyse]') from None

@@ -1,8 +1,10 @@
 "The command `primenb` as a person meets it: options, many films, a file of options, and the page that leads to them."
 
-import json, os, shutil, signal, subprocess, sys, time
+import errno, json, os, shutil, signal, subprocess, sys, time
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -16,7 +18,7 @@ from primenb.film.analyse import PAGE_PARTS, Part, analyse
 from primenb.film.films import analyse_films, film_span, find_films, read_moment, write_index
 from primenb.media.packets import FILM_ENDINGS
 from primenb.media.shots import DETECTORS
-from primenb.media.timelines import film_clock, timecode
+from primenb.media.timelines import film_clock, frame_of_timecode, timecode
 from primenb.media.video import encode, probe
 
 FAST = ["--parts", "keyframes", "--detector", "content"]
@@ -256,6 +258,20 @@ def test_a_file_gives_options_and_the_command_line_wins(archive, tmp_path, monke
     assert "options: primenb.toml" not in said(capsys)[1]
 
 
+def test_a_file_may_begin_with_a_mark(archive, tmp_path, monkeypatch):
+    called = configured(tmp_path, monkeypatch, '\ufeff[analyse]\ndetector = "content"\nout = "there"\n')
+    main(["analyse", str(archive / "a.mp4")])
+    assert called["detector"] == "content"
+
+
+@pytest.mark.parametrize("code, place", [(errno.ENOSPC, "there"), (errno.EIO, "a.mp4")])
+def test_a_full_disk_is_that_of_the_report(archive, tmp_path, monkeypatch, code, place):
+    def full(path, out, **how): raise OSError(code, os.strerror(code))
+    monkeypatch.setattr(films, "analyse", full)
+    outcome = films.analyse_film(archive / "a.mp4", tmp_path / "there")
+    assert Path(outcome.error.what).name == place
+
+
 @pytest.mark.parametrize(
     "text, line",
     [
@@ -334,6 +350,21 @@ def test_a_range_counts_on_the_films_own_timecode():
     clock = film_clock(None, probe(path))
     label = timecode(clock.first + 12, clock.rate, clock.drop)
     assert film_span((label, None), path) == film_span(("12f", None), path)
+
+
+@pytest.mark.parametrize("first", ["00:59:58;00", "00:59:58:00"])
+def test_a_timecode_is_counted_as_the_film_counts(tmp_path, first):
+    path, rate = tmp_path / "a.mov", Fraction(30000, 1001)
+    with av.open(str(path), "w") as out:
+        out.metadata["timecode"] = first
+        video = out.add_stream("libx264", rate=rate)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        for n in range(150):
+            out.mux(video.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), n, np.uint8), "rgb24")))
+        out.mux(video.encode())
+    label = timecode(frame_of_timecode(first, rate) + 70, rate, ";" in first)
+    for written in (label, label.replace(";", ":"), ";".join(label.replace(";", ":").rsplit(":", 1))):
+        assert film_span((written, None), path) == film_span(("70f", None), path)
 
 
 # ---- many films
@@ -643,6 +674,15 @@ def test_names_on_the_page_are_escaped(pages):
     assert (
         '<b>&"' not in text and "&lt;b&gt;&amp;" in text and "%3Cb%3E%26%22%27%2520%20%23%3F%C3%BC/report.html" in text
     )
+
+
+def test_a_card_says_what_its_own_film_lacks(archive, tmp_path):
+    for name in ("a", "b"):
+        analyse(archive / "a.mp4", tmp_path / name, parts=["keyframes"], detector="content")
+    (tmp_path / "b/report.html").unlink()
+    whole, lacking = write_index(tmp_path).read_text().split("<article")[1:]
+    lines = lambda card: card.count("<p>")
+    assert lines(whole) == 1 and lines(lacking) == 2 and "<p>no page: " in lacking
 
 
 @pytest.mark.slow

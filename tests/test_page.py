@@ -195,6 +195,38 @@ def test_the_place_is_in_the_address(report, opened):
     assert said(page) == 0
 
 
+def test_one_shot_is_marked_and_the_address_follows(report, opened):
+    page = opened(report.out, place="#shot4")
+    ready(page)
+    page.locator("#goto").fill("0,1")
+    page.keyboard.press("Enter")
+    assert page.url.endswith("#shot0")
+    marked = """[...document.querySelectorAll("tr.shot")].filter(row => getComputedStyle(row).boxShadow != "none")"""
+    assert page.evaluate(f"{marked}.map(row => row.id)") == ["shot0"]
+    page.locator("[data-do=next]").click()
+    assert page.url.endswith("#shot1")
+    page.reload()
+    ready(page)
+    assert said(page) == report.shots.start_frame[1]
+
+
+def test_times_are_rounded_before_they_are_written(report, opened):
+    page = opened(report.out)
+    found = page.evaluate("[59.9999, 119.996, 3599.999, 0.1 + 59.9 - 1e-12, 59.99].map(clock)")
+    assert found == ["1:00", "2:00", "1:00:00", "1:00", "0:59.99"]
+
+
+def test_only_a_place_at_rest_is_spoken(report, opened):
+    page = opened(report.out)
+    ready(page)
+    spoken = "document.querySelector('.times').ariaLive"
+    page.keyboard.press(" ")
+    page.wait_for_function(f"{spoken} == 'off'")
+    page.keyboard.press(" ")
+    page.wait_for_function(f"{spoken} == 'polite'")
+    assert page.locator(".reading output").evaluate_all("all => all.map(o => o.ariaLive)") == ["off", "off"]
+
+
 def test_a_person_with_a_keyboard_alone(report, opened):
     page = opened(report.out)
     ready(page)

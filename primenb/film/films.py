@@ -6,7 +6,7 @@
 __all__ = ['FoundFilms', 'find_films', 'read_moment', 'film_span', 'FilmOutcome', 'analyse_film', 'analyse_films', 'write_index']
 
 # %% ../../nbs/film/02_films.ipynb #b528414b
-import os, re, time, traceback, warnings
+import errno, os, re, time, traceback, warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -167,9 +167,10 @@ def _seconds(moment, info, times):
     if kind == "frame":
         late = max(0, value - len(times)) / float(info.rate)
         return float(times[value]) if value < len(times) else info.duration + late
-    clock, separator = film_clock(None, info), re.findall("[:;]", value)[-1]
-    day = frame_of_timecode(f"24:00:00{separator}00", clock.rate)
-    n = (frame_of_timecode(value, clock.rate) - clock.first) % day
+    clock = film_clock(None, info)
+    own = lambda label: re.sub(r"[:;](?=\d+$)", ";" if clock.drop else ":", label)  # people write : for both
+    day = frame_of_timecode(own("24:00:00:00"), clock.rate)
+    n = (frame_of_timecode(own(value), clock.rate) - clock.first) % day
     ends = np.append(times, info.duration)
     if n / clock.rate > info.duration + 1 / clock.rate:
         first = timecode(clock.first, clock.rate, clock.drop)
@@ -250,12 +251,15 @@ def _fill(outcome, report):
     outcome.problems, outcome.notes = report.problems, list(report.info.notes)
 
 # %% ../../nbs/film/02_films.ipynb #4833040e
-def _as_error(error, path):
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)  # of the folder that is written, whatever was read
+
+def _as_error(error, path, out=None):
     "Any error as one that names the file, the cause and a remedy."
     if isinstance(error, PrimenbError): return error
     if isinstance(error, OSError) and error.strerror:
         remedy = "see that it can be written and that the disk is not full"
-        return PrimenbError(error.filename or path, error.strerror, remedy)
+        place = out if out and error.errno in _FULL else path
+        return PrimenbError(error.filename or place, error.strerror, remedy)
     if isinstance(error, MemoryError): return PrimenbError(path, "there is not enough memory", "run fewer at a time")
     place = traceback.extract_tb(error.__traceback__)[-1]
     cause = f"{type(error).__name__}: {error} (in {Path(place.filename).name}, line {place.lineno})"
@@ -294,7 +298,7 @@ def analyse_film(
         try:
             if span is not None: settings["span"] = film_span(span, path, log)
             _fill(outcome, analyse(path, out, log=log, **settings))
-        except Exception as error: outcome.error = _as_error(error, path)
+        except Exception as error: outcome.error = _as_error(error, path, out)
     outcome.notes += dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning))
     outcome.seconds = round(time.perf_counter() - began, 2)
     return outcome

@@ -67,14 +67,15 @@ function timecode(frame) {
 const codeAt = t => timecode(film.first + Math.round(t * film.rate));
 
 function clock(t) {
+  t = Math.round(100 * t) / 100;  // 59.999 is 1:00, not 0:60
   const seconds = t % 60;
   const text = (seconds < 10 ? "0" : "") + +seconds.toFixed(2), minutes = Math.floor(t / 60);
   return minutes < 60 ? `${minutes}:${text}` : `${Math.floor(minutes / 60)}:${two(minutes % 60)}:${text}`;
 }
 
-// What a person writes: 240f, 65.2, 1:05.2, 1:00:05.2 or a timecode; NaN for anything else.
+// What a person writes: 240f, 65.2 or 65,2, 1:05.2, 1:00:05.2 or a timecode; NaN for anything else.
 function readTime(text) {
-  text = text.trim();
+  text = text.trim().replace(",", ".");
   if (/^\d+f$/i.test(text)) return timeOf(Math.min(parseInt(text), lastFrame));
   const code = text.match(/^(\d+):(\d+):(\d+)[:;](\d+)$/);
   if (code) {
@@ -137,8 +138,10 @@ video.addEventListener("click", () => actions.play());
 video.addEventListener("volumechange", () => $(".transport").classList.toggle("silent", video.muted));
 $("#speed").addEventListener("change", event => { video.playbackRate = Number(event.target.value); });
 document.addEventListener("fullscreenchange", () => { video.controls = Boolean(document.fullscreenElement); });
-video.addEventListener("play", () => $(".transport").classList.add("playing"));
-video.addEventListener("pause", () => $(".transport").classList.remove("playing"));
+["play", "pause"].forEach(change => video.addEventListener(change, () => {
+  $(".transport").classList.toggle("playing", !video.paused);
+  $(".times").ariaLive = video.paused ? "polite" : "off";  // nobody can hear every frame
+}));
 
 // Without the film, its key-frames are shown, and it can be opened from elsewhere.
 function missing() {
@@ -402,7 +405,9 @@ const actions = {
 };
 document.addEventListener("click", event => {
   const button = event.target.closest("[data-do]");
-  if (button) actions[button.dataset.do]();
+  if (!button) return;
+  actions[button.dataset.do]();
+  if (current) place();
 });
 
 const keys = {
@@ -437,6 +442,7 @@ $("#goto").addEventListener("keydown", event => {
   event.target.setAttribute("aria-invalid", wrong);
   if (wrong) return;
   seek(timeOf(frameAt(t)));
+  place();
   event.target.blur();
 });
 
