@@ -13,7 +13,7 @@ from conftest import project
 from primenb.film.analyse import analyse
 from primenb.film.page import render_desk, render_page, save_sheets, shot_rows, thumb_size
 from primenb.media.timelines import FilmClock, timecode
-from primenb.media.video import encode, iter_frames, probe
+from primenb.media.video import iter_frames, probe
 
 starter = project / "data/starter/starter.mp4"
 BITS = 10

@@ -10,7 +10,7 @@ from conftest import project
 from primenb.core import PrimenbError
 from primenb.media import players
 from primenb.media.players import browser_plays, save_proxy
-from primenb.media.video import encode, frame_times, iter_frames, probe, read_audio, read_frames
+from primenb.media.video import frame_times, iter_frames, probe, read_audio, read_frames
 
 real_folders = ("codecs", "film_clips", "static_camera", "motion_vectors")
 endings = (".mp4", ".mkv", ".avi", ".webm", ".mov", ".gif", ".264")

@@ -695,7 +695,8 @@ def _joined(pieces, name) -> list[Transition]:
     "A detector's transitions; of soft ones that two pieces have found at their seam, the first."
     found, soft = [], []
     for piece in pieces:
-        apart = lambda t: all(t.start >= s.end or t.end <= s.start for s in soft)
+        before = list(soft)
+        apart = lambda t, before=before: all(t.start >= s.end or t.end <= s.start for s in before)
         new = [t for t in piece.found[name] if t.kind in ("cut", "half") or apart(t)]
         found += new
         soft += [t for t in new if t.kind not in ("cut", "half")]
