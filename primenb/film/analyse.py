@@ -607,7 +607,7 @@ def _save_state(report, source):
     _check_same(report.path, source)
     info = asdict(report.info) | {"path": report.path.name, "audio": [a._asdict() for a in report.info.audio]}
     state = dict(film=report.path.name, content=source.content, settings=report.settings, info=info,
-                 parts=report.done, tables=_tables(report), made_with=env())
+                 parts=report.done, tables=_tables(report), files=_counts(report), made_with=env())
     state = json.loads(json.dumps(state, default=_plain))
     _write(report.out / "film.json", json.dumps(state | dict(seal=_seal(state)), indent=1))
 
@@ -618,6 +618,13 @@ def _tables(report):
     names = sum([part.files for part in PAGE_PARTS if part.name in report.done], ())
     there = [name for name in names if name.endswith(".csv") and (report.out / name).is_file()]
     return {name: fingerprint(report.out / name) for name in there}
+
+def _count(path): return sum(f.is_file() for f in path.rglob("*")) if path.is_dir() else int(path.is_file())
+
+def _counts(report):
+    "Part -> file or folder -> how many files there are, for the finished parts."
+    return {part.name: {name: _count(report.out / name) for name in part.files}
+            for part in PAGE_PARTS if part.name in report.done}
 
 # %% ../../nbs/film/01_analyse.ipynb #a2ab5671
 _LOCK = ".lock"
@@ -696,7 +703,12 @@ def _resume(state, key, settings):
         table, cause = state.parent / name, "it is missing, or was changed after it was written"
         if not table.is_file() or fingerprint(table) != content:
             raise PrimenbError(table, cause, "put it back, or begin anew with --overwrite")
-    return saved["parts"]
+    return {part: facts for part, facts in saved["parts"].items() if part not in _incomplete(saved, state.parent)}
+
+def _incomplete(saved, out):
+    "Finished parts some of whose files are gone; they are made again."
+    counts = saved.get("files", {})
+    return [part for part, files in counts.items() if any(_count(out / name) < n for name, n in files.items())]
 
 # %% ../../nbs/film/01_analyse.ipynb #87fab422
 def read_state(
