@@ -91,24 +91,29 @@ class FilmReport:
         pd.DataFrame
         """
         return pd.read_csv(self.out / "motion.csv")
-    def partial(self,
-        part: str,  # its name
-    ) -> Path:
-        """The folder for what a part has finished before the part itself is done.
 
-        Parameters
-        ----------
-        part : str
-            its name
+# %% ../../nbs/film/01_analyse.ipynb #7cd6e1aa
+@patch
+def partial(self: FilmReport,
+    part: str,  # its name
+) -> Path:
+    """The folder for what a part has finished before the part itself is done.
 
-        Returns
-        -------
-        Path
-        """
-        return self.out / "partial" / part
-    def _repr_html_(self):
-        page = html.escape(str(self.out / "report.html"))
-        return f'<iframe src="{page}" width="100%" height="700"></iframe>'
+    Parameters
+    ----------
+    part : str
+        its name
+
+    Returns
+    -------
+    Path
+    """
+    return self.out / "partial" / part
+
+@patch
+def _repr_html_(self: FilmReport):
+    page = html.escape(str(self.out / "report.html"))
+    return f'<iframe src="{page}" width="100%" height="700"></iframe>'
 
 # %% ../../nbs/film/01_analyse.ipynb #dcf7a2a1
 @patch
@@ -691,6 +696,7 @@ def _begin(path, out, settings, parts, overwrite):
             _remove(report.out, [name for part in parts for name in part.files] + ["report.html", "partial"])
         yield report, source
 
+# %% ../../nbs/film/01_analyse.ipynb #89a5f69f
 def _resume(state, key, settings):
     "The facts of the parts that are done, if they are of this film and these settings, and as they were written."
     saved = read_state(state.parent)
@@ -747,6 +753,7 @@ def _do(part, report, key, log):
     _remove(report.out / "partial", [part.name])
     log(f"{part.name}: {report.done[part.name]['seconds']:.1f} s")
 
+# %% ../../nbs/film/01_analyse.ipynb #273d670e
 def _desk(report, parts):
     "Player, timeline, list of shots, and the sections of all parts that are done."
     done, facts = report.done, report.done["shots"]
@@ -760,6 +767,7 @@ def _desk(report, parts):
         times=frame_times(report.path) if report.info.variable else None, keys="keyframes" in done, sections=sections,
         copied=done.get("player", {}).get("cause", "") if (report.out / "proxy.mp4").exists() else "")
 
+# %% ../../nbs/film/01_analyse.ipynb #04fd982f
 def _page(report, parts):
     "The page, with what all parts that are done have found."
     desk = _desk(report, parts) if "shots" in report.done else ""
@@ -808,6 +816,22 @@ def _make_parts(report, order, key, log):
     if partial.exists() and not any(partial.iterdir()): partial.rmdir()
 
 # %% ../../nbs/film/01_analyse.ipynb #026bd4e3
+def _given(depth, span, timelines, **settings):
+    "The settings that are not None, as they are stored."
+    settings["depth"] = None if depth is None else str(depth)
+    settings["span"] = None if span is None else list(map(float, span))
+    settings["timelines"] = None if timelines is None else sorted(timelines)
+    return {name: value for name, value in settings.items() if value is not None}
+
+def _make_report(report, source, order, available, proxy, log):
+    "Makes the parts that are not done, and the page."
+    report.proxy = proxy
+    if report.done.get("player", {}).get("proxy", proxy) != proxy: del report.done["player"]
+    _make_parts(report, order, source, log)
+    _finish(report, available)
+    return report
+
+# %% ../../nbs/film/01_analyse.ipynb #d8b79aea
 def analyse(
     path: str | Path,  # the film
     out: str | Path,  # the report's folder
@@ -866,15 +890,8 @@ def analyse(
     FilmReport
     """
     check_detector(detector, min_length, threshold)
-    settings = dict(detector=detector, damaged=damaged, min_length=min_length, threshold=threshold,
-                    depth=None if depth is None else str(depth), scenes_per_hour=scenes_per_hour,
-                    span=None if span is None else list(map(float, span)),
-                    timelines=None if timelines is None else sorted(timelines))
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = _given(detector=detector, damaged=damaged, min_length=min_length, threshold=threshold, depth=depth,
+                   scenes_per_hour=scenes_per_hour, span=span, timelines=timelines)
     order = _in_order(parts, available)
     with _begin(path, out, given, available, overwrite) as (report, source):
-        report.proxy = proxy
-        if report.done.get("player", {}).get("proxy", proxy) != proxy: del report.done["player"]
-        _make_parts(report, order, source, log)
-        _finish(report, available)
-    return report
+        return _make_report(report, source, order, available, proxy, log)
