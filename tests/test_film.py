@@ -112,6 +112,16 @@ def test_a_part_that_fails_leaves_the_finished_ones_and_is_made_again(tmp_path):
     assert "<h2>Sound</h2>" in (tmp_path / "r/report.html").read_text()
 
 
+def test_files_that_are_gone_are_made_again(report, tmp_path):
+    out = shutil.copytree(report.out, tmp_path / "r")
+    (out / "keyframes/0003-2.jpg").unlink()
+    shutil.rmtree(out / "thumbs")
+    lines = []
+    again = analyse(starter, out, log=lines.append)
+    made = [line.split(":")[0] for line in lines if not line.endswith("done before")]
+    assert made == ["keyframes"] and tables(out) == tables(report.out) and broken_links(again) == []
+
+
 def stopping(function, after):
     "The same generator function, stopped by a person after so many values; and what it has yielded."
     yielded = []

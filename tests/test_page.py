@@ -241,8 +241,8 @@ def test_a_person_with_a_keyboard_alone(report, opened):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.dataset.do || document.activeElement.id || "
                                   "document.activeElement.name || document.activeElement.className"))
-    assert {"previous", "play", "next", "sound", "full", "speed", "loop", "goto", "in", "out", "text", "longer", "sort",
-            "down", "save", "thumb"} <= reached
+    assert {"previous", "play", "next", "sound", "full", "help", "speed", "loop", "goto", "in", "out", "text", "longer",
+            "sort", "down", "save", "thumb"} <= reached
     page.locator("#shot2 .thumb").focus()
     page.keyboard.press("Enter")
     assert said(page) == shots.start_frame[2]
@@ -298,6 +298,13 @@ def test_the_timeline_is_enlarged(report, opened):
     line, head = page.locator(".timeline").bounding_box(), page.locator(".playhead").bounding_box()
     assert line["x"] <= head["x"] <= line["x"] + line["width"]
     assert page.locator(".thumbs i").count() >= 1
+    for _ in range(20): page.keyboard.press("+")
+    page.keyboard.press("End")
+    page.wait_for_timeout(200)
+    strip = page.locator(".timeline").bounding_box()
+    label, piece = page.locator(".scenes span").last.bounding_box(), page.locator(".thumbs b").last.bounding_box()
+    for box in (label, piece): assert box["x"] < strip["x"] + strip["width"] and box["x"] + box["width"] > strip["x"]
+    assert page.locator(".thumbs b").count() < 60
     page.keyboard.press("0")
     assert page.evaluate("track.clientWidth") == window
 

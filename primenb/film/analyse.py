@@ -91,24 +91,29 @@ class FilmReport:
         pd.DataFrame
         """
         return pd.read_csv(self.out / "motion.csv")
-    def partial(self,
-        part: str,  # its name
-    ) -> Path:
-        """The folder for what a part has finished before the part itself is done.
 
-        Parameters
-        ----------
-        part : str
-            its name
+# %% ../../nbs/film/01_analyse.ipynb #7cd6e1aa
+@patch
+def partial(self: FilmReport,
+    part: str,  # its name
+) -> Path:
+    """The folder for what a part has finished before the part itself is done.
 
-        Returns
-        -------
-        Path
-        """
-        return self.out / "partial" / part
-    def _repr_html_(self):
-        page = html.escape(str(self.out / "report.html"))
-        return f'<iframe src="{page}" width="100%" height="700"></iframe>'
+    Parameters
+    ----------
+    part : str
+        its name
+
+    Returns
+    -------
+    Path
+    """
+    return self.out / "partial" / part
+
+@patch
+def _repr_html_(self: FilmReport):
+    page = html.escape(str(self.out / "report.html"))
+    return f'<iframe src="{page}" width="100%" height="700"></iframe>'
 
 # %% ../../nbs/film/01_analyse.ipynb #dcf7a2a1
 @patch
@@ -607,7 +612,7 @@ def _save_state(report, source):
     _check_same(report.path, source)
     info = asdict(report.info) | {"path": report.path.name, "audio": [a._asdict() for a in report.info.audio]}
     state = dict(film=report.path.name, content=source.content, settings=report.settings, info=info,
-                 parts=report.done, tables=_tables(report), made_with=env())
+                 parts=report.done, tables=_tables(report), files=_counts(report), made_with=env())
     state = json.loads(json.dumps(state, default=_plain))
     _write(report.out / "film.json", json.dumps(state | dict(seal=_seal(state)), indent=1))
 
@@ -618,6 +623,13 @@ def _tables(report):
     names = sum([part.files for part in PAGE_PARTS if part.name in report.done], ())
     there = [name for name in names if name.endswith(".csv") and (report.out / name).is_file()]
     return {name: fingerprint(report.out / name) for name in there}
+
+def _count(path): return sum(f.is_file() for f in path.rglob("*")) if path.is_dir() else int(path.is_file())
+
+def _counts(report):
+    "Part -> file or folder -> how many files there are, for the finished parts."
+    return {part.name: {name: _count(report.out / name) for name in part.files}
+            for part in PAGE_PARTS if part.name in report.done}
 
 # %% ../../nbs/film/01_analyse.ipynb #a2ab5671
 _LOCK = ".lock"
@@ -684,6 +696,7 @@ def _begin(path, out, settings, parts, overwrite):
             _remove(report.out, [name for part in parts for name in part.files] + ["report.html", "partial"])
         yield report, source
 
+# %% ../../nbs/film/01_analyse.ipynb #89a5f69f
 def _resume(state, key, settings):
     "The facts of the parts that are done, if they are of this film and these settings, and as they were written."
     saved = read_state(state.parent)
@@ -696,7 +709,12 @@ def _resume(state, key, settings):
         table, cause = state.parent / name, "it is missing, or was changed after it was written"
         if not table.is_file() or fingerprint(table) != content:
             raise PrimenbError(table, cause, "put it back, or begin anew with --overwrite")
-    return saved["parts"]
+    return {part: facts for part, facts in saved["parts"].items() if part not in _incomplete(saved, state.parent)}
+
+def _incomplete(saved, out):
+    "Finished parts some of whose files are gone; they are made again."
+    counts = saved.get("files", {})
+    return [part for part, files in counts.items() if any(_count(out / name) < n for name, n in files.items())]
 
 # %% ../../nbs/film/01_analyse.ipynb #87fab422
 def read_state(
@@ -735,6 +753,7 @@ def _do(part, report, key, log):
     _remove(report.out / "partial", [part.name])
     log(f"{part.name}: {report.done[part.name]['seconds']:.1f} s")
 
+# %% ../../nbs/film/01_analyse.ipynb #273d670e
 def _desk(report, parts):
     "Player, timeline, list of shots, and the sections of all parts that are done."
     done, facts = report.done, report.done["shots"]
@@ -748,6 +767,7 @@ def _desk(report, parts):
         times=frame_times(report.path) if report.info.variable else None, keys="keyframes" in done, sections=sections,
         copied=done.get("player", {}).get("cause", "") if (report.out / "proxy.mp4").exists() else "")
 
+# %% ../../nbs/film/01_analyse.ipynb #04fd982f
 def _page(report, parts):
     "The page, with what all parts that are done have found."
     desk = _desk(report, parts) if "shots" in report.done else ""
@@ -796,6 +816,22 @@ def _make_parts(report, order, key, log):
     if partial.exists() and not any(partial.iterdir()): partial.rmdir()
 
 # %% ../../nbs/film/01_analyse.ipynb #026bd4e3
+def _given(depth, span, timelines, **settings):
+    "The settings that are not None, as they are stored."
+    settings["depth"] = None if depth is None else str(depth)
+    settings["span"] = None if span is None else list(map(float, span))
+    settings["timelines"] = None if timelines is None else sorted(timelines)
+    return {name: value for name, value in settings.items() if value is not None}
+
+def _make_report(report, source, order, available, proxy, log):
+    "Makes the parts that are not done, and the page."
+    report.proxy = proxy
+    if report.done.get("player", {}).get("proxy", proxy) != proxy: del report.done["player"]
+    _make_parts(report, order, source, log)
+    _finish(report, available)
+    return report
+
+# %% ../../nbs/film/01_analyse.ipynb #d8b79aea
 def analyse(
     path: str | Path,  # the film
     out: str | Path,  # the report's folder
@@ -854,15 +890,8 @@ def analyse(
     FilmReport
     """
     check_detector(detector, min_length, threshold)
-    settings = dict(detector=detector, damaged=damaged, min_length=min_length, threshold=threshold,
-                    depth=None if depth is None else str(depth), scenes_per_hour=scenes_per_hour,
-                    span=None if span is None else list(map(float, span)),
-                    timelines=None if timelines is None else sorted(timelines))
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = _given(detector=detector, damaged=damaged, min_length=min_length, threshold=threshold, depth=depth,
+                   scenes_per_hour=scenes_per_hour, span=span, timelines=timelines)
     order = _in_order(parts, available)
     with _begin(path, out, given, available, overwrite) as (report, source):
-        report.proxy = proxy
-        if report.done.get("player", {}).get("proxy", proxy) != proxy: del report.done["player"]
-        _make_parts(report, order, source, log)
-        _finish(report, available)
-    return report
+        return _make_report(report, source, order, available, proxy, log)

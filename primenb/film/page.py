@@ -323,6 +323,18 @@ def _blocks(rows, scenes, most=50):
               for begin, stop, scene in spans for first in range(begin, stop, most)]
     return [dict(shots=rows[first:stop], scene=scene) for first, stop, scene in starts]
 
+# %% ../../nbs/film/00_page.ipynb #f3b661c4
+def _curves(motion, shots, source):
+    return chart_curves(motion, shots, source) if motion is not None and len(motion) else None
+
+def _pictured(rows, size, keys, drawn):
+    "The rows with the places of their images."
+    for n, row in enumerate(rows):
+        row |= dict(key=f"keyframes/{row['shot']:04d}-2.jpg" if keys else "", thumb=thumb_place(n, size))
+        row["data"] = [*row["data"], int(row["shot"] in drawn)]
+    return rows
+
+# %% ../../nbs/film/00_page.ipynb #df3518d2
 def render_desk(
     info: VideoInfo,  # of the film
     shots: pd.DataFrame,  # the shot table
@@ -372,20 +384,14 @@ def render_desk(
     str
         HTML
     """
-    clock = film_clock(shots, info)
-    data, size = film_data(info, shots, clock, times), thumb_size(info)
-    curves = chart_curves(motion, shots, motion_source) if motion is not None and len(motion) else None
-    data |= dict(keys=keys, top=curves and curves["top"])
-    rows = shot_rows(shots, clock, scenes, motion)
-    for n, row in enumerate(rows):
-        key = f"keyframes/{row['shot']:04d}-2.jpg" if keys else ""
-        row |= dict(key=key, thumb=thumb_place(n, size))
-        row["data"] = [*row["data"], int(row["shot"] in drawn)]
-    line = dict(begin=data["begin"], length=data["end"] - data["begin"])
+    clock, curves = film_clock(shots, info), _curves(motion, shots, motion_source)
+    film = film_data(info, shots, clock, times) | dict(keys=keys, top=curves and curves["top"])
+    rows = _pictured(shot_rows(shots, clock, scenes, motion), thumb_size(info), keys, drawn)
     known = [] if scenes is None else [s._asdict() for s in scenes.itertuples(index=False)]
-    return render_section("desk", film=data, shots=rows, scenes=known, blocks=_blocks(rows, known), line=line,
-                          curves=curves, strip="strip.jpg" if keys else "", lengths=lengths, sources=sources,
-                          sections=sections, copied=copied)
+    line = dict(begin=film["begin"], length=film["end"] - film["begin"])
+    joined = dict(film=film, shots=rows, scenes=known, blocks=_blocks(rows, known), line=line, curves=curves)
+    more = dict(lengths=lengths, sources=sources, sections=sections, copied=copied)
+    return render_section("desk", **joined, **more, strip="strip.jpg" if keys else "")
 
 # %% ../../nbs/film/00_page.ipynb #204f007c
 def film_facts(

@@ -642,6 +642,7 @@ def _watched(search, pieces, bar):
     now.end(search.stop)
     yield _finished(search, now)
 
+# %% ../../nbs/media/05_shots.ipynb #cb8c87f5
 def _counted(frames, bar, first):
     "The frames; the bar moves at each that it has not counted yet."
     for frame in frames:

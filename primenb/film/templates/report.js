@@ -258,7 +258,10 @@ function slice(shot) {
   const box = document.createElement("i"), thumb = $(".thumb", shot.row);
   box.style.cssText = `left:${left}px;width:${room}px`;
   const [x, y] = thumb.style.backgroundPosition.split(" ").map(parseFloat);
-  for (let k = 0; k < Math.max(1, Math.min(40, Math.floor(room / width))); k++) {
+  const first = Math.max(0, Math.floor((view.scrollLeft - left) / width));
+  const last = Math.min(Math.max(1, Math.floor(room / width)), first + Math.ceil(view.clientWidth / width) + 1);
+  box.style.paddingLeft = `${first * width}px`;
+  for (let k = first; k < last; k++) {
     const piece = document.createElement("b");
     piece.style.cssText = `width:${width}px;background-image:${thumb.style.backgroundImage};` +
       `background-position:${x * scale}px ${y * scale}px;background-size:${film.sheet[0] * scale}px auto`;
@@ -401,6 +404,7 @@ const actions = {
   next: () => step(1),
   in: () => setZoom(zoom * 2),
   out: () => setZoom(zoom / 2),
+  help: () => $("dialog").showModal(),
   save,
 };
 document.addEventListener("click", event => {
@@ -421,7 +425,7 @@ const keys = {
   "l": () => $("#loop").click(), "m": actions.sound, "f": actions.full,
   "g": () => $("#goto").focus(),
   "/": () => { openTab(tabs[0]); $(".find").open = true; form.text.focus(); },
-  "?": () => $("dialog").showModal(),
+  "?": actions.help,
 };
 document.addEventListener("keydown", event => {
   const typing = event.target.closest("input:not([type=checkbox]), select, textarea, dialog");
