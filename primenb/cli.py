@@ -184,7 +184,7 @@ def _at_least(option, number, least):
 
 # %% ../nbs/90_cli.ipynb #f43ebedf
 def _span(given):
-    "The range to analyse, as far as it can be told without a film; None for all."
+    "The range to analyse, as far as it is known without a film; None for all."
     from primenb.film.films import read_moment
     begin, end = given["begin"], given["end"]
     moments = {}

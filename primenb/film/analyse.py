@@ -672,7 +672,7 @@ def _alone(out):
         if new and not any(out.iterdir()): out.rmdir()
 
 def _check_places(path, out):
-    "Raises `PrimenbError` for names that no page can hold, and for a folder that is somebody else's."
+    "Raises `PrimenbError` for names that no page can hold, and for a folder of other files."
     for place in (path, out):
         shown = os.fsencode(place).decode("utf-8", "backslashreplace")
         if shown != str(place): raise PrimenbError(shown, "the name is not UTF-8", "rename it")

@@ -322,7 +322,7 @@ def _check_folder(out):
     if (out / "film.json").exists(): raise PrimenbError(out, "it holds the report of a single film", remedy)
     page = out / "index.html"
     if page.exists() and _MARK not in page.read_text(encoding="utf-8", errors="replace"):
-        raise PrimenbError(page, "it is somebody else's page", remedy)
+        raise PrimenbError(page, "it was not written by primenb", remedy)
 
 # %% ../../nbs/film/02_films.ipynb #a3c0b138
 def analyse_films(

@@ -18,7 +18,8 @@ from av.stream import Disposition
 
 from ..core import atomic
 from .index import frame_index
-from .video import VideoError, frame_times, probe, read_frames
+from .packets import VideoError, check_apart
+from .video import frame_times, probe, read_frames
 
 # %% ../../nbs/media/08_copies.ipynb #f028edb9
 ENDINGS = (".mp4", ".mov", ".mkv")  # of copies
@@ -344,8 +345,7 @@ def copy_with_chapters(
     path, out = Path(path), Path(out)
     ending = out.suffix.lower()
     if ending not in ENDINGS: raise VideoError(out, f"{ending} is no ending of a copy", f"take {', '.join(ENDINGS)}")
-    if out.exists() and out.samefile(path):
-        raise VideoError(out, "it is the film itself", "give the copy another name")
+    check_apart(path, out)
     with av.open(f"file:{path}", metadata_errors="replace") as film:
         _check_container(path, film, ending)
         begin = probe(path).start - float(_moved(film, ending))

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import atomic, fingerprint, progress
 from .index import frame_index
-from .packets import VideoError, open_film
+from .packets import VideoError, check_apart, open_film
 from .video import encode, iter_frames, probe, sound_chunks
 
 # %% ../../nbs/media/09_players.ipynb #b0a0178b
@@ -230,8 +230,7 @@ def save_proxy(
     path, out = Path(path), Path(out)
     info = probe(path)
     if out.suffix.lower() != ".mp4": raise VideoError(out, "a proxy is an MP4", "let its name end in .mp4")
-    if out.exists() and out.samefile(path):
-        raise VideoError(out, "it is the film itself", "give the copy another name")
+    check_apart(path, out)
     if height < 2: raise VideoError(out, f"its height would be {height}", "give an even number of pixels, at least 2")
     if damaged == "raise" and info.damage:
         raise VideoError(path, info.damage, 'copy it again, or take what is whole: damaged="skip"')

@@ -60,7 +60,7 @@ class Transition(NamedTuple):
 # %% ../../nbs/media/05_shots.ipynb #5d440271
 class _Collector:
     "What finds transitions, frame by frame."
-    def settled(self) -> bool: return True  # whether nothing has begun whose end is not known yet
+    def decided(self) -> bool: return True  # whether nothing has begun whose end is not known yet
     def end(self): pass  # the film is over
 
 class _Cuts(_Collector):
@@ -77,7 +77,7 @@ class _Cuts(_Collector):
         self.fed.append(time)
         self.numbers.append(number)
         self.found += self.detector.process_frame(self.last, np.ascontiguousarray(image[..., ::-1]))
-    def settled(self): return getattr(self.detector, "last_fade", {}).get("type") != "out"  # of "threshold": it is dark
+    def decided(self): return getattr(self.detector, "last_fade", {}).get("type") != "out"  # of "threshold": it is dark
     def end(self):
         if self.fed: self.found += self.detector.post_process(self.last)
     def finish(self) -> list[Transition]:
@@ -349,7 +349,7 @@ class _Soft(_Collector):
         self.images.append(small)
         self.times.append(time)
         if len(self.images) == _searched: self._search(_searched - _overlap)
-    def settled(self): return not self.flat
+    def decided(self): return not self.flat
     def _search(self, stop):
         piece = _Piece(np.stack(self.images), np.array(self.times))
         for f in _transitions(piece):
@@ -531,7 +531,7 @@ def check_detector(
             raise PrimenbError(f"{what} {number}", cause, "give such a number, or leave it out")
 
 # %% ../../nbs/media/05_shots.ipynb #9a1c5e22
-PIECE = 8000  # frames that are settled at a time: about five minutes of film, the most that a stop costs
+PIECE = 8000  # frames that are searched at a time: about five minutes of film, the most that a stop costs
 MARGIN = 300  # at least so many frames before and after a piece are watched too, for transitions and what is around
 _stride = 50  # frames; margins begin at multiples of it, as the windows of TransNet V2 do
 
@@ -582,7 +582,7 @@ class _View:
     def add(self, image: np.ndarray, number: int, time: float):
         for collector in self.all: collector.add(image, number, time)
         if self.numbers[-1:] != [number]: self.numbers.append(number)
-    def settled(self): return all(collector.settled() for collector in self.all)
+    def decided(self): return all(collector.decided() for collector in self.all)
     def end(self, stop):
         self.stop = stop
         for collector in self.all: collector.end()
@@ -631,7 +631,7 @@ def _watched(search, pieces, bar):
         room = number + 1 + search.margin < search.stop
         if room and not after and number >= search.warm(now.first): after = _View(search.collectors())
         for view in filter(None, (now, after)): view.add(*shown)
-        if room and after and not now.stop and number + 1 >= now.first + PIECE and now.settled():
+        if room and after and not now.stop and number + 1 >= now.first + PIECE and now.decided():
             now.stop = after.first = number + 1
         if now.stop and number + 1 >= now.stop + search.margin:
             yield _finished(search, now)

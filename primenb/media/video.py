@@ -22,7 +22,7 @@ from av.sidedata.sidedata import SideDataContainer
 from ..core import atomic, progress
 from .images import field_image, quarter_turns, rgb_image, shown_size, transfers
 from .index import decode_frames, frame_index, numbered
-from .packets import NoMotionVectors, VideoError, open_film, video_streams
+from .packets import NoMotionVectors, VideoError, check_apart, open_film, video_streams
 
 # %% ../../nbs/media/03_video.ipynb #65203e08
 class AudioInfo(NamedTuple):
@@ -786,8 +786,7 @@ def canonicalise(
         `out`
     """
     info = probe(path, stream)
-    if Path(out).exists() and Path(out).samefile(path):
-        raise VideoError(out, "it is the film itself", "give the copy another name")
+    check_apart(path, out)
     index, numbers = frame_index(path, stream), range(*(frames or (0, info.frames)))
     images = _frames(path, index, numbers, min(short_side, *_even(info)), stream, 0, damaged, _one_moment)
     images = progress(images, "canonical copy", len(numbers), "frame")
