@@ -428,7 +428,7 @@ def test_reports_keep_their_folders_when_films_are_added(tmp_path):
 
 def test_a_folder_of_reports_is_not_mixed_with_others(archive, tmp_path, capsys):
     (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(PrimenbError, match="somebody else"):
+    with pytest.raises(PrimenbError, match="not written by primenb"):
         analyse_films([archive / "a.mp4"], tmp_path)
     assert (tmp_path / "index.html").read_text() == "mine"
     single = analyse(archive / "a.mp4", tmp_path / "r", parts=["shots"], detector="content").out

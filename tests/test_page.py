@@ -374,6 +374,7 @@ def test_three_thousand_shots(tmp_path, opened):
         film="long", shot=np.arange(count), start=starts / 24, end=stops / 24, start_frame=starts, end_frame=stops,
         transition=np.r_[["none"], ["cut"] * (count - 1)]))
     save_sheets([images[n % len(images)] for n in range(count)], tmp_path / "thumbs", thumb_size(info))
+    shots = shots.assign(transition_start=shots.start, transition_end=shots.start)
     lengths = dict(shortest=0.1, median=1.0, longest=9.0, transitions=dict(cut=count - 1))
     desk = render_desk(info, shots, lengths=lengths, keys=True)
     (tmp_path / "report.html").write_text(render_page(info, desk), encoding="utf-8")

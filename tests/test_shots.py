@@ -509,7 +509,7 @@ def test_numbers_that_mean_nothing_are_refused(wrong):
 
 @pytest.mark.parametrize("option, value", [("--min-length", "nan"), ("--min-length", "-1"), ("--threshold", "inf")])
 def test_the_command_line_refuses_them_in_one_line(tmp_path, capsys, option, value):
-    assert main(["analyse", str(slides_file), "-o", str(tmp_path / "out"), option, value]) == 1
+    assert main(["analyse", str(slides_file), "-o", str(tmp_path / "out"), option, value]) == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1 and option[2:].replace("-", "_") in said and not (tmp_path / "out").exists()
 

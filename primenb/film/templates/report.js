@@ -186,7 +186,7 @@ function select(shot, go) {
   if ((go || seen) && !shot.row.hidden) shot.row.scrollIntoView({block: "nearest"});
   const panel = $(".now");
   $("h2", panel).textContent = `Shot ${shot.n}` + (shot.scene === null ? "" : ` of scene ${shot.scene}`);
-  const after = shot.kind === "none" ? "" : `, after a ${shot.kind}`;
+  const after = shot.kind === "none" ? "" : `, after a ${shot.row.cells[4].title || shot.kind}`;
   $("p", panel).textContent = `${codeAt(shot.start)} – ${codeAt(shot.end)}; ${clock(shot.start)} – ${clock(shot.end)}, ` +
     `${shot.length.toFixed(2)} s; frames ${shot.first} – ${shot.stop - 1}${after}`;
   const keys = film.keys ? [1, 2, 3].map(key => [keyFrame(shot, key), `key-frame ${key}`]) : [];
