@@ -101,9 +101,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what editors and type checkers see
     from primenb.film.analyse import analyse, FilmReport
+    from primenb.film.films import analyse_films
     from primenb.media.video import probe, iter_frames, read_frames, frames_at
     from primenb.media.motion import read_motion
     from primenb.media.shots import detect_shots
+    from primenb.media.split import split_film
     from primenb.scenes.find import find_scenes
     from primenb.scenes.files import save_scenes
     from primenb.sfm.mapper import track_camera, CameraTrack
