@@ -351,7 +351,7 @@ def test_a_saved_track_is_the_same_or_refused(tmp_path):
 
 
 @pytest.mark.parametrize("change, cause", [
-    (dict(version=np.int64(2)), "format"), (dict(K=np.zeros((5, 3, 3))), "shape"), (
+    (dict(version=np.int64(9)), "format"), (dict(K=np.zeros((5, 3, 3))), "shape"), (
         dict(colours=np.zeros((3, 3), np.uint8)), "shape"
     ), (dict(track=np.full(240, 77)), "not there"),
     (dict(facts=np.array("{")), "facts"), (dict(points=None), "no array 'points'"), (

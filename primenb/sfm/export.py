@@ -455,7 +455,7 @@ def table(self: CameraTrack) -> pd.DataFrame:  # frame, time, status, position, 
 
 # %% ../../nbs/sfm/09_export.ipynb #97af8aca
 _arrays = ("K", "cam_from_world", "status", "points", "colours", "sigma", "depth_scale")
-_version = 1
+_version = 2  # 1 had no `start`
 
 @patch
 def save(self: CameraTrack,
@@ -479,6 +479,7 @@ def save(self: CameraTrack,
         version=_version,
         size=self.size,
         rate=self.rate,
+        start=self.start,
         facts=facts,
         frame=self.tracks.frame,
         track=self.tracks.track,
@@ -518,14 +519,16 @@ def load_camera_track(
     CameraTrack
     """
     a = npz_file(path, ("version",))
-    if not (a["version"].shape == () and a["version"] == _version):
-        cause = f"its format is number {a['version']}, and this program reads number {_version}"
+    if not (a["version"].shape == () and 1 <= a["version"] <= _version):
+        cause = f"its format is number {a['version']}, and this program reads numbers up to {_version}"
         raise PrimenbError(path, cause, "use the version of primenb that wrote it, or track the shot again")
-    a = _checked(path, npz_file(path, (*_arrays, "size", "rate", "facts", "frame", "track", "xy")))
+    names = *_arrays, "size", "rate", "facts", "frame", "track", "xy", *(["start"] if a["version"] > 1 else [])
+    a = _checked(path, npz_file(path, names))
     size = tuple(a["size"].tolist())
     try: facts = json.loads(str(a["facts"]))
     except ValueError as e:
         raise PrimenbError(path, f"its facts cannot be read ({e})", "save the track again") from None
     tracks = Tracks(a["frame"], a["track"], a["xy"], len(a["K"]), size)
     status, rest = a["status"].astype("U13"), (a[name] for name in _arrays[4:])
-    return CameraTrack(size, a["K"], a["cam_from_world"], status, a["points"], tracks, *rest, float(a["rate"]), facts)
+    of_film = float(a["rate"]), facts, int(a.get("start", 0))
+    return CameraTrack(size, a["K"], a["cam_from_world"], status, a["points"], tracks, *rest, *of_film)
