@@ -31,12 +31,15 @@ class Tracks:
         how many frames the shot has
     size : tuple[int, int]
         width and height in pixels
+    sway : float, default np.inf
+        how far the image as a whole moves, in its widths; infinite where that is not known
     """
     frame: np.ndarray  # (O,) int, which frame, from 0
     track: np.ndarray  # (O,) int, which track, 0..n-1, each at least once
     xy: np.ndarray     # (O,2) float, pixels; the first pixel's centre is (0.5,0.5)
     frames: int        # how many frames the shot has
     size: tuple[int, int]  # width and height in pixels
+    sway: float = np.inf   # how far the image as a whole moves, in its widths; infinite where that is not known
 
     def __len__(self): return int(self.track[-1]) + 1 if len(self.track) else 0
     @property

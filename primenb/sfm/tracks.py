@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['GRID', 'MIN_CORNER', 'REFILL_EVERY', 'PATCH', 'STORED', 'GAIN', 'MAX_JUMP', 'MAX_RETURN', 'MAX_DIFFERENCE',
-           'MAX_STRETCH', 'check_frames', 'klt_tracks', 'quiet_colmap', 'join_matches', 'sift_tracks']
+           'MAX_STRETCH', 'MAX_SAMPLES', 'MIN_SHARED', 'MIN_VISIBLE', 'check_frames', 'measure_sway', 'klt_tracks',
+           'quiet_colmap', 'join_matches', 'sift_tracks']
 
 # %% ../../nbs/sfm/01_tracks.ipynb #8d574677
 import itertools, tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Iterable
 
@@ -191,10 +193,10 @@ def _homography(p, q):
     H = cv2.findHomography(p, q, cv2.RANSAC, 1.5)[0] if len(p) >= 4 else None
     return np.eye(3) if H is None else H
 
-def _advance(before, grey, p, patches, visible):
+def _advance(before, grey, p, patches, mask):
     "The points in the next image, and which are still tracked; patches of others are dropped."
     q, good = _follow(before, grey, p)
-    good &= visible(q)
+    good &= ~_masked(mask, q)
     patches.stretch = _jacobian(_homography(p[good], q[good]), p) @ patches.stretch
     patches.keep(good)
     q = q[good]
@@ -205,22 +207,75 @@ def _advance(before, grey, p, patches, visible):
     return q, good
 
 # %% ../../nbs/sfm/01_tracks.ipynb #1924306b
-def _follow_corners(frames, masks, max_tracks, min_distance):
+def _follow_corners(frames, masks, samples, max_tracks, min_distance):
     "Frame number, track numbers and pixel coordinates of the tracked corners, frame after frame."
     p, names = np.zeros((0, 2), np.float32), np.zeros(0, int)
     patches, total = _Patches(), 0
     for n, (frame, mask) in enumerate(zip(frames, masks)):
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if n:
-            p, good = _advance(before, grey, p, patches, lambda q: ~_masked(mask, q))
+            p, good = _advance(before, grey, p, patches, mask)
             names = names[good]
         if n % REFILL_EVERY == 0:
             new = _new_corners(grey, p, mask, max_tracks, min_distance)
             patches.add(grey, new)
             p, names = np.concatenate([p, new]), np.append(names, total + np.arange(len(new)))
             total += len(new)
-        yield np.full(len(p), n), names, p + 0.5, grey.shape[::-1]
+        yield np.full(len(p), n), names, p + 0.5
+        samples.see(n, grey)
         before = grey
+
+# %% ../../nbs/sfm/01_tracks.ipynb #2a6ea178
+MAX_SAMPLES = 24  # frames that are compared
+
+class _Samples:
+    "Frames evenly spread over a sequence whose length is not known beforehand."
+    def __init__(self): self.kept, self.step = [], 1
+    def see(self, n, grey):
+        if n % self.step: return
+        self.kept.append(grey)
+        if len(self.kept) == 2 * MAX_SAMPLES: self.kept, self.step = self.kept[::2], 2 * self.step
+
+def _similarity(a, b, p):
+    "(2,3) the similarity from image a to image b by most of the points p of a, and the share of them that follow it."
+    q, good = _follow(a, b, p)
+    if good.sum() < 4: return np.full((2, 3), np.nan), 0.
+    M, inliers = cv2.estimateAffinePartial2D(p[good], q[good], method=cv2.RANSAC, ransacReprojThreshold=1.0)
+    return (np.full((2, 3), np.nan), 0.) if M is None else (M, inliers.sum() / len(p))
+
+# %% ../../nbs/sfm/01_tracks.ipynb #18c186e1
+MIN_SHARED, MIN_VISIBLE = 0.1, 0.5  # share of the corners that a frame must share; and share of such frames
+
+def _sway_from(greys, k):
+    "The sway of all images as seen from number k, and the median share of its corners that they share."
+    h, w = greys[k].shape
+    p = _new_corners(greys[k], np.zeros((0, 2), np.float32), None, 300, 7)
+    if len(p) < 8: return np.inf, 0.
+    M, share = zip(*[_similarity(greys[k], grey, p) for grey in greys])
+    M, share = np.array(M), np.array(share)
+    if (share > MIN_SHARED).mean() < MIN_VISIBLE: return np.inf, 0.
+    corners = np.array([[0, 0], [w, 0], [w, h], [0, h]])
+    moved = (corners @ M[:, :, :2].swapaxes(1, 2) + M[:, None, :, 2])[share > MIN_SHARED]
+    away = np.sqrt(((moved - np.median(moved, 0)) ** 2).sum(2).mean(1)) / w
+    return float(np.quantile(away, 0.9)), float(np.median(share))
+
+def measure_sway(
+    greys: list[np.ndarray],  # (H,W) uint8 each, spread over the shot
+) -> float:
+    """How far the image as a whole moves, in its widths; infinite where no background stays in view.
+
+    Parameters
+    ----------
+    greys : list[np.ndarray]
+        (H,W) uint8 each, spread over the shot
+
+    Returns
+    -------
+    float
+    """
+    if len(greys) < 2: return np.inf
+    found = [_sway_from(greys, k) for k in {len(greys) // 4, len(greys) // 2, 3 * len(greys) // 4}]
+    return max(found, key=lambda one: one[1])[0]
 
 # %% ../../nbs/sfm/01_tracks.ipynb #de531069
 def klt_tracks(
@@ -252,11 +307,13 @@ def klt_tracks(
     Tracks
     """
     if hasattr(frames, "__len__"): mask = check_frames(frames, mask)
-    rows = list(_follow_corners(frames, itertools.repeat(None) if mask is None else mask, max_tracks, min_distance))
+    samples, masks = _Samples(), itertools.repeat(None) if mask is None else mask
+    rows = list(_follow_corners(frames, masks, samples, max_tracks, min_distance))
     if len(rows) < 2: raise PrimenbError("frames", f"{len(rows)} frame: a camera's motion needs two", "give more")
-    *columns, sizes = zip(*rows)
-    columns = [np.concatenate(c) for c in columns]  # frames, tracks and pixels
-    return _tracks(*columns, np.ones(len(columns[0]), bool), len(rows), sizes[0], min_length)
+    columns = [np.concatenate(c) for c in zip(*rows)]  # frames, tracks and pixels
+    size = samples.kept[0].shape[::-1]
+    found = _tracks(*columns, np.ones(len(columns[0]), bool), len(rows), size, min_length)
+    return replace(found, sway=measure_sway(samples.kept))
 
 # %% ../../nbs/sfm/01_tracks.ipynb #fbac81f5
 @contextmanager
@@ -367,4 +424,7 @@ def sift_tracks(
     mask = check_frames(frames, mask)
     with quiet_colmap(), tempfile.TemporaryDirectory() as folder:
         points, matches = _matches(_features(Path(folder), frames, mask, max_features), neighbours)
-    return join_matches(points, matches, (frames.shape[2], frames.shape[1]), min_length)
+    found = join_matches(points, matches, (frames.shape[2], frames.shape[1]), min_length)
+    samples = _Samples()
+    for n, frame in enumerate(frames): samples.see(n, cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+    return replace(found, sway=measure_sway(samples.kept))
