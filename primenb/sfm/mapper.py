@@ -556,15 +556,17 @@ def _with_prior(problem, disparity):
     unit = np.nanmedian(disparity) if (disparity > 0).any() else 1.
     return _with(problem, disparity=disparity / unit, known=disparity > 0, metric=False)
 
-def _score(problem, attempts):
-    "How badly each attempt, by name, fits the images and its prior."
-    left = _unexplained(list(attempts.values()), len(problem.tracks.frame))
-    scores = dict(zip(attempts, np.array(left) / len(problem.tracks.frame)))
-    for name, (part, scene, _) in attempts.items():
-        error = part.errors(_whole(scene, scene.points))[1]
-        spread = 1.4826 * np.nanmedian(np.abs(error - np.nanmedian(error))) if part.known.any() else NO_PRIOR
-        scores[name] += np.log(np.clip(spread, 0.02, NO_PRIOR))
-    return scores
+def _spread(part, scene):
+    "The spread of the prior's log-depth about the points."
+    error = part.errors(_whole(scene, scene.points))[1]
+    error = error[np.isfinite(error)]
+    return max(1.4826 * np.median(np.abs(error - np.median(error))), 0.02) if len(error) else np.inf
+
+# %% ../../nbs/sfm/06_mapper.ipynb #a9fd78e3
+def _without_depth(shot):
+    "The shot without its prior."
+    none = np.zeros(len(shot.problem.disparity), bool)
+    return replace(shot, problem=_with(shot.problem, disparity=np.where(none, 1., np.nan), known=none))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #1ad4badb
 def choose_prior(
@@ -583,18 +585,24 @@ def choose_prior(
     """
     if not shot.problem.known.any(): return shot
     small, _ = shot.problem.subset(thin_tracks(shot.problem.tracks, 150))
-    a, d = int(small.seen[len(small.seen) // 2]), small.disparity
-    problems = {"as given": small, "inverted": _with_prior(small, 1 / d), "left out": _with_prior(small, d * np.nan)}
-    attempts = {name: _attempt(problem, a, name != "left out") for name, problem in problems.items()}
-    scores = _score(small, {name: found for name, found in attempts.items() if found})
-    best = min(scores, key=scores.get, default="as given")
-    if scores.get("as given", np.inf) < scores.get(best, 0) + PRIOR_MARGIN: best = "as given"
-    shot = replace(shot, facts=shot.facts | dict(prior=best))
-    if best == "as given": return shot
-    change = (lambda d: 1 / d) if best == "inverted" else (lambda d: d * np.nan)
-    whole = change(shot.disparity)
-    problem = _with_prior(shot.problem, change(shot.problem.disparity))
-    return replace(shot, disparity=whole / np.nanmedian(whole) if best == "inverted" else whole, unit=1., problem=problem)
+    ways = {"as given": small, "inverted": _with_prior(small, 1 / small.disparity)}
+    found = {name: _attempt(one, int(one.seen[len(one.seen) // 2]), True) for name, one in ways.items()}
+    found = {name: attempt for name, attempt in found.items() if attempt}
+    left = np.array(_unexplained(list(found.values()), len(small.tracks.frame))) if found else []
+    spread = {name: _spread(part, scene) for name, (part, scene, _) in found.items()}
+    score = {name: u / len(small.tracks.frame) + np.log(spread[name]) for name, u in zip(found, left)}
+    better = score.get("inverted", np.inf) + PRIOR_MARGIN < score.get("as given", np.inf)
+    name = "inverted" if better else "as given"
+    if spread.get(name, 0) > NO_PRIOR: name = "left out"
+    shot = replace(shot, facts=shot.facts | dict(prior=name))
+    return shot if name == "as given" else _change_prior(shot, name)
+
+def _change_prior(shot, name):
+    "The state with the prior inverted or left out."
+    if name == "left out": return replace(_without_depth(shot), disparity=shot.disparity * np.nan, unit=1.)
+    unit = np.nanmedian(1 / shot.disparity)
+    problem = _with_prior(shot.problem, 1 / shot.problem.disparity)
+    return replace(shot, problem=problem, disparity=1 / shot.disparity / unit, unit=1.)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #fca7fbb4
 FOCAL_SIGMA_FACTOR = 3.  # errors of tracks are correlated, so that the predicted uncertainty is too small by this
@@ -1033,12 +1041,6 @@ def _solve(shot, depth_in_start, depth_in_adjustment, smoothing):
     shot, covariance = solve_all_frames(shot)
     if smoothing: shot, covariance = smooth_path(shot, covariance)
     return check_rigid(add_all_tracks(shot)), covariance
-
-# %% ../../nbs/sfm/06_mapper.ipynb #a9fd78e3
-def _without_depth(shot):
-    "The shot without its prior."
-    none = np.zeros(len(shot.problem.disparity), bool)
-    return replace(shot, problem=_with(shot.problem, disparity=np.where(none, 1., np.nan), known=none))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #360a18b0
 def _statuses(shot):
