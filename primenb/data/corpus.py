@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'STYLED', 'LABELS', 'CLIP_FRAMES', 'CLIP_RATE', 'CLIP_CELL', 'Cameras', 'CorpusFilm', 'films', 'shots',
-           'TrackingShot', 'tracking_shots', 'pairs', 'gt_captions', 'CorpusClip', 'clips', 'PairDataset',
+           'TrackingShot', 'tracking_shots', 'move_shots', 'pairs', 'gt_captions', 'CorpusClip', 'clips', 'PairDataset',
            'ClipDataset', 'ShotDataset', 'pair_stream']
 
 # %% ../../nbs/data/03_corpus.ipynb #5583f7f4
@@ -522,14 +522,42 @@ def tracking_shots(
     Reader
         of `TrackingShot`
     """
-    part = _part(folder, "tracking")
+    return _shots_with_cameras(_part(folder, "tracking"), damaged, check, True)
+
+def move_shots(
+    *,
+    folder: str | Path | None = None,  # the corpus; None for the project's data/
+    damaged: str = "raise",  # or "skip", for shots
+    check: bool = True,  # open the video and the cameras of each while reading
+) -> Reader:  # of `TrackingShot`, without depth and masks; `facts["group"]` is static, turning or long
+    """Shots of known status; raises `PrimenbError` where they are missing or one is damaged.
+
+    Parameters
+    ----------
+    folder : str | Path | None, default None
+        the corpus; None for the project's data/
+    damaged : str, default 'raise'
+        or "skip", for shots
+    check : bool, default True
+        open the video and the cameras of each while reading
+
+    Returns
+    -------
+    Reader
+        of `TrackingShot`, without depth and masks; `facts["group"]` is static, turning or long
+    """
+    return _shots_with_cameras(_part(folder, "moves"), damaged, check, False)
+
+# %% ../../nbs/data/03_corpus.ipynb #1631268c
+def _shots_with_cameras(part, damaged, check, maps):
+    "A reader of a part of the corpus; `maps` tells whether there are depth and masks."
     def records(damages):
         seen = set()
         for n, entry in enumerate(json_file(part / "shots.json")):
-            with damages: yield _tracking_shot(part, f"{part / 'shots.json'}, shot {n}", entry, seen, check)
+            with damages: yield _tracking_shot(part, f"{part / 'shots.json'}, shot {n}", entry, seen, check, maps)
     return Reader(records, part, damaged)
 
-def _tracking_shot(part, where, entry, seen, check):
+def _tracking_shot(part, where, entry, seen, check, maps):
     "The shot in an entry of shots.json."
     def make(e):
         facts = {k: v for k, v in e.items() if k != "key"} | dict(frames=int(e["frames"]))
@@ -538,7 +566,7 @@ def _tracking_shot(part, where, entry, seen, check):
     _video(shot.path, where, shot.facts["frames"], check)
     if check:
         shot.cameras
-        npz_file(shot.path.with_suffix(".npz"), ["mask_shape", *(name + "step" for name in _maps)])
+        if maps: npz_file(shot.path.with_suffix(".npz"), ["mask_shape", *(name + "step" for name in _maps)])
     return shot
 
 # %% ../../nbs/data/03_corpus.ipynb #75fa196e

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THRESHOLDS', 'ERRORS', 'AUCS', 'METRICS', 'align', 'transform_cameras', 'draw_paths', 'rotation_angle',
            'relative_motions', 'ate', 'rpe', 'pair_errors', 'pose_auc', 'evaluate_track', 'count_failures',
-           'improvement']
+           'improvement', 'error_over_sigma']
 
 # %% ../../nbs/sfm/07_evaluate.ipynb #6ee06a81
 import matplotlib.pyplot as plt
@@ -340,7 +340,7 @@ def evaluate_track(
     aligned = transform_cameras(found, *align(found, gt)) if posed.any() else np.full_like(gt, np.nan)
     path, metrics = _translation_metrics(aligned, gt, median_depth)
     metrics |= dict(rpe_rotation=rpe(aligned, gt)[1]) | _all_aucs(*pair_errors(found, gt, floor * median_depth))
-    registered = float(posed.mean())
+    registered = float((posed & (track.status != "filled")).mean())
     failed = registered < 0.8 or (metrics["ate_over_path"] or 0) > 0.2
     focal_errors = np.abs(track.K[posed, 0, 0] / gt_K[posed, 0, 0] - 1)
     focal = float(np.median(focal_errors)) if posed.any() else None
@@ -433,3 +433,32 @@ def improvement(
         errors = np.array([t.set_index("shot").loc[shots, metric].astype(float) for t in tables.values()])
         out[metric] = _removed(1 - errors if metric in AUCS else errors, names, draws)
     return out
+
+# %% ../../nbs/sfm/07_evaluate.ipynb #7264ae71
+def error_over_sigma(
+    track: CameraTrack,
+    gt: np.ndarray,  # (T,4,4) ground truth
+) -> tuple[np.ndarray, np.ndarray]:  # (n,) of the centres and of the rotations, for the frames that are solved
+    """The errors of the solved cameras in their standard deviations; 68 % should be below one.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    gt : np.ndarray
+        (T,4,4) ground truth
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (n,) of the centres and of the rotations, for the frames that are solved
+    """
+    good = track.posed & (track.status != "filled")
+    found, gt = track.cam_from_world[good], gt[good]
+    s, *rest = align(found, gt)
+    aligned = transform_cameras(found, s, *rest)
+    centres = np.linalg.norm(inverse(aligned)[:, :3, 3] - inverse(gt)[:, :3, 3], axis=1)
+    svd = np.linalg.svd(np.einsum("tji,tjk->ik", found[:, :3, :3], gt[:, :3, :3]))
+    common = svd.U @ np.diag([1, 1, np.linalg.det(svd.U @ svd.Vh)]) @ svd.Vh
+    turns = np.radians(rotation_angle(found[:, :3, :3] @ common, gt[:, :3, :3]))
+    sigma = np.maximum(track.sigma[good], 1e-15)
+    return centres / (s * sigma[:, 0]), turns / sigma[:, 1]

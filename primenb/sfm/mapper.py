@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['MAX_KEY_FRAMES', 'MAX_PER_FRAME', 'FINAL_CAUCHY_SCALE', 'READMIT_SIGMAS', 'NO_PRIOR', 'PRIOR_MARGIN',
-           'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'NOISE_FACTOR', 'MIN_TOLERANCE',
+           'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'NEAR', 'NOISE_FACTOR', 'MIN_TOLERANCE',
            'MIN_EXPLAINED', 'MIN_SOLVED', 'MAX_FILLED_RUN', 'STATIC_SWAY', 'UNSTEADY_SWAY', 'TRACKERS',
            'STATUS_COLOURS', 'CAMERA_AXES', 'check_intrinsics', 'guessed_intrinsics', 'disparity_of',
            'select_key_frames', 'restrict_frames', 'thin_tracks', 'Shot', 'prepare', 'check_tracks',
            'best_initialisation', 'initialise', 'reject_outliers', 'keep_inliers', 'readmit_inliers', 'choose_prior',
            'default_focal', 'choose_focal', 'fit_rotation_only', 'choose_motion', 'solve_all_frames',
-           'relative_variance', 'add_all_tracks', 'smooth_path', 'track_noise', 'check_rigid', 'border_share',
-           'static_track', 'solve_tracks', 'to_camera_track', 'as_depth', 'track_camera', 'coloured', 'draw_keypoints']
+           'relative_variance', 'correlation_factor', 'add_all_tracks', 'smooth_path', 'track_noise', 'check_rigid',
+           'border_share', 'static_track', 'solve_tracks', 'to_camera_track', 'as_depth', 'track_camera', 'coloured',
+           'draw_keypoints']
 
 # %% ../../nbs/sfm/06_mapper.ipynb #f7cd8769
 import time
@@ -605,7 +606,7 @@ def _change_prior(shot, name):
     return replace(shot, problem=problem, disparity=1 / shot.disparity / unit, unit=1.)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #fca7fbb4
-FOCAL_SIGMA_FACTOR = 3.  # errors of tracks are correlated, so that the predicted uncertainty is too small by this
+FOCAL_SIGMA_FACTOR = 8.  # errors of tracks are correlated, so that the predicted uncertainty is too small by this
 MAX_FOCAL_SIGMA = 0.1    # beyond this standard deviation of its logarithm the default focal length is taken
 
 def default_focal(
@@ -775,6 +776,58 @@ def relative_variance(
         P = np.eye(3 * T) - G @ np.linalg.pinv(G)
         out[:, n] = (P @ world @ P).diagonal().reshape(T, 3).sum(1)
     return np.maximum(out, 0)
+
+# %% ../../nbs/sfm/06_mapper.ipynb #e35af9ef
+NEAR = (0.02, 0.05, 0.1, 0.2)  # image widths: distances up to which residuals of a frame are compared, by class
+
+def _over_time(t, r):
+    "The correlation of the residuals of a track in consecutive frames."
+    follows = (np.diff(t.track) == 0) & (np.diff(t.frame) == 1)
+    a, b = r[:-1][follows], r[1:][follows]
+    return float((a * b).sum() / max(((a**2).sum() * (b**2).sum()) ** 0.5, 1e-12))
+
+def _over_space(t, r, frames):
+    "The sum of the correlations of an observation with the others of its frame."
+    alike, power, total = np.zeros(len(NEAR) + 1), 0., 0
+    for n in frames:
+        rows = np.flatnonzero(t.frame == n)
+        apart = np.linalg.norm(t.xy[rows][:, None] - t.xy[rows], axis=2) / t.size[0]
+        products = r[rows] @ r[rows].T
+        power, total = power + products.trace(), total + len(rows)
+        np.fill_diagonal(products, 0)
+        alike += np.bincount(np.searchsorted(NEAR, apart).ravel(), products.ravel(), len(alike))
+    return float(np.maximum(alike[:-1], 0).sum() / max(power, 1e-12))
+
+# %% ../../nbs/sfm/06_mapper.ipynb #cb45c105
+def correlation_factor(
+    problem: Adjustment,
+    scene: Reconstruction,  # adjusted
+    frames: int = 24,       # that are looked at for neighbours, evenly spread
+) -> float:  # at least 1
+    """By how much standard deviations grow because the errors of observations are correlated.
+
+    Parameters
+    ----------
+    problem : Adjustment
+    scene : Reconstruction
+        adjusted
+    frames : int, default 24
+        that are looked at for neighbours, evenly spread
+
+    Returns
+    -------
+    float
+        at least 1
+    """
+    t = problem.tracks
+    seen = np.einsum("oij,oj->oi", scene.cam_from_world[t.frame, :3, :3], scene.points[t.track])
+    seen += scene.cam_from_world[t.frame, :3, 3]
+    K = scene.intrinsics(problem.K)[t.frame]
+    r = np.einsum("oij,oj->oi", K, seen / np.maximum(seen[:, 2:], 1e-9))[:, :2] - t.xy
+    r *= np.minimum(1, 4 * problem.sigma_px / np.maximum(np.linalg.norm(r, axis=1), 1e-12))[:, None]
+    some = problem.seen[np.unique(np.linspace(0, len(problem.seen) - 1, frames).astype(int))]
+    rho = np.clip(_over_time(t, r), 0, 0.9)
+    return float(((1 + rho) / (1 - rho) * (1 + _over_space(t, r, some))) ** 0.5)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #7dcfde8c
 def add_all_tracks(
@@ -1092,8 +1145,9 @@ def to_camera_track(
     cameras[status == "missing"] = np.nan
     facts = shot.facts | dict(tracks=len(shot.tracks), inlier_tracks=len(problem.tracks), sigma_px=problem.sigma_px)
     facts |= dict(sigma_track=problem.sigma_track, sigma_frame=problem.sigma_frame, shift=float(scene.shift * unit))
+    factor = facts["correlation_factor"] = correlation_factor(problem, scene)
     grey = np.full((len(problem.tracks), 3), 128, np.uint8)
-    sigma = np.sqrt(np.maximum(variance, 0))[:, ::-1] / [unit, 1]
+    sigma = factor * np.sqrt(np.maximum(variance, 0))[:, ::-1] / [unit, 1]
     K, points = scene.intrinsics(shot.K), scene.points / unit
     seen = problem.tracks.keep(status[problem.tracks.frame] != "missing")
     observed = (seen[0], grey[seen[1]], sigma, np.exp(scene.log_scale), rate, facts)

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RATIOS', 'TRACK_SIZE', 'TRACK_RATE', 'TRACK_FRAMES', 'CORPUS_SIZES', 'SHARD', 'CLIP_COLUMNS', 'CORPUS_PARTS', 'CARD',
-           'track_list', 'make_track', 'CorpusSizes', 'make_films', 'make_tracks', 'make_shards', 'make_clips',
-           'make_corpus', 'data_card', 'main']
+           'track_list', 'make_track', 'MoveShot', 'move_list', 'make_move', 'CorpusSizes', 'make_films', 'make_moves',
+           'make_tracks', 'make_shards', 'make_clips', 'make_corpus', 'data_card', 'main']
 
 # %% ../../nbs/studio/09_make.ipynb #e2b4b074
 import json, os, shutil, sys, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -161,6 +162,94 @@ def _save_track(path, cameras, depth, mask, seed):
         arrays |= {f"{name}_10_{k}": v for k, v in pack(guess(depth, name, 0.1, seed), 0.025).items()}
     save_cameras(path, cameras, mask=np.packbits(mask), mask_shape=np.array(mask.shape), **arrays)
 
+# %% ../../nbs/studio/09_make.ipynb #48c44865
+class MoveShot(NamedTuple):
+    """A shot of `moves/`.
+
+    Parameters
+    ----------
+    group : str
+        static, turning or long
+    move : str
+        a key of `primenb.studio.camera.MOVES`
+    degrees : float, default 0.0
+        by which the camera turns
+    ratio : float, default 0.0
+        path over depth
+    frames : int, default 48
+    size : tuple, default TRACK_SIZE
+    people : int, default 0
+    """
+    group: str   # static, turning or long
+    move: str    # a key of `primenb.studio.camera.MOVES`
+    degrees: float = 0.0  # by which the camera turns
+    ratio: float = 0.0    # path over depth
+    frames: int = 48
+    size: tuple = TRACK_SIZE
+    people: int = 0
+
+def move_list() -> list[MoveShot]:
+    """All shots of `moves/`.
+
+    Returns
+    -------
+    list[MoveShot]
+    """
+    still = [MoveShot("static", "static", people=people) for people in (0, 2)]
+    turning = [MoveShot("turning", "nodal_pan", degrees) for degrees in (8, 20, 40) for _ in range(2)]
+    slow = dict(size=(320, 180))
+    long = [("truck", 0.05, 300), ("orbit", 0.1, 300), ("truck", 0.1, 700)]
+    return still + turning + [MoveShot("long", move, 0, ratio, frames, **slow) for move, ratio, frames in long]
+
+# %% ../../nbs/studio/09_make.ipynb #cee7effd
+def make_move(
+    number: int,         # which of `move_list()`
+    folder: str | Path,  # gets `<key>.mp4`, `<key>.npz` and, last, `<key>.json`
+    seed: int,           # of the corpus
+) -> dict:  # the facts about the shot
+    """Shoots a shot of `moves/` with its cameras.
+
+    Parameters
+    ----------
+    number : int
+        which of `move_list()`
+    folder : str | Path
+        gets `<key>.mp4`, `<key>.npz` and, last, `<key>.json`
+    seed : int
+        of the corpus
+
+    Returns
+    -------
+    dict
+        the facts about the shot
+    """
+    shot, rng, key = move_list()[number], np.random.default_rng([seed, 12, number]), f"move_{number:02d}"
+    kind = list(PLACES)[(3 * number + 1) % len(PLACES)]
+    found = _find_vantage(kind, "day", shot.people, rng)
+    if not found: raise PrimenbError(key, f"eight places ({kind}) have no view worth tracking", "use another seed")
+    stage, first = found
+    middle, seconds = _median_depth(stage, first), shot.frames / TRACK_RATE
+    stage, old = Stage(stage.place, stage.actors, shot.size), stage
+    first = Camera(first.K * [[shot.size[0] / TRACK_SIZE[0]], [shot.size[1] / TRACK_SIZE[1]], [1]],
+                   first.cam_from_world, shot.size)
+    amount = dict(path=shot.ratio * middle, turn=float(np.radians(shot.degrees)), reach=middle)
+    cameras = film(first, shot.move, shot.frames, Amount(**amount, seconds=seconds, rng=rng))
+    path = Path(folder) / key
+    images = [shoot(stage, camera, n / TRACK_RATE) for n, camera in enumerate(cameras)]
+    encode(f"{path}.mp4", images, TRACK_RATE, crf=19, preset="slow", options={"threads": "1"})
+    save_cameras(f"{path}.npz", cameras)
+    for one in (stage, old): one.close()
+    return _save_move(path, shot, cameras, middle, kind)
+
+# %% ../../nbs/studio/09_make.ipynb #724c5163
+def _save_move(path, shot, cameras, middle, kind):
+    "Writes the facts about a shot of `moves/`."
+    ratio = path_length(np.array([camera.centre for camera in cameras])) / middle
+    facts = shot._asdict() | dict(key=path.name, place=kind, median_depth=middle, path_over_depth=ratio)
+    facts |= dict(rate=TRACK_RATE, width=shot.size[0], height=shot.size[1])
+    with atomic(path.with_suffix(".json")) as f: f.write_text(json.dumps(facts) + "\n")
+    return facts
+
 # %% ../../nbs/studio/09_make.ipynb #dfdc69a0
 @dataclass
 class CorpusSizes:
@@ -179,6 +268,8 @@ class CorpusSizes:
         side of the cells whose true motion is kept of test films, pixels; 0 for none
     tracks : int, default 30
         at most the length of `track_list()`
+    moves : int, default 0
+        at most the length of `move_list()`
     still_groups : int, default 668
         of `LOOKS` stills each
     rendition_groups : int, default 12
@@ -193,6 +284,7 @@ class CorpusSizes:
     film_rate: int = 12    # frames per second
     film_motion: int = 16  # side of the cells whose true motion is kept of test films, pixels; 0 for none
     tracks: int = 30      # at most the length of `track_list()`
+    moves: int = 0        # at most the length of `move_list()`
     still_groups: int = 668     # of `LOOKS` stills each
     rendition_groups: int = 12  # of `LOOKS` stills each, in every style
     clip_batches: int = 66     # of `BATCH` clips each
@@ -203,7 +295,7 @@ class CorpusSizes:
 # %% ../../nbs/studio/09_make.ipynb #d97a2977
 def _check_sizes(sizes):
     least = dict(
-        films=1, seconds=2, film_width=64, film_rate=2, film_motion=0, tracks=0,
+        films=1, seconds=2, film_width=64, film_rate=2, film_motion=0, tracks=0, moves=0,
         still_groups=1, rendition_groups=0, clip_batches=1, seed=0,
     )
     for name, low in least.items():
@@ -211,12 +303,13 @@ def _check_sizes(sizes):
         if value < low: raise PrimenbError(name, f"it is {value}", f"give at least {low}")
     if sizes.film_width % 32:
         raise PrimenbError("film_width", f"it is {sizes.film_width}", "give a multiple of 32: both sides must be even")
-    if sizes.tracks > len(track_list()):
-        raise PrimenbError("tracks", f"it is {sizes.tracks}", f"give at most {len(track_list())}")
+    for name, most in (("tracks", len(track_list())), ("moves", len(move_list()))):
+        value = getattr(sizes, name)
+        if value > most: raise PrimenbError(name, f"it is {value}", f"give at most {most}")
 
 # %% ../../nbs/studio/09_make.ipynb #a936e063
 CORPUS_SIZES = dict(
-    starter=CorpusSizes(),
+    starter=CorpusSizes(moves=11),
     tiny=CorpusSizes(films=2, seconds=8, tracks=2, still_groups=3, rendition_groups=1, clip_batches=3),  # for tests
     clips=CorpusSizes(  # for `make full`
         films=1, seconds=2, tracks=0, still_groups=1, rendition_groups=0, clip_batches=360,
@@ -260,6 +353,25 @@ def make_films(out: Path, sizes: CorpusSizes, workers: int):
     ]
     with atomic(folder / "films.json") as f: f.write_text(json.dumps(catalogue, indent=1) + "\n")
 
+# %% ../../nbs/studio/09_make.ipynb #11ea85ba
+def _make_shots(folder, name, make, count, seed, workers):
+    "Makes shots as jobs, and the list of their facts."
+    files = [folder / f"{name}_{i:02d}.json" for i in range(count)]
+    run_jobs([(file, make, (i, folder, seed)) for i, file in enumerate(files)], workers, folder.name)
+    facts = [json.loads(file.read_text()) for file in files]
+    with atomic(folder / "shots.json") as f: f.write_text(json.dumps(facts, indent=1) + "\n")
+
+def make_moves(out: Path, sizes: CorpusSizes, workers: int):
+    """`moves/`: shots with cameras, of which the status is known, and `shots.json` with the facts.
+
+    Parameters
+    ----------
+    out : Path
+    sizes : CorpusSizes
+    workers : int
+    """
+    _make_shots(out / "moves", "move", make_move, sizes.moves, sizes.seed, workers)
+
 # %% ../../nbs/studio/09_make.ipynb #0da13a57
 def make_tracks(out: Path, sizes: CorpusSizes, workers: int):
     """`tracking/`: shots with cameras, depth, masks and guesses, and `shots.json` with the facts.
@@ -270,13 +382,7 @@ def make_tracks(out: Path, sizes: CorpusSizes, workers: int):
     sizes : CorpusSizes
     workers : int
     """
-    folder = out / "tracking"
-    run_jobs(
-        [(folder / f"track_{i:02d}.json", make_track, (i, folder, sizes.seed)) for i in range(sizes.tracks)],
-        workers, "tracking",
-    )
-    facts = [json.loads((folder / f"track_{i:02d}.json").read_text()) for i in range(sizes.tracks)]
-    with atomic(folder / "shots.json") as f: f.write_text(json.dumps(facts, indent=1) + "\n")
+    _make_shots(out / "tracking", "track", make_track, sizes.tracks, sizes.seed, workers)
 
 # %% ../../nbs/studio/09_make.ipynb #cc43446c
 SHARD = 1500  # stills in a shard
@@ -341,7 +447,7 @@ def make_clips(out: Path, sizes: CorpusSizes, workers: int):
 # %% ../../nbs/studio/09_make.ipynb #a12f6af7
 CORPUS_PARTS = dict(
     films=(make_films, "films.json"),
-    tracking=(make_tracks, "shots.json"),
+    tracking=(make_tracks, "shots.json"), moves=(make_moves, "shots.json"),
     stills=(make_shards, "shards.json"), clips=(make_clips, "clips.csv"),
 )  # who makes it, and the file written last
 
@@ -398,6 +504,9 @@ second) and `.npz` (cameras; `truth_`, and the guesses `scaled_10_`
 and `shifted_10_`, packed by `primenb.data.depth.pack`; `mask`: people; guesses at other noise: \
 `primenb.data.depth.guess`).
 
+**moves/** the same without depth and masks: `group` says whether the camera is static, only turning, or on a \
+long slow path.
+
 **stills/** WebDataset shards: `.webp` (96x96), `.txt` (one caption), `.json` (five captions with their claims, and \
 what is shown). `renditions` are stills
 that no other shard holds, as drawing, mosaic, poster, grey and negative.
@@ -408,7 +517,7 @@ has the true motion of 8-pixel cells for validation and test.
 
 # %% ../../nbs/studio/09_make.ipynb #5a47f09f
 _card_notes = """
-Read it with `primenb.data.corpus` (`films`, `shots`, `pairs`, `clips`, `tracking_shots`). Cameras look along +z \
+Read it with `primenb.data.corpus` (`films`, `shots`, `pairs`, `clips`, `tracking_shots`, `move_shots`). Cameras look along +z \
 with x right and y down, `K` is in pixels and the corner of the picture is (0, 0);
 true depth has 240x135 values a frame, guesses have 96x54. In `.motion.npz` and `truth.npz`, `field` is (frames, \
 rows, columns, 2) and `mover` the share of people or objects in 255ths; `keys` names the clips.
@@ -449,6 +558,7 @@ def data_card(
     what = dict(
         films=f"{sizes.films} films of {sizes.seconds:g} s",
         tracking=f"{sizes.tracks} shots of {TRACK_FRAMES} frames",
+        moves=f"{sizes.moves} shots of known status",
         stills=f"{sizes.still_groups * LOOKS} stills and {sizes.rendition_groups * LOOKS} more in five renditions each",
         clips=f"{sizes.clip_batches * BATCH} clips",
     )
