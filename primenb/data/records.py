@@ -24,26 +24,12 @@ from ..media.video import read_frames
 # %% ../../nbs/data/00_records.ipynb #1ae0544d
 @dataclass(frozen=True)
 class Damage:
-    """One piece of a data set that could not be used.
-
-    Parameters
-    ----------
-    name : str
-        the file, and the line or the record in it
-    cause : str
-        what is wrong with it
-    """
+    "One piece of a data set that could not be used."
     name: str   # the file, and the line or the record in it
     cause: str  # what is wrong with it
 
 class Damages(list):
-    """The guard around each record: `with damages: ...` refuses what is damaged, or records it and goes on.
-
-    Parameters
-    ----------
-    damaged : str, default 'raise'
-        "raise" or "skip"
-    """
+    "The guard around each record: `with damages: ...` refuses what is damaged, or records it and goes on."
     def __init__(self,
         damaged: str = "raise",  # "raise" or "skip"
     ):
@@ -57,19 +43,7 @@ class Damages(list):
 
 # %% ../../nbs/data/00_records.ipynb #ca4bda8d
 class Reader:
-    """Goes through a data set record by record; what is damaged is refused, or named in `damaged` and skipped.
-
-    Parameters
-    ----------
-    records : Callable[[Damages], Iterable]
-        yields the records, each made inside the guard that it gets
-    name
-        the file or folder, for messages
-    damaged : str, default 'raise'
-        "raise" or "skip"
-    total : int | None, default None
-        how many there are, where that is known beforehand
-    """
+    "Goes through a data set record by record; what is damaged is refused, or named in `damaged` and skipped."
     def __init__(self,
         records: Callable[[Damages], Iterable],  # yields the records, each made inside the guard that it gets
         name,  # the file or folder, for messages
@@ -109,20 +83,7 @@ def text_lines(
     path: str | Path,  # a text file
     damages: Damages | None = None,  # the guard; None to refuse what is damaged
 ) -> Iterator[tuple[str, str]]:  # (file and line number, text)
-    """The lines of a UTF-8 text file that are not empty, each with its place.
-
-    Parameters
-    ----------
-    path : str | Path
-        a text file
-    damages : Damages | None, default None
-        the guard; None to refuse what is damaged
-
-    Returns
-    -------
-    Iterator[tuple[str, str]]
-        (file and line number, text)
-    """
+    "The lines of a UTF-8 text file that are not empty, each with its place."
     damages = Damages() if damages is None else damages
     with open(_exists(path), "rb") as f:
         for n, raw in enumerate(f, 1):
@@ -141,24 +102,7 @@ def table_rows(
     separator: str = ",",  # what stands between two fields
     damages: Damages | None = None,  # the guard; None to refuse what is damaged
 ) -> Iterator[tuple[str, dict]]:  # (file and line number, column -> text)
-    """The rows of a CSV or TSV file; raises `PrimenbError` for one without the columns that are needed.
-
-    Parameters
-    ----------
-    path : str | Path
-        a text file whose first row names the columns
-    need : Iterable[str], default ()
-        columns that must be there
-    separator : str, default ','
-        what stands between two fields
-    damages : Damages | None, default None
-        the guard; None to refuse what is damaged
-
-    Returns
-    -------
-    Iterator[tuple[str, dict]]
-        (file and line number, column -> text)
-    """
+    "The rows of a CSV or TSV file; raises `PrimenbError` for one without the columns that are needed."
     damages, begin = Damages() if damages is None else damages, 2
     with open(_exists(path), newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
         reader = csv.reader(f, delimiter=separator, strict=True)
@@ -202,18 +146,7 @@ def _row(where, header, row):
 def json_file(
     path: str | Path,  # a .json file
 ):  # what it holds
-    """Reads JSON; raises `PrimenbError` with line and column where it is broken.
-
-    Parameters
-    ----------
-    path : str | Path
-        a .json file
-
-    Returns
-    -------
-    value
-        what it holds
-    """
+    "Reads JSON; raises `PrimenbError` with line and column where it is broken."
     try: return json.loads(_exists(path).read_text("utf-8-sig"))
     except json.JSONDecodeError as e:
         cause = f"it is no JSON from column {e.colno} on ({e.msg})"
@@ -225,20 +158,7 @@ def npz_file(
     path: str | Path,  # an .npz file
     names: Iterable[str] | None = None,  # the arrays to read, which must be there; None for all
 ) -> dict:  # name -> array
-    """Reads arrays from an .npz file; raises `PrimenbError` for a broken one, or one without the named arrays.
-
-    Parameters
-    ----------
-    path : str | Path
-        an .npz file
-    names : Iterable[str] | None, default None
-        the arrays to read, which must be there; None for all
-
-    Returns
-    -------
-    dict
-        name -> array
-    """
+    "Reads arrays from an .npz file; raises `PrimenbError` for a broken one, or one without the named arrays."
     _exists(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -257,20 +177,7 @@ def decode_image(
     source: bytes | str | Path,  # the file's content, or where it is
     name=None,  # what to call it in an error; None for the path
 ) -> np.ndarray:  # (H,W,3) uint8, as stored: not rotated by EXIF, transparency dropped
-    """Decodes a JPEG, PNG, WebP or other still image to RGB; raises `PrimenbError` for what is none.
-
-    Parameters
-    ----------
-    source : bytes | str | Path
-        the file's content, or where it is
-    name : default None
-        what to call it in an error; None for the path
-
-    Returns
-    -------
-    np.ndarray
-        (H,W,3) uint8, as stored: not rotated by EXIF, transparency dropped
-    """
+    "Decodes a JPEG, PNG, WebP or other still image to RGB; raises `PrimenbError` for what is none."
     name = source if name is None else name
     if not isinstance(source, bytes): _exists(source)
     try:
@@ -307,20 +214,7 @@ def shard_records(
     path: str | Path,  # a .tar, or a .tar.gz
     damages: Damages | None = None,  # the guard; None to refuse what is damaged
 ) -> Iterator[tuple[str, dict]]:  # (key, ending -> bytes)
-    """The records of a WebDataset shard: runs of files with one key. A key that comes back later is damage.
-
-    Parameters
-    ----------
-    path : str | Path
-        a .tar, or a .tar.gz
-    damages : Damages | None, default None
-        the guard; None to refuse what is damaged
-
-    Returns
-    -------
-    Iterator[tuple[str, dict]]
-        (key, ending -> bytes)
-    """
+    "The records of a WebDataset shard: runs of files with one key. A key that comes back later is damage."
     damages, seen = Damages() if damages is None else damages, set()
     named = ((re.match(r"^((?:.*/|)[^.]+)[.]([^/]*)$", name), content) for name, content in _members(path))
     for key, group in itertools.groupby((n for n in named if n[0]), lambda n: n[0][1]):
@@ -339,18 +233,7 @@ def shard_records(
 def shard_list(
     shards: str | Path | list,  # a tar file, a folder of them, "train-*.tar", "train-{00..04}.tar", or a list of these
 ) -> list[Path]:  # the shards, in order
-    """The .tar and .tar.gz files that a name for shards stands for; raises `PrimenbError` if there are none.
-
-    Parameters
-    ----------
-    shards : str | Path | list
-        a tar file, a folder of them, "train-*.tar", "train-{00..04}.tar", or a list of these
-
-    Returns
-    -------
-    list[Path]
-        the shards, in order
-    """
+    "The .tar and .tar.gz files that a name for shards stands for; raises `PrimenbError` if there are none."
     if isinstance(shards, (list, tuple)): return [path for s in shards for path in shard_list(s)]
     if braces := re.search(r"\{(\d+)\.\.(\d+)\}", str(shards)):
         first, last = braces.groups()
@@ -366,19 +249,7 @@ def shard_list(
 # %% ../../nbs/data/00_records.ipynb #e685951a
 @dataclass(frozen=True)
 class Pair:
-    """An image and its captions.
-
-    Parameters
-    ----------
-    key : str
-        unique within the data set
-    source : bytes | Path
-        the image, still encoded, or where it is
-    captions : tuple[str, ...], default ()
-        all of them true, unless the data set says otherwise
-    attributes : dict, default dict()
-        whatever else is known: class, place, true caption, ...
-    """
+    "An image and its captions."
     key: str  # unique within the data set
     source: bytes | Path = field(repr=False)  # the image, still encoded, or where it is
     captions: tuple[str, ...] = ()  # all of them true, unless the data set says otherwise
@@ -386,32 +257,13 @@ class Pair:
 
     @cached_property
     def image(self) -> np.ndarray:
-        """(H,W,3) uint8, decoded at first use.
-
-        Returns
-        -------
-        np.ndarray
-        """
+        "(H,W,3) uint8, decoded at first use."
         return decode_image(self.source, self.key if isinstance(self.source, bytes) else self.source)
 
 # %% ../../nbs/data/00_records.ipynb #8369d572
 @dataclass(frozen=True)
 class Clip:
-    """A short piece of film and its labels.
-
-    Parameters
-    ----------
-    key : str
-        unique within the data set
-    path : Path | None
-        the video file; None where there are only labels
-    labels : dict
-        task -> label: dict(action="jump", direction=3)
-    split : str, default ''
-        "train", "val", "test" or as the data set has it
-    film : str, default ''
-        the film it was cut from, where that is known
-    """
+    "A short piece of film and its labels."
     key: str  # unique within the data set
     path: Path | None  # the video file; None where there are only labels
     labels: dict  # task -> label: dict(action="jump", direction=3)
@@ -421,18 +273,7 @@ class Clip:
     def frames(self,
         **how,  # as in `primenb.media.video.read_frames`
     ) -> np.ndarray:  # (T,H,W,3) uint8
-        """The clip's frames.
-
-        Parameters
-        ----------
-        **how
-            as in `primenb.media.video.read_frames`
-
-        Returns
-        -------
-        np.ndarray
-            (T,H,W,3) uint8
-        """
+        "The clip's frames."
         if self.path is None:
             remedy = "download it, and say where the videos are"
             raise PrimenbError(self.key, "only its labels are at hand, not the video", remedy)
@@ -441,24 +282,7 @@ class Clip:
 # %% ../../nbs/data/00_records.ipynb #716bb020
 @dataclass(frozen=True, eq=False)
 class PosedFrame:
-    """A frame, its camera, and its depth.
-
-    Parameters
-    ----------
-    index : int
-        its number in the sequence
-    image_path : Path
-    cam_from_world : np.ndarray
-        (4,4) rigid; the camera looks along +z, x to the right, y down
-    K : np.ndarray
-        (3,3) intrinsics, pixels
-    depth_path : Path | None, default None
-        16-bit image, or None
-    depth_scale : float, default 0.001
-        metres per unit
-    depth_void : tuple, default (0, 65535)
-        stored values that mean "not measured"
-    """
+    "A frame, its camera, and its depth."
     index: int  # its number in the sequence
     image_path: Path
     cam_from_world: np.ndarray  # (4,4) rigid; the camera looks along +z, x to the right, y down
@@ -469,30 +293,15 @@ class PosedFrame:
 
     @property
     def image(self) -> np.ndarray:
-        """(H,W,3) uint8.
-
-        Returns
-        -------
-        np.ndarray
-        """
+        "(H,W,3) uint8."
         return decode_image(self.image_path)
     @property
     def centre(self) -> np.ndarray:
-        """(3,) where the camera stands in the world.
-
-        Returns
-        -------
-        np.ndarray
-        """
+        "(3,) where the camera stands in the world."
         return -self.cam_from_world[:3, :3].T @ self.cam_from_world[:3, 3]
     @property
     def depth(self) -> np.ndarray | None:
-        """(H,W) float32 metres along the viewing direction, NaN where not measured; None if there is no depth.
-
-        Returns
-        -------
-        np.ndarray | None
-        """
+        "(H,W) float32 metres along the viewing direction, NaN where not measured; None if there is no depth."
         return None if self.depth_path is None else read_depth(self.depth_path, self.depth_scale, self.depth_void)
 
 # %% ../../nbs/data/00_records.ipynb #921d194b
@@ -501,22 +310,7 @@ def read_depth(
     scale: float = 0.001,  # metres per unit
     void: Iterable[int] = (0, 65535),  # values that mean "not measured"
 ) -> np.ndarray:  # (H,W) float32 metres, NaN where not measured
-    """Reads a depth map as depth sensors store it; raises `PrimenbError` for an image of another kind.
-
-    Parameters
-    ----------
-    path : str | Path
-        a 16-bit grey image
-    scale : float, default 0.001
-        metres per unit
-    void : Iterable[int], default (0, 65535)
-        values that mean "not measured"
-
-    Returns
-    -------
-    np.ndarray
-        (H,W) float32 metres, NaN where not measured
-    """
+    "Reads a depth map as depth sensors store it; raises `PrimenbError` for an image of another kind."
     _exists(path)
     try:
         with Image.open(path) as image: mode, stored = image.mode, np.asarray(image)
@@ -531,26 +325,7 @@ def read_depth(
 # %% ../../nbs/data/00_records.ipynb #4699724b
 @dataclass(frozen=True)
 class Film:
-    """A film in a catalogue.
-
-    Parameters
-    ----------
-    key : str
-        unique within the catalogue
-    title : str
-    year : int | None, default None
-    genres : tuple[str, ...], default ()
-    cast : tuple[str, ...], default ()
-    synopsis : str, default ''
-    related : tuple[str, ...], default ()
-        keys of films with the same audience, the nearest first
-    attributes : dict, default dict()
-        whatever else is known: director, IMDb number, ...
-    path : Path | None, default None
-        the video file, where there is one
-    split : str, default ''
-        "train", "val", "test" or ""
-    """
+    "A film in a catalogue."
     key: str  # unique within the catalogue
     title: str
     year: int | None = None
@@ -565,21 +340,7 @@ class Film:
 # %% ../../nbs/data/00_records.ipynb #eaaae8ff
 @dataclass(frozen=True, eq=False)
 class ShotFeatures:
-    """The shots of one film, with scenes and features.
-
-    Parameters
-    ----------
-    film : str
-    shots : pd.DataFrame
-        (n rows) the shot table
-    scene_of_shot : np.ndarray | None, default None
-        (n,) number of the scene, growing; None without scene labels
-    features : dict, default dict()
-        name -> (n,d) float32; a row of NaN where there is none
-    labels : np.ndarray | None, default None
-        (n,) what the data set says of the end of each shot; NaN where it says nothing
-    split : str, default ''
-    """
+    "The shots of one film, with scenes and features."
     film: str
     shots: pd.DataFrame  # (n rows) the shot table
     scene_of_shot: np.ndarray | None = None  # (n,) number of the scene, growing; None without scene labels
@@ -591,21 +352,11 @@ class ShotFeatures:
     def __len__(self): return len(self.shots)
     @property
     def frames(self) -> np.ndarray:
-        """(n,2) first frame of each shot, and the one after its last.
-
-        Returns
-        -------
-        np.ndarray
-        """
+        "(n,2) first frame of each shot, and the one after its last."
         return self.shots[["start_frame", "end_frame"]].to_numpy()
     @property
     def boundaries(self) -> np.ndarray:
-        """(n-1,) bool: whether a scene ends between a shot and the next.
-
-        Returns
-        -------
-        np.ndarray
-        """
+        "(n-1,) bool: whether a scene ends between a shot and the next."
         if self.scene_of_shot is None:
             raise PrimenbError(self.film, "its scenes are not marked", "use a film with scene labels")
         return np.diff(self.scene_of_shot) != 0
@@ -629,28 +380,7 @@ def frames_table(
     numbers: np.ndarray | None = None,  # (n,) shot numbers; None to count from 0
     where=None,  # what to call it in an error; None for the film
 ) -> pd.DataFrame:  # the shot table
-    """The shot table of a film whose shots are given in frames; raises `PrimenbError` for empty or overlapping shots.
-
-    Parameters
-    ----------
-    film : str
-        the film's name
-    frames : np.ndarray
-        (n,2) first frame of each shot, and the one after its last; gaps are allowed
-    rate : float
-        frames per second
-    keys : np.ndarray | None, default None
-        (n,3) frames of the key-frames; None for the middle of each third
-    numbers : np.ndarray | None, default None
-        (n,) shot numbers; None to count from 0
-    where : default None
-        what to call it in an error; None for the film
-
-    Returns
-    -------
-    pd.DataFrame
-        the shot table
-    """
+    "The shot table of a film whose shots are given in frames; raises `PrimenbError` for empty or overlapping shots."
     frames = np.asarray(frames, np.int64).reshape(-1, 2)
     begin, end = frames.T
     numbers = np.arange(len(frames)) if numbers is None else np.asarray(numbers)

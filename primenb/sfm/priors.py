@@ -43,19 +43,7 @@ def _check_maps(maps, kind, source):
 # %% ../../nbs/sfm/02_priors.ipynb #dccf550d
 @dataclass(frozen=True, eq=False)
 class DepthMaps:
-    """A map of depth or of disparity for each frame of a shot.
-
-    Parameters
-    ----------
-    maps : np.ndarray
-        (T,h,w) float32; NaN, 0 or infinite where there is none
-    kind : str, default 'depth'
-        or "disparity"
-    metric : bool, default False
-        in metres, so that its scale is known
-    source : str, default 'depth maps'
-        where they come from, for messages
-    """
+    "A map of depth or of disparity for each frame of a shot."
     maps: np.ndarray  # (T,h,w) float32; NaN, 0 or infinite where there is none
     kind: str = "depth"  # or "disparity"
     metric: bool = False  # in metres, so that its scale is known
@@ -73,13 +61,7 @@ class DepthMaps:
     def __getitem__(self, frames: slice): return replace(self, maps=self.maps[frames])
     @property
     def valid(self) -> np.ndarray:  # (T,h,w) bool
-        """Where there is a value: finite and above zero.
-
-        Returns
-        -------
-        np.ndarray
-            (T,h,w) bool
-        """
+        "Where there is a value: finite and above zero."
         return np.isfinite(self.maps) & (self.maps > 0)
 
 # %% ../../nbs/sfm/02_priors.ipynb #6e3d4b1d
@@ -89,18 +71,7 @@ def check_fit(
     size: tuple,  # (width, height) of its images, pixels
     tolerance: float = 0.02,  # by how much the ratio of the sides may differ, as a share
 ):
-    """Raises `PrimenbError` unless there is a map for each frame, of the shape of the images at any resolution.
-
-    Parameters
-    ----------
-    depths : DepthMaps
-    frames : int
-        of the shot
-    size : tuple
-        (width, height) of its images, pixels
-    tolerance : float, default 0.02
-        by how much the ratio of the sides may differ, as a share
-    """
+    "Raises `PrimenbError` unless there is a map for each frame, of the shape of the images at any resolution."
     T = len(depths.maps)
     h, w = depths.maps.shape[1:]
     if T != frames:
@@ -123,22 +94,7 @@ def depth_of(
     estimator: str = "scaled",  # "scaled" or "shifted" for a simulated network, "truth" for what the studio knows
     noise: float = 0.1,  # spread of the logarithm of a network's error
 ) -> DepthMaps:
-    """The depth of a starter shot, true or as a simulated network takes it; raises `PrimenbError` for another
-    estimator.
-
-    Parameters
-    ----------
-    shot
-        a `primenb.data.corpus.TrackingShot`
-    estimator : str, default 'scaled'
-        "scaled" or "shifted" for a simulated network, "truth" for what the studio knows
-    noise : float, default 0.1
-        spread of the logarithm of a network's error
-
-    Returns
-    -------
-    DepthMaps
-    """
+    "The depth of a starter shot, true or as a simulated network takes it; raises `PrimenbError` for another estimator."
     return DepthMaps(
         shot.depth(estimator, noise),
         ESTIMATORS.get(estimator, "depth"),
@@ -150,17 +106,7 @@ def depth_of(
 def sensor_depth(
     posed: Iterable,  # of `primenb.data.records.PosedFrame`
 ) -> DepthMaps:
-    """What a depth sensor measured for each frame, in metres; raises `PrimenbError` if it measured none.
-
-    Parameters
-    ----------
-    posed : Iterable
-        of `primenb.data.records.PosedFrame`
-
-    Returns
-    -------
-    DepthMaps
-    """
+    "What a depth sensor measured for each frame, in metres; raises `PrimenbError` if it measured none."
     posed = list(posed)
     maps = [frame.depth for frame in posed]
     shapes = {m.shape for m in maps if m is not None}
@@ -193,14 +139,7 @@ def save_depths(
     folder: str | Path,  # a new one
     depths: DepthMaps,
 ):
-    """Writes a .npy file per frame and a note for `depth_folder`; raises `PrimenbError` for a folder that is not empty.
-
-    Parameters
-    ----------
-    folder : str | Path
-        a new one
-    depths : DepthMaps
-    """
+    "Writes a .npy file per frame and a note for `depth_folder`; raises `PrimenbError` for a folder that is not empty."
     folder = Path(folder)
     _empty(folder)
     for n, one in enumerate(depths.maps): _write(folder / f"{n:05d}.npy", one)
@@ -264,24 +203,7 @@ def depth_folder(
     metric: bool | None = None,  # in metres; None for what the note says, or true for .png, which holds millimetres
     pattern: str = "*",  # which files, such as "*.depth.png"
 ) -> DepthMaps:
-    """Depth maps from one .npy, .npz or 16-bit .png per frame; raises `PrimenbError` naming a missing or damaged file.
-
-    Parameters
-    ----------
-    folder : str | Path
-    numbers : Iterable[int] | None, default None
-        frames, by the last number in each file name; None for all
-    kind : str | None, default None
-        "depth" or "disparity"; None for what the folder's note says, or depth
-    metric : bool | None, default None
-        in metres; None for what the note says, or true for .png, which holds millimetres
-    pattern : str, default '*'
-        which files, such as "*.depth.png"
-
-    Returns
-    -------
-    DepthMaps
-    """
+    "Depth maps from one .npy, .npz or 16-bit .png per frame; raises `PrimenbError` naming a missing or damaged file."
     folder = Path(folder)
     paths = _files(folder, pattern, None if numbers is None else list(numbers))
     note = json_file(folder / DEPTH_NOTE) if (folder / DEPTH_NOTE).exists() else {}
@@ -391,28 +313,7 @@ def depth_network(
     batch_size: int = 4,  # frames at a time
     cache: str | Path | None = None,  # a folder to keep the maps in, from which a run that was stopped goes on
 ) -> DepthMaps:  # in a unit of their own
-    """Depth of each frame by a network; raises `PrimenbError` for a model that cannot be loaded or a wrong cache.
-
-    Parameters
-    ----------
-    frames : np.ndarray
-        (T,H,W,3) uint8
-    model : str | Path, default 'depth-anything/Depth-Anything-V2-Small-hf'
-        a folder, or a name on the Hugging Face hub
-    kind : str | None, default None
-        what its numbers are, "depth" or "disparity"; None to read it from its configuration
-    device : str, default 'auto'
-        as in `primenb.core.choose_device`
-    batch_size : int, default 4
-        frames at a time
-    cache : str | Path | None, default None
-        a folder to keep the maps in, from which a run that was stopped goes on
-
-    Returns
-    -------
-    DepthMaps
-        in a unit of their own
-    """
+    "Depth of each frame by a network; raises `PrimenbError` for a model that cannot be loaded or a wrong cache."
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise PrimenbError("frames", f"an array {frames.dtype} {frames.shape} is no shot", "give (T,H,W,3) uint8")
@@ -432,21 +333,7 @@ def depth_network(
 # %% ../../nbs/sfm/02_priors.ipynb #5e1a54df
 @dataclass(frozen=True, eq=False)
 class DepthSamples:
-    """What the maps say at each observation of a shot's tracks.
-
-    Parameters
-    ----------
-    value : np.ndarray
-        (O,) depth or disparity as in the maps, NaN where there is none
-    valid : np.ndarray
-        (O,) bool, whether there is a value
-    edge : np.ndarray
-        (O,) bool, whether it stands at a depth edge in depth
-    kind : str
-        "depth" or "disparity"
-    metric : bool
-        in metres
-    """
+    "What the maps say at each observation of a shot's tracks."
     value: np.ndarray  # (O,) depth or disparity as in the maps, NaN where there is none
     valid: np.ndarray  # (O,) bool, whether there is a value
     edge: np.ndarray   # (O,) bool, whether it stands at a depth edge in depth
@@ -455,29 +342,12 @@ class DepthSamples:
 
     @property
     def good(self) -> np.ndarray:  # (O,) bool
-        """Which may be used: there is a value, and no edge beside it.
-
-        Returns
-        -------
-        np.ndarray
-            (O,) bool
-        """
+        "Which may be used: there is a value, and no edge beside it."
         return self.valid & ~self.edge
     def log_depth(self,
         shift: float = 0.0,  # of disparity, in its own unit: what it says of things infinitely far away
     ) -> np.ndarray:  # (O,) float64, up to a constant; NaN where there is none
-        """The logarithm of the depth that the samples stand for.
-
-        Parameters
-        ----------
-        shift : float, default 0.0
-            of disparity, in its own unit: what it says of things infinitely far away
-
-        Returns
-        -------
-        np.ndarray
-            (O,) float64, up to a constant; NaN where there is none
-        """
+        "The logarithm of the depth that the samples stand for."
         value = self.value if self.kind == "depth" else self.value - shift
         value = np.where(self.valid & (value > 0), value, np.nan)
         return np.log(value) if self.kind == "depth" else -np.log(value)
@@ -538,21 +408,7 @@ def sample_depth(
     tracks: Tracks,  # of the same shot
     edge_threshold: float = EDGE_THRESHOLD,  # relative second difference of disparity at a depth edge
 ) -> DepthSamples:  # one for each observation
-    """What the maps say at the observations of tracks; raises `PrimenbError` for maps that do not fit the shot.
-
-    Parameters
-    ----------
-    depths : DepthMaps
-    tracks : Tracks
-        of the same shot
-    edge_threshold : float, default EDGE_THRESHOLD
-        relative second difference of disparity at a depth edge
-
-    Returns
-    -------
-    DepthSamples
-        one for each observation
-    """
+    "What the maps say at the observations of tracks; raises `PrimenbError` for maps that do not fit the shot."
     check_fit(depths, tracks.frames, tracks.size)
     value = _bilinear(depths, tracks)
     return DepthSamples(
@@ -570,24 +426,7 @@ def fit_scale(
     frame: np.ndarray | None = None,  # (O,) whose frame; None if all share one scale
     frames: int = 1,  # how many
 ) -> np.ndarray:  # (frames,) logarithm of the factor from prior to depth, NaN where nothing is known
-    """The median of the logarithmic ratio in each frame, which no minority of wrong points can carry away.
-
-    Parameters
-    ----------
-    log_depth : np.ndarray
-        (O,) of points, as triangulated or known
-    log_prior : np.ndarray
-        (O,) of the same, as the maps say; NaN where they say nothing
-    frame : np.ndarray | None, default None
-        (O,) whose frame; None if all share one scale
-    frames : int, default 1
-        how many
-
-    Returns
-    -------
-    np.ndarray
-        (frames,) logarithm of the factor from prior to depth, NaN where nothing is known
-    """
+    "The median of the logarithmic ratio in each frame, which no minority of wrong points can carry away."
     difference = np.asarray(log_depth, float) - log_prior
     frame = np.zeros(len(difference), int) if frame is None else frame
     known = np.isfinite(difference)
@@ -605,23 +444,7 @@ def fit_shift(
     frame: np.ndarray,      # (O,) int, whose frame
     frames: int = 1,        # how many
 ) -> float:  # in the unit of the maps
-    """The shift of disparity, one for the shot, with which the error no longer leans on the depth; 0 for maps of depth.
-
-    Parameters
-    ----------
-    log_depth : np.ndarray
-        (O,) of the points that the tracks show
-    samples : DepthSamples
-    frame : np.ndarray
-        (O,) int, whose frame
-    frames : int, default 1
-        how many
-
-    Returns
-    -------
-    float
-        in the unit of the maps
-    """
+    "The shift of disparity, one for the shot, with which the error no longer leans on the depth; 0 for maps of depth."
     good = samples.good & np.isfinite(log_depth)
     if samples.kind == "depth" or not good.any(): return 0.0
     log_depth = log_depth[good]
@@ -646,20 +469,7 @@ def error_sigmas(
     residual: np.ndarray,  # (O,) logarithmic errors of the prior without scale; NaN where there is none
     track: np.ndarray,     # (O,) int, whose track; those of a track in the order of their frames
 ) -> tuple[float, float]:  # sigma_track, sigma_frame: standard deviations
-    """The error that is constant over a track and the one that changes; raises `PrimenbError` without errors.
-
-    Parameters
-    ----------
-    residual : np.ndarray
-        (O,) logarithmic errors of the prior without scale; NaN where there is none
-    track : np.ndarray
-        (O,) int, whose track; those of a track in the order of their frames
-
-    Returns
-    -------
-    tuple[float, float]
-        sigma_track, sigma_frame: standard deviations
-    """
+    "The error that is constant over a track and the one that changes; raises `PrimenbError` without errors."
     known = np.isfinite(residual)
     e, track = residual[known], track[known]
     order = np.argsort(track, kind="stable")
@@ -681,24 +491,7 @@ def observation_weights(
     sigma_frame: float,  # standard deviation of the error that changes from frame to frame
     design_effect: float = 1.0,  # tracks per independent one, by `design_effect`
 ) -> np.ndarray:  # (O,)
-    """Weights that sum to the information: 1 / (sigma_frame^2 + n sigma_track^2), divided by the design effect.
-
-    Parameters
-    ----------
-    track : np.ndarray
-        (O,) int, whose track, of the observations that are used
-    sigma_track : float
-        standard deviation of the error that is constant over a track
-    sigma_frame : float
-        standard deviation of the error that changes from frame to frame
-    design_effect : float, default 1.0
-        tracks per independent one, by `design_effect`
-
-    Returns
-    -------
-    np.ndarray
-        (O,)
-    """
+    "Weights that sum to the information: 1 / (sigma_frame^2 + n sigma_track^2), divided by the design effect."
     return 1 / (design_effect * (sigma_frame**2 + np.bincount(track)[track] * sigma_track**2))
 
 # %% ../../nbs/sfm/02_priors.ipynb #5ea69790
@@ -727,19 +520,7 @@ def design_effect(
     residual: np.ndarray,  # (O,) logarithmic errors of the prior without scale; NaN where there is none
     tracks: Tracks,
 ) -> float:  # at least 1
-    """Tracks per independent one: the number of tracks over their effective sample size.
-
-    Parameters
-    ----------
-    residual : np.ndarray
-        (O,) logarithmic errors of the prior without scale; NaN where there is none
-    tracks : Tracks
-
-    Returns
-    -------
-    float
-        at least 1
-    """
+    "Tracks per independent one: the number of tracks over their effective sample size."
     if np.isfinite(residual).sum() < 2: return 1.0
     *found, part = _correlation(residual, tracks)
     alike, apart = found
