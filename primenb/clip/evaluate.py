@@ -46,7 +46,22 @@ def class_embeddings(
     names: list,      # for each class a name, or a list of names
     templates=("{}",),  # texts with {} where the name goes, or functions from a name to a text
 ) -> np.ndarray:  # (c,d) float32 unit embeddings
-    "The mean embedding of each class's prompts; raises `PrimenbError` for a missing name or a template without {}."
+    """The mean embedding of each class's prompts; raises `PrimenbError` for a missing name or a template without {}.
+
+    Parameters
+    ----------
+    clip
+        has `encode_texts`: list of texts -> (n,d) unit embeddings, as `primenb.clip.model.ClipModel`
+    names : list
+        for each class a name, or a list of names
+    templates : tuple, default ('{}',)
+        texts with {} where the name goes, or functions from a name to a text
+
+    Returns
+    -------
+    np.ndarray
+        (c,d) float32 unit embeddings
+    """
     prompts = _prompts(names, templates)
     if len(prompts) < 2:
         raise PrimenbError("class names", f"there are {len(prompts)}", "give at least two classes to choose from")
@@ -90,7 +105,22 @@ def zero_shot(
     classes,  # (c,d) unit embeddings, as `class_embeddings` makes them
     labels,   # (n,) the class of each image, 0 to c-1
 ) -> dict:  # top1, top5 (with more than five classes), per_class: shares; num_images, num_classes
-    "How often an image is nearest to its class, ties in expectation; raises `PrimenbError` for what does not fit."
+    """How often an image is nearest to its class, ties in expectation; raises `PrimenbError` for what does not fit.
+
+    Parameters
+    ----------
+    images
+        (n,d) unit embeddings
+    classes
+        (c,d) unit embeddings, as `class_embeddings` makes them
+    labels
+        (n,) the class of each image, 0 to c-1
+
+    Returns
+    -------
+    dict
+        top1, top5 (with more than five classes), per_class: shares; num_images, num_classes
+    """
     c = unit_vectors(classes, "class embeddings")
     v = unit_vectors(images, "image embeddings", c)
     if len(c) < 2:
@@ -109,7 +139,22 @@ def class_probabilities(
     classes,       # (c,d) unit embeddings
     scale: float,  # factor of the cosines, `logit_scale.exp()`
 ) -> np.ndarray:  # (n,c), each row sums to 1
-    "The distribution over the classes that a model predicts for each image."
+    """The distribution over the classes that a model predicts for each image.
+
+    Parameters
+    ----------
+    images
+        (n,d) unit embeddings
+    classes
+        (c,d) unit embeddings
+    scale : float
+        factor of the cosines, `logit_scale.exp()`
+
+    Returns
+    -------
+    np.ndarray
+        (n,c), each row sums to 1
+    """
     c = unit_vectors(classes, "class embeddings")
     return softmax(float(as_array(scale)) * (unit_vectors(images, "image embeddings", c) @ c.T), axis=1)
 
@@ -130,7 +175,26 @@ def draw_prediction(
     true: int | None = None,  # the right class, drawn in green
     top: int = 5,             # bars of each model
 ):  # a matplotlib figure
-    "The image, and beside it each model's prediction; raises `PrimenbError` for what is no distribution."
+    """The image, and beside it each model's prediction; raises `PrimenbError` for what is no distribution.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    probabilities : dict
+        name of a model -> (c,) its distribution over the classes
+    names : list[str]
+        of the classes
+    true : int | None, default None
+        the right class, drawn in green
+    top : int, default 5
+        bars of each model
+
+    Returns
+    -------
+    value
+        a matplotlib figure
+    """
     for model, p in probabilities.items():
         p = as_array(p)
         if p.shape != (len(names),) or not (p >= 0).all() or abs(p.sum() - 1) > 1e-3:
@@ -172,7 +236,24 @@ def retrieval(
     gt,      # (n,m) bool, which text is true of which image; or (m,) the image of each text
     ks: tuple = (1, 5, 10),  # ranks that count
 ) -> dict:  # image_to_text_r1, ..., text_to_image_r1, ...; images and texts: counts; those left_out
-    "Recall at k in both directions, ties in expectation; raises `PrimenbError` for what does not fit."
+    """Recall at k in both directions, ties in expectation; raises `PrimenbError` for what does not fit.
+
+    Parameters
+    ----------
+    images
+        (n,d) unit embeddings
+    texts
+        (m,d) unit embeddings
+    gt
+        (n,m) bool, which text is true of which image; or (m,) the image of each text
+    ks : tuple, default (1, 5, 10)
+        ranks that count
+
+    Returns
+    -------
+    dict
+        image_to_text_r1, ..., text_to_image_r1, ...; images and texts: counts; those left_out
+    """
     sides, out = _both_sides(images, texts, gt), {}
     n, m = (len(side[1]) for side in sides)
     if not ks or min(ks) < 1 or max(ks) > min(n, m):
@@ -200,7 +281,22 @@ def mean_average_precision(
     texts,   # (m,d) unit embeddings
     gt,      # as in `retrieval`
 ) -> dict:  # image_to_text, text_to_image: mAP@R, 0..1
-    "mAP@R in both directions, equal scores in one random order; raises `PrimenbError` as `retrieval` does."
+    """mAP@R in both directions, equal scores in one random order; raises `PrimenbError` as `retrieval` does.
+
+    Parameters
+    ----------
+    images
+        (n,d) unit embeddings
+    texts
+        (m,d) unit embeddings
+    gt
+        as in `retrieval`
+
+    Returns
+    -------
+    dict
+        image_to_text, text_to_image: mAP@R, 0..1
+    """
     out, rng = {}, np.random.default_rng(0)
     for side, queries, candidates, true_of in _both_sides(images, texts, gt):
         blocks = _blocks(len(queries), len(candidates))
@@ -228,7 +324,17 @@ def _accuracies(values, what, inside=False):
 
 @dataclass(frozen=True)
 class RobustnessLine:
-    "Expected accuracy on shifted images as a function of accuracy on ordinary ones."
+    """Expected accuracy on shifted images as a function of accuracy on ordinary ones.
+
+    Parameters
+    ----------
+    slope : float
+    intercept : float
+    transform : str, default 'logit'
+        a key of `ACCURACY_TRANSFORMS`
+    r2 : float, default np.nan
+        share of the variance that the line explains, after the transform
+    """
     slope: float
     intercept: float
     transform: str = "logit"  # a key of `ACCURACY_TRANSFORMS`
@@ -269,7 +375,21 @@ def fit_line(
     y,  # (n,) on shifted images
     transform: str = "logit",  # or "probit" or "linear"
 ) -> RobustnessLine:
-    "The least-squares line after the transform; raises `PrimenbError` for accuracies that make no line."
+    """The least-squares line after the transform; raises `PrimenbError` for accuracies that make no line.
+
+    Parameters
+    ----------
+    x
+        (n,) accuracies of standard models on ordinary images
+    y
+        (n,) on shifted images
+    transform : str, default 'logit'
+        or "probit" or "linear"
+
+    Returns
+    -------
+    RobustnessLine
+    """
     fit = stats.linregress(*_standard(x, y, transform))
     return RobustnessLine(float(fit.slope), float(fit.intercept), transform, float(fit.rvalue**2))
 
@@ -311,7 +431,35 @@ def effective_robustness(
     level: float = 0.95,   # of all intervals
     seed: int = 0,
 ) -> pd.DataFrame:  # x, y, expected, effective, low, high, outside (the line's range); with n also y_low, y_high
-    "Accuracy on shifted images above the line through standard models; raises `PrimenbError` for no line."
+    """Accuracy on shifted images above the line through standard models; raises `PrimenbError` for no line.
+
+    Parameters
+    ----------
+    line_x
+        (n,) accuracies of the standard models on ordinary images
+    line_y
+        (n,) on shifted images
+    x
+        (k,) accuracies of the models to compare on ordinary images
+    y
+        (k,) on shifted images
+    runs : default None
+        (n,) the run of each standard model; None if each is its own
+    transform : str, default 'logit'
+        or "probit" or "linear"
+    n : int | None, default None
+        number of shifted images behind y; None ignores their sampling error
+    draws : int, default 2000
+        of the bootstrap
+    level : float, default 0.95
+        of all intervals
+    seed : int, default 0
+
+    Returns
+    -------
+    pd.DataFrame
+        x, y, expected, effective, low, high, outside (the line's range); with n also y_low, y_high
+    """
     (gx, gy), (g, inverse) = _standard(line_x, line_y, transform), ACCURACY_TRANSFORMS[transform]
     (x, y), (number, names) = _points(x, y, transform), _runs(runs, len(gx), "runs")
     expected, rng = fit_line(line_x, line_y, transform)(x), np.random.default_rng(seed)
@@ -348,7 +496,29 @@ def draw_robustness(
     transform: str = "logit",  # or "probit" or "linear"; the axes are stretched by it
     name: str = "standard",  # of the line's models
 ):  # a matplotlib figure
-    "Accuracy on shifted over accuracy on ordinary images, with the line through the standard models and its 95 % band."
+    """Accuracy on shifted over accuracy on ordinary images, with the line through the standard models and its 95 %
+    band.
+
+    Parameters
+    ----------
+    line_x
+        (n,) accuracies of the standard models on ordinary images
+    line_y
+        (n,) on shifted images
+    methods : dict
+        name -> (x, y), the accuracies of other models
+    runs : default None
+        (n,) the run of each standard model; None if each is its own
+    transform : str, default 'logit'
+        or "probit" or "linear"; the axes are stretched by it
+    name : str, default 'standard'
+        of the line's models
+
+    Returns
+    -------
+    value
+        a matplotlib figure
+    """
     (gx, gy), (g, inverse) = _standard(line_x, line_y, transform), ACCURACY_TRANSFORMS[transform]
     number, names = _runs(runs, len(gx), "runs")
     points = {name: (gx, gy)} | {label: tuple(g(a) for a in _points(*xy, transform)) for label, xy in methods.items()}
@@ -392,7 +562,35 @@ def compare_robustness(
     level: float = 0.95,   # of the interval
     seed: int = 0,
 ) -> dict:  # effective, standard_error, low, high, by_run, runs (the fewer), outside (share of points)
-    "The mean effective robustness of one method over a line through another; raises `PrimenbError` for a single run."
+    """The mean effective robustness of one method over a line through another; raises `PrimenbError` for a single run.
+
+    Parameters
+    ----------
+    line_x
+        (n,) accuracies of one method on ordinary and on shifted images, all epochs of all runs
+    line_y
+        (n,) accuracies of one method on ordinary and on shifted images, all epochs of all runs
+    line_runs
+        (n,) the run of each, such as its seed
+    x
+        (k,) accuracies of the other method on ordinary and on shifted images
+    y
+        (k,) accuracies of the other method on ordinary and on shifted images
+    runs
+        (k,) the run of each
+    transform : str, default 'logit'
+        or "probit" or "linear"
+    draws : int, default 2000
+        of runs, for the standard error
+    level : float, default 0.95
+        of the interval
+    seed : int, default 0
+
+    Returns
+    -------
+    dict
+        effective, standard_error, low, high, by_run, runs (the fewer), outside (share of points)
+    """
     (gx, gy), (x, y) = _standard(line_x, line_y, transform), _points(x, y, transform)
     (a, names_a), (b, names_b) = _runs(line_runs, len(gx), "line_runs"), _runs(runs, len(x), "runs")
     fewest, (g, inverse) = _two_runs(names_a, names_b), ACCURACY_TRANSFORMS[transform]
@@ -433,7 +631,22 @@ def target_agreement(
     gt,       # (n,m) bool, which caption is true of which image
     hard=None,  # (n,m) the labels to compare with; None for the identity
 ) -> dict:  # {soft,hard}_{spearman,biserial}_{rows,overall}, and the number of rows, rows_left_out
-    "Rank agreement of soft targets and hard labels with the ground truth; raises `PrimenbError` for NaN or no order."
+    """Rank agreement of soft targets and hard labels with the ground truth; raises `PrimenbError` for NaN or no order.
+
+    Parameters
+    ----------
+    targets
+        (n,m) soft targets, a row for each image
+    gt
+        (n,m) bool, which caption is true of which image
+    hard : default None
+        (n,m) the labels to compare with; None for the identity
+
+    Returns
+    -------
+    dict
+        {soft,hard}_{spearman,biserial}_{rows,overall}, and the number of rows, rows_left_out
+    """
     q, t = as_array(targets).astype(float), as_array(gt)
     h = np.eye(*q.shape[:2]) if hard is None and q.ndim == 2 else as_array(hard).astype(float)
     if q.ndim != 2 or t.shape != q.shape or h.shape != q.shape or t.dtype.kind != "b":
@@ -453,7 +666,20 @@ def wrong_pair_auroc(
     scores,  # (n,) of each image with its own caption: a cosine, or the target's diagonal
     wrong,   # (n,) bool, true where the caption is not the image's
 ) -> float:  # 1 if all wrong pairs score below all right ones, 0.5 by chance
-    "How well low scores detect wrong pairs; raises `PrimenbError` where all are right or all wrong."
+    """How well low scores detect wrong pairs; raises `PrimenbError` where all are right or all wrong.
+
+    Parameters
+    ----------
+    scores
+        (n,) of each image with its own caption: a cosine, or the target's diagonal
+    wrong
+        (n,) bool, true where the caption is not the image's
+
+    Returns
+    -------
+    float
+        1 if all wrong pairs score below all right ones, 0.5 by chance
+    """
     s, w = as_array(scores).astype(float), as_array(wrong)
     if s.ndim != 1 or w.shape != s.shape or w.dtype.kind != "b":
         cause = f"they have shape {s.shape}, `wrong` is {w.dtype} of shape {w.shape}"

@@ -28,7 +28,25 @@ def distilled_share(
     schedule: str = "cosine",  # a key of `PSD_SCHEDULES`
     rise: tuple[float, float] = (0.0, 1.0),  # progress at which the share begins and ends to rise
 ) -> float:
-    "The share of a batch that is distilled at this point of the training (our choice: a half cosine)."
+    """The share of a batch that is distilled at this point of the training (our choice: a half cosine).
+
+    Parameters
+    ----------
+    progress : float
+        share of the training that is done, 0 to 1
+    start : float
+        share of distilled rows before the rise
+    end : float
+        share of distilled rows after it
+    schedule : str, default 'cosine'
+        a key of `PSD_SCHEDULES`
+    rise : tuple[float, float], default (0.0, 1.0)
+        progress at which the share begins and ends to rise
+
+    Returns
+    -------
+    float
+    """
     x = (progress - rise[0]) / (rise[1] - rise[0])
     return start + (end - start) * PSD_SCHEDULES[schedule](min(max(x, 0.0), 1.0))
 
@@ -41,7 +59,24 @@ def soft_targets(
     target: str = "swapped",  # one of `PSD_TARGETS`
     ratio: float = 1.0,   # r: the teacher's temperature over the model's
 ) -> torch.Tensor:  # (k,N) rows that sum to 1, without gradient
-    "The teacher's distributions as targets (our choice of three forms)."
+    """The teacher's distributions as targets (our choice of three forms).
+
+    Parameters
+    ----------
+    own : torch.Tensor
+        (k,N) the teacher's logits of the distilled rows, from this side
+    other : torch.Tensor
+        (k,N) its logits of the same rows, from the other side
+    target : str, default 'swapped'
+        one of `PSD_TARGETS`
+    ratio : float, default 1.0
+        r: the teacher's temperature over the model's
+
+    Returns
+    -------
+    torch.Tensor
+        (k,N) rows that sum to 1, without gradient
+    """
     with torch.no_grad():
         chosen = dict(swapped=[other], direct=[own], mixed=[own, other])[target]
         return sum(F.softmax(logits.float() / ratio, 1) for logits in chosen) / len(chosen)
@@ -55,7 +90,24 @@ def label_agreement(
     labels: torch.Tensor,        # (n,) the column of each row's own caption
     partition: str = "low_likelihood",  # "low_similarity" or "low_likelihood"
 ) -> torch.Tensor:  # (n,) large where the teacher agrees with the label
-    "How well each image and its own caption fit, by the teacher (our choice; small-loss selection)."
+    """How well each image and its own caption fit, by the teacher (our choice; small-loss selection).
+
+    Parameters
+    ----------
+    image_logits : torch.Tensor
+        (n,N) the teacher's logits of these images and all captions
+    text_logits : torch.Tensor
+        (n,N) of these captions and all images
+    labels : torch.Tensor
+        (n,) the column of each row's own caption
+    partition : str, default 'low_likelihood'
+        "low_similarity" or "low_likelihood"
+
+    Returns
+    -------
+    torch.Tensor
+        (n,) large where the teacher agrees with the label
+    """
     own = image_logits.gather(1, labels[:, None])[:, 0]
     if partition == "low_similarity": return own
     return 2 * own - image_logits.logsumexp(1) - text_logits.logsumexp(1)
@@ -67,7 +119,20 @@ def logsumexp_negatives(
     logits: torch.Tensor,  # (n,N) one side
     labels: torch.Tensor,  # (n,) the column of each row's own caption
 ) -> torch.Tensor:  # (n,)
-    "The log-sum-exp of each row without its positive."
+    """The log-sum-exp of each row without its positive.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        (n,N) one side
+    labels : torch.Tensor
+        (n,) the column of each row's own caption
+
+    Returns
+    -------
+    torch.Tensor
+        (n,)
+    """
     return logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
 
 def _without(total, z):
@@ -79,7 +144,22 @@ def log_odds(
     labels: torch.Tensor,        # (n,) the column of each row's own caption
     columns: torch.Tensor,       # (N,) `logsumexp_negatives` of all captions, from their side
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (n,) of each image with its own caption, (n,K) with negative captions
-    "How well images and captions fit, relative to all that are negatives of both."
+    """How well images and captions fit, relative to all that are negatives of both.
+
+    Parameters
+    ----------
+    image_logits : torch.Tensor
+        (n,N) the teacher's logits of these images and all captions, N at least 3
+    labels : torch.Tensor
+        (n,) the column of each row's own caption
+    columns : torch.Tensor
+        (N,) `logsumexp_negatives` of all captions, from their side
+
+    Returns
+    -------
+    tuple[torch.Tensor, torch.Tensor]
+        (n,) of each image with its own caption, (n,K) with negative captions
+    """
     n, rows = image_logits.shape[1], logsumexp_negatives(image_logits, labels)
     own = image_logits.gather(1, labels[:, None])[:, 0]
     negative = (labels[:, None] + torch.arange(1, min(NUM_NEGATIVES, n - 1) + 1, device=labels.device)) % n
@@ -92,7 +172,20 @@ def mismatch_pvalue(
     own: torch.Tensor,       # (n,) log odds of each image with its own caption
     negative: torch.Tensor,  # (m,) log odds of negatives
 ) -> torch.Tensor:  # (n,) share of the negatives that fit better, 0..1
-    "The p-value of each pair under the hypothesis that it is mismatched: small where the caption fits."
+    """The p-value of each pair under the hypothesis that it is mismatched: small where the caption fits.
+
+    Parameters
+    ----------
+    own : torch.Tensor
+        (n,) log odds of each image with its own caption
+    negative : torch.Tensor
+        (m,) log odds of negatives
+
+    Returns
+    -------
+    torch.Tensor
+        (n,) share of the negatives that fit better, 0..1
+    """
     return 1 - torch.searchsorted(negative.flatten().sort().values, own.contiguous(), right=True) / negative.numel()
 
 # %% ../../nbs/clip/01_loss.ipynb #a5640a7d
@@ -102,7 +195,20 @@ def flagged(
     u: torch.Tensor,       # (n,) mismatch p-values
     max_fdr: float = 0.5,  # largest share of right pairs among the flagged ones, by estimate; below 1
 ) -> torch.Tensor:  # (n,) bool
-    "The largest group of high p-values with, by Storey's estimate, at most this false discovery rate (our choice)."
+    """The largest group of high p-values with, by Storey's estimate, at most this false discovery rate (our choice).
+
+    Parameters
+    ----------
+    u : torch.Tensor
+        (n,) mismatch p-values
+    max_fdr : float, default 0.5
+        largest share of right pairs among the flagged ones, by estimate; below 1
+
+    Returns
+    -------
+    torch.Tensor
+        (n,) bool
+    """
     values = u.sort().values
     above = len(u) - torch.searchsorted(values, values, right=True)
     wrong = ((u > STOREY_LAMBDA).float().mean() / (1 - STOREY_LAMBDA)).clamp(max=1) * len(u)
@@ -117,7 +223,26 @@ def cross_entropies(
     soft: torch.Tensor,     # (k,N) their soft targets
     targets: torch.Tensor | None = None,  # (n,N) the caller's targets in place of the labels; rows that sum to 1
 ) -> tuple[torch.Tensor, torch.Tensor]:  # sum over labelled rows, sum over distilled rows
-    "The cross-entropy of labelled and of distilled rows."
+    """The cross-entropy of labelled and of distilled rows.
+
+    Parameters
+    ----------
+    logits : torch.Tensor
+        (n,N) of the model, one side
+    labels : torch.Tensor
+        (n,) the column of each row's own caption
+    rows : torch.Tensor
+        (k,) rows that are distilled
+    soft : torch.Tensor
+        (k,N) their soft targets
+    targets : torch.Tensor | None, default None
+        (n,N) the caller's targets in place of the labels; rows that sum to 1
+
+    Returns
+    -------
+    tuple[torch.Tensor, torch.Tensor]
+        sum over labelled rows, sum over distilled rows
+    """
     whole = logits.logsumexp(1)
     hard = whole - (logits.gather(1, labels[:, None])[:, 0] if targets is None else (targets * logits).sum(1))
     distilled = whole[rows] - (soft * logits[rows]).sum(1)
@@ -125,7 +250,45 @@ def cross_entropies(
 
 # %% ../../nbs/clip/01_loss.ipynb #6668575d
 class PSDClipLoss(ClipLoss):
-    "CLIP's loss with self-distillation for a growing share of every batch (after Andonian et al., CVPR 2022)."
+    """CLIP's loss with self-distillation for a growing share of every batch (after Andonian et al., CVPR 2022).
+
+    Parameters
+    ----------
+    local_loss : bool, default False
+        as in open_clip's `ClipLoss`
+    gather_with_grad : bool, default False
+        as in open_clip's `ClipLoss`
+    cache_labels : bool, default False
+        as in open_clip's `ClipLoss`
+    rank : int, default 0
+        as in open_clip's `ClipLoss`
+    world_size : int, default 1
+        as in open_clip's `ClipLoss`
+    use_horovod : bool, default False
+        as in open_clip's `ClipLoss`
+    total_steps : int | None, default None
+        optimiser steps of the whole training; not needed for a constant schedule
+    alpha_start : float, default 0.0
+        share of the rows that are distilled at the first step
+    alpha_end : float, default 0.7
+        the same at the last step; below 1
+    schedule : str, default 'cosine'
+        a key of `PSD_SCHEDULES`
+    rise : tuple, default (0.0, 1.0)
+        progress between which the share rises
+    teacher : str, default 'self'
+        "self", or "external": passed as dist_*, such as an EMA copy
+    target : str, default 'swapped'
+        one of `PSD_TARGETS`
+    ratio : float, default 1.0
+        temperature of the teacher over that of the model
+    partition : str, default 'random'
+        one of `PSD_PARTITIONS`
+    max_fdr : float, default 0.5
+        of partition "mismatch": false discovery rate of the flagged rows
+    seed : int, default 0
+        of the random partition
+    """
     def __init__(self,
         local_loss=False, gather_with_grad=False, cache_labels=False,  # as in open_clip's `ClipLoss`
         rank=0, world_size=1, use_horovod=False,  # as in open_clip's `ClipLoss`
@@ -194,12 +357,23 @@ def _check_gradient(loss):
 def set_step(self: PSDClipLoss,
     step: int,  # optimiser steps done so far
 ):
-    "Sets the current step."
+    """Sets the current step.
+
+    Parameters
+    ----------
+    step : int
+        optimiser steps done so far
+    """
     self.step, self._calls = int(step), 0
 
 @patch(as_prop=True)
 def alpha(self: PSDClipLoss) -> float:
-    "The largest share of the rows that is distilled at the current step."
+    """The largest share of the rows that is distilled at the current step.
+
+    Returns
+    -------
+    float
+    """
     progress = self.step / max((self.total_steps or 2) - 1, 1)
     return distilled_share(progress, self.alpha_start, self.alpha_end, self.schedule, self.rise)
 
@@ -208,7 +382,19 @@ def wrap_scheduler(
     loss: PSDClipLoss,
     scheduler=None,  # open_clip's, called with each step; None for no scheduler
 ):  # to pass to open_clip in its place
-    "A scheduler that also sets the step of the loss."
+    """A scheduler that also sets the step of the loss.
+
+    Parameters
+    ----------
+    loss : PSDClipLoss
+    scheduler : default None
+        open_clip's, called with each step; None for no scheduler
+
+    Returns
+    -------
+    value
+        to pass to open_clip in its place
+    """
     def both(step):
         loss.set_step(step)
         return scheduler(step) if scheduler else None
@@ -270,7 +456,31 @@ def forward(self: PSDClipLoss,
     targets=None,  # (N,N) weights of all images by all captions in place of the labels; no empty row or column
     output_dict=False,  # a dictionary of terms to add up, instead of their sum
 ):
-    "The loss of a batch; raises `PrimenbError` for a batch of one, a missing teacher, or targets that do not fit."
+    """The loss of a batch; raises `PrimenbError` for a batch of one, a missing teacher, or targets that do not fit.
+
+    Parameters
+    ----------
+    image_features
+        (n,d) unit embeddings of this process
+    text_features
+        (n,d) unit embeddings of this process
+    logit_scale
+        s
+    logit_bias : default None
+        added to all logits, where the model has one
+    dist_image_features : default None
+        (n,d) of an external teacher
+    dist_text_features : default None
+        (n,d) of an external teacher
+    dist_logit_scale : default None
+        of an external teacher
+    dist_logit_bias : default None
+        of an external teacher
+    targets : default None
+        (N,N) weights of all images by all captions in place of the labels; no empty row or column
+    output_dict : bool, default False
+        a dictionary of terms to add up, instead of their sum
+    """
     S = self._logits(image_features, text_features, logit_scale, logit_bias)
     Z = self._teacher(S, dist_image_features, dist_text_features, dist_logit_scale, dist_logit_bias)
     labels, part = self._labels(S[0])
@@ -347,7 +557,15 @@ PSD_MISMATCH = dict(partition="mismatch", target="direct", ratio=0.5, alpha_end=
 
 # %% ../../nbs/clip/01_loss.ipynb #ef99187d
 class SmoothedClipLoss(ClipLoss):
-    "CLIP's loss with label smoothing."
+    """CLIP's loss with label smoothing.
+
+    Parameters
+    ----------
+    smoothing : float, default 0.1
+        the share that is spread over the whole batch
+    **kwargs
+        as in open_clip's `ClipLoss`
+    """
     def __init__(self, *args,
         smoothing: float = 0.1,  # the share that is spread over the whole batch
         **kwargs,                # as in open_clip's `ClipLoss`
@@ -356,7 +574,12 @@ class SmoothedClipLoss(ClipLoss):
         self.smoothing = smoothing
 
     def forward(self, image_features, text_features, logit_scale, logit_bias=None, output_dict=False):
-        "The loss of a batch."
+        """The loss of a batch.
+
+        Parameters
+        ----------
+        output_dict : bool, default False
+        """
         logits = self.get_logits(image_features, text_features, logit_scale, logit_bias)
         labels = self.get_ground_truth(image_features.device, len(logits[0]))
         loss = sum(F.cross_entropy(x.float(), labels, label_smoothing=self.smoothing) for x in logits) / 2
@@ -364,7 +587,19 @@ class SmoothedClipLoss(ClipLoss):
 
 # %% ../../nbs/clip/01_loss.ipynb #c4431fd2
 class MomentumClipLoss(PSDClipLoss):
-    "CLIP's loss with every label mixed with the distribution of an EMA teacher, after ALBEF."
+    """CLIP's loss with every label mixed with the distribution of an EMA teacher, after ALBEF.
+
+    Parameters
+    ----------
+    total_steps : int
+        as in `PSDClipLoss`
+    teacher_weight : float, default 0.4
+        of the teacher in each target, after the rise
+    rise : tuple, default (0.0, 0.1)
+        progress between which it rises
+    **kwargs
+        as in open_clip's `ClipLoss`
+    """
     def __init__(self, *,
         total_steps: int,             # as in `PSDClipLoss`
         teacher_weight: float = 0.4,  # of the teacher in each target, after the rise
@@ -379,7 +614,20 @@ class MomentumClipLoss(PSDClipLoss):
         dist_image_features=None, dist_text_features=None, dist_logit_scale=None, dist_logit_bias=None,
         output_dict=False,
     ):
-        "The loss of a batch."
+        """The loss of a batch.
+
+        Parameters
+        ----------
+        image_features
+            as in `PSDClipLoss`
+        text_features
+            as in `PSDClipLoss`
+        logit_scale
+            as in `PSDClipLoss`
+        logit_bias : default None
+            as in `PSDClipLoss`
+        output_dict : bool, default False
+        """
         S = self._logits(image_features, text_features, logit_scale, logit_bias)
         Z = self._teacher(S, dist_image_features, dist_text_features, dist_logit_scale, dist_logit_bias)
         labels, every = self._labels(S[0])[0], torch.arange(len(S[0]), device=S[0].device)

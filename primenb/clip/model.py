@@ -36,7 +36,17 @@ with extra("learn"):
 
 # %% ../../nbs/clip/00_model.ipynb #0a191026
 class ConvTower(nn.Module):
-    "Convolutions with stride 2 and a pooled head, with timm's interface."
+    """Convolutions with stride 2 and a pooled head, with timm's interface.
+
+    Parameters
+    ----------
+    widths : tuple, default (32, 64, 128, 256)
+        channels after each convolution
+    num_classes : int, default 0
+        outputs; 0 for the pooled channels
+    global_pool : str, default 'avg'
+        as in timm; "" for the feature maps
+    """
     def __init__(self,
         widths: tuple = (32, 64, 128, 256),  # channels after each convolution
         num_classes: int = 0,  # outputs; 0 for the pooled channels
@@ -48,7 +58,13 @@ class ConvTower(nn.Module):
         self.head = ClassifierHead(widths[-1], num_classes, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None):
-        "Changes the number of outputs, and the pooling if one is given."
+        """Changes the number of outputs, and the pooling if one is given.
+
+        Parameters
+        ----------
+        num_classes : int
+        global_pool : str | None, default None
+        """
         self.head.reset(num_classes, global_pool)
     def forward_features(self, x):
         "(n,3,H,W) to maps (n,c,h,w)."
@@ -68,7 +84,25 @@ def primenb_conv(
     pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None,  # timm passes these to every network
     **kwargs,  # for `ConvTower`
 ) -> ConvTower:
-    "The small image tower under its name in timm and open_clip; raises `PrimenbError` for `pretrained`."
+    """The small image tower under its name in timm and open_clip; raises `PrimenbError` for `pretrained`.
+
+    Parameters
+    ----------
+    pretrained : bool, default False
+        there are no weights to download
+    pretrained_cfg : default None
+        timm passes these to every network
+    pretrained_cfg_overlay : default None
+        timm passes these to every network
+    cache_dir : default None
+        timm passes these to every network
+    **kwargs
+        for `ConvTower`
+
+    Returns
+    -------
+    ConvTower
+    """
     if pretrained:
         raise PrimenbError(
             "primenb_conv", "there are no weights of it to download", "train it, or load a folder that holds it"
@@ -103,7 +137,13 @@ def _vocabulary(words):
 def _short(text): return repr(textwrap.shorten(text, 80, placeholder=" ..."))
 
 class CaptionTokenizer:
-    "A tokenizer of open_clip that refuses sentences that are empty or would be truncated."
+    """A tokenizer of open_clip that refuses sentences that are empty or would be truncated.
+
+    Parameters
+    ----------
+    tokenizer : Callable
+        open_clip's
+    """
     def __init__(self,
         tokenizer: Callable,  # open_clip's
     ):
@@ -115,7 +155,20 @@ class CaptionTokenizer:
         texts: str | Iterable[str],  # n sentences; a single one is a list of one
         truncate: bool = False,  # cut what is too long
     ) -> torch.Tensor:  # (n, context_length) int64
-        "The tokens of sentences; raises `PrimenbError` for one that is empty, too long or no text."
+        """The tokens of sentences; raises `PrimenbError` for one that is empty, too long or no text.
+
+        Parameters
+        ----------
+        texts : str | Iterable[str]
+            n sentences; a single one is a list of one
+        truncate : bool, default False
+            cut what is too long
+
+        Returns
+        -------
+        torch.Tensor
+            (n, context_length) int64
+        """
         texts = _texts(texts)
         if not texts: return self.empty[:0]
         tokens = self.tokenizer(texts)
@@ -155,7 +208,19 @@ def word_tokenizer(
     captions: Iterable[str],  # their words become the vocabulary
     context: int | None = None,  # longest sentence in tokens, start and end included; None for that of the captions
 ) -> CaptionTokenizer:
-    "A tokenizer for the words of some captions; raises `PrimenbError` for captions that are empty or too long."
+    """A tokenizer for the words of some captions; raises `PrimenbError` for captions that are empty or too long.
+
+    Parameters
+    ----------
+    captions : Iterable[str]
+        their words become the vocabulary
+    context : int | None, default None
+        longest sentence in tokens, start and end included; None for that of the captions
+
+    Returns
+    -------
+    CaptionTokenizer
+    """
     captions = list(dict.fromkeys(_texts(captions)))
     words = _word_list(captions)
     if not any(words):
@@ -172,7 +237,17 @@ def word_tokenizer(
 def to_rgb(
     image,  # a file's name or content, a PIL image, or (H,W,3) or (H,W) uint8
 ) -> Image.Image:
-    "An image in RGB, transparency dropped; raises `PrimenbError` for what cannot be read as one."
+    """An image in RGB, transparency dropped; raises `PrimenbError` for what cannot be read as one.
+
+    Parameters
+    ----------
+    image
+        a file's name or content, a PIL image, or (H,W,3) or (H,W) uint8
+
+    Returns
+    -------
+    Image.Image
+    """
     if isinstance(image, (str, Path, bytes)):
         return Image.fromarray(decode_image(image, "an image" if isinstance(image, bytes) else None))
     is_array = isinstance(image, np.ndarray) and image.dtype == np.uint8
@@ -204,7 +279,21 @@ def _transforms(model):
 # %% ../../nbs/clip/00_model.ipynb #a4d915dd
 @dataclass(eq=False)
 class ClipModel:
-    "An image and a text tower with the preprocessing and the tokenizer that belong to them."
+    """An image and a text tower with the preprocessing and the tokenizer that belong to them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        open_clip's CLIP; returns image_features, text_features and logit_scale
+    preprocess : Callable
+        image -> (3,H,W) float32, for evaluation
+    augment : Callable
+        the same with random changes, for training
+    tokenizer : CaptionTokenizer
+        n texts -> (n,context) int64
+    config : dict
+        open_clip's: embed_dim, vision_cfg, text_cfg, ..., and preprocess_cfg
+    """
     model: nn.Module  # open_clip's CLIP; returns image_features, text_features and logit_scale
     preprocess: Callable  # image -> (3,H,W) float32, for evaluation
     augment: Callable  # the same with random changes, for training
@@ -247,7 +336,20 @@ def encode_images(self: ClipModel,
     images,  # images as `to_rgb` takes them, an array (n,H,W,3) of uint8, or prepared (n,3,H,W) floats
     batch_size: int = 256,  # images at once
 ) -> torch.Tensor:  # (n,d) float32 on the CPU, of length one
-    "The embeddings of images; raises `PrimenbError` for what is no image."
+    """The embeddings of images; raises `PrimenbError` for what is no image.
+
+    Parameters
+    ----------
+    images
+        images as `to_rgb` takes them, an array (n,H,W,3) of uint8, or prepared (n,3,H,W) floats
+    batch_size : int, default 256
+        images at once
+
+    Returns
+    -------
+    torch.Tensor
+        (n,d) float32 on the CPU, of length one
+    """
     if isinstance(images, torch.Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             remedy = "prepare each with `preprocess` and stack them to (n,3,H,W)"
@@ -267,7 +369,20 @@ def encode_texts(self: ClipModel,
     texts,  # sentences, or their tokens (n,context)
     batch_size: int = 1024,  # sentences at once
 ) -> torch.Tensor:  # (n,d) float32 on the CPU, of length one
-    "The embeddings of sentences; raises `PrimenbError` for one that the tokenizer refuses."
+    """The embeddings of sentences; raises `PrimenbError` for one that the tokenizer refuses.
+
+    Parameters
+    ----------
+    texts
+        sentences, or their tokens (n,context)
+    batch_size : int, default 1024
+        sentences at once
+
+    Returns
+    -------
+    torch.Tensor
+        (n,d) float32 on the CPU, of length one
+    """
     tokens = texts if isinstance(texts, torch.Tensor) else self.tokenizer(texts)
     length = self.tokenizer.context_length
     if tokens.ndim != 2 or tokens.shape[1] != length or tokens.is_floating_point():
@@ -330,7 +445,37 @@ def small_clip(
     std: tuple = open_clip.OPENAI_DATASET_STD,  # standard deviation of each colour
     seed: int = 0,  # of the weights
 ) -> ClipModel:
-    "Untrained towers small enough to train on one core; raises `PrimenbError` for captions that cannot be read."
+    """Untrained towers small enough to train on one core; raises `PrimenbError` for captions that cannot be read.
+
+    Parameters
+    ----------
+    captions : Iterable[str]
+        of the training images; their words become the vocabulary
+    image_size : int, default 48
+        side of the images, pixels
+    vision : str, default 'primenb_conv'
+        image tower, by its name in timm
+    embed_dim : int, default 64
+        length of an embedding
+    width : int, default 64
+        of the text transformer
+    heads : int, default 2
+        of its attention
+    layers : int, default 1
+        of the text transformer
+    context : int | None, default None
+        longest sentence, in tokens; None for that of the captions
+    mean : tuple, default open_clip.OPENAI_DATASET_MEAN
+        of each colour, 0..1
+    std : tuple, default open_clip.OPENAI_DATASET_STD
+        standard deviation of each colour
+    seed : int, default 0
+        of the weights
+
+    Returns
+    -------
+    ClipModel
+    """
     words = word_tokenizer(captions, context)
     text = dict(width=width, heads=heads, layers=layers)
     image = dict(timm_model_name=vision, timm_pool="avg", timm_proj="linear", image_size=image_size)
@@ -344,7 +489,13 @@ def small_clip(
 def save_config(self: ClipModel,
     folder: str | Path,  # created if missing; other files in it stay
 ):
-    "Writes everything but the weights: config and tokenizer, in open_clip's layout."
+    """Writes everything but the weights: config and tokenizer, in open_clip's layout.
+
+    Parameters
+    ----------
+    folder : str | Path
+        created if missing; other files in it stay
+    """
     with tempfile.TemporaryDirectory() as made:
         made = Path(made)
         if hasattr(self.tokenizer.tokenizer, "save_pretrained"): self.tokenizer.tokenizer.save_pretrained(made)
@@ -356,7 +507,13 @@ def save_config(self: ClipModel,
 def save(self: ClipModel,
     folder: str | Path,  # created if missing; other files in it stay
 ):
-    "Writes config, tokenizer and weights as open_clip reads them with `local-dir:`."
+    """Writes config, tokenizer and weights as open_clip reads them with `local-dir:`.
+
+    Parameters
+    ----------
+    folder : str | Path
+        created if missing; other files in it stay
+    """
     self.save_config(folder)
     state = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
     with atomic(Path(folder) / CLIP_WEIGHTS) as f: save_file(state, f)
@@ -461,7 +618,20 @@ def load_clip(
     pretrained: str | Path | None = None,  # a tag or a file of weights; None for the folder's own, or for none
     device: str = "cpu",
 ) -> ClipModel:
-    "A model with its preprocessing and tokenizer; raises `PrimenbError` for one that is missing or damaged."
+    """A model with its preprocessing and tokenizer; raises `PrimenbError` for one that is missing or damaged.
+
+    Parameters
+    ----------
+    name : str | Path
+        a folder with a model, or open_clip's name for one
+    pretrained : str | Path | None, default None
+        a tag or a file of weights; None for the folder's own, or for none
+    device : str, default 'cpu'
+
+    Returns
+    -------
+    ClipModel
+    """
     folder = Path(str(name).removeprefix("local-dir:"))
     if pretrained is not None: pretrained = str(pretrained)
     clip = _from_folder(folder, pretrained) if folder.is_dir() else _from_name(str(name), pretrained)

@@ -26,7 +26,21 @@ def exchange(
     rate: float,  # share of them whose captions are exchanged, 0..1
     seed: int = 0,
 ) -> np.ndarray:  # (n,) int64: whose captions each image gets; its own number where nothing is exchanged
-    "Draws who exchanges captions with whom; raises `PrimenbError` for a rate that is no share, or selects one pair."
+    """Draws who exchanges captions with whom; raises `PrimenbError` for a rate that is no share, or selects one pair.
+
+    Parameters
+    ----------
+    n : int
+        pairs
+    rate : float
+        share of them whose captions are exchanged, 0..1
+    seed : int, default 0
+
+    Returns
+    -------
+    np.ndarray
+        (n,) int64: whose captions each image gets; its own number where nothing is exchanged
+    """
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
         raise PrimenbError(f"rate {rate!r}", "it is no share", "give a number from 0 to 1")
     k, rng = round(rate * n), np.random.default_rng([seed, n])
@@ -46,7 +60,19 @@ def exchange_captions(
     pairs: Iterable[Pair],  # n of them, with their own captions
     source: np.ndarray,  # (n,) whose captions each image gets, as `exchange` draws it
 ) -> list[Pair]:
-    "Gives the images each other's captions; raises `PrimenbError` if `source` is no permutation of these pairs."
+    """Gives the images each other's captions; raises `PrimenbError` if `source` is no permutation of these pairs.
+
+    Parameters
+    ----------
+    pairs : Iterable[Pair]
+        n of them, with their own captions
+    source : np.ndarray
+        (n,) whose captions each image gets, as `exchange` draws it
+
+    Returns
+    -------
+    list[Pair]
+    """
     pairs, source = list(pairs), np.asarray(source)
     if not np.array_equal(np.sort(source), np.arange(len(pairs))):
         raise PrimenbError(
@@ -67,7 +93,21 @@ def permute_captions(
     rate: float,  # share of them whose captions are exchanged, 0..1
     seed: int = 0,
 ) -> tuple[list[Pair], np.ndarray]:  # the pairs with captions exchanged, and (n,) whose captions each has
-    "Exchanges the captions of a share of the pairs; raises `PrimenbError` for a rate that cannot be met."
+    """Exchanges the captions of a share of the pairs; raises `PrimenbError` for a rate that cannot be met.
+
+    Parameters
+    ----------
+    pairs : Iterable[Pair]
+        n of them, with their own captions
+    rate : float
+        share of them whose captions are exchanged, 0..1
+    seed : int, default 0
+
+    Returns
+    -------
+    tuple[list[Pair], np.ndarray]
+        the pairs with captions exchanged, and (n,) whose captions each has
+    """
     pairs = list(pairs)
     source = exchange(len(pairs), rate, seed)
     return exchange_captions(pairs, source), source
@@ -79,7 +119,24 @@ def exchanged_gt(
     sample: int = 1000,  # at most so many exchanged images
     seed: int = 0,  # of the sample
 ) -> pd.DataFrame:  # a row for each exchanged caption: image (key), caption, true (bool)
-    "Which exchanged captions are true of their new image; raises `PrimenbError` where that is not known."
+    """Which exchanged captions are true of their new image; raises `PrimenbError` where that is not known.
+
+    Parameters
+    ----------
+    pairs : Iterable[Pair]
+        of the corpus, with their own captions
+    source : np.ndarray
+        (n,) whose captions each image gets
+    sample : int, default 1000
+        at most so many exchanged images
+    seed : int, default 0
+        of the sample
+
+    Returns
+    -------
+    pd.DataFrame
+        a row for each exchanged caption: image (key), caption, true (bool)
+    """
     pairs = list(pairs)
     moved = np.flatnonzero(np.asarray(source) != np.arange(len(pairs)))
     rows = []
@@ -99,14 +156,37 @@ def save_source(
     pairs: Iterable[Pair],  # the pairs that were exchanged
     source: np.ndarray,  # (n,) whose captions each image gets
 ):
-    "Stores who exchanged captions with whom."
+    """Stores who exchanged captions with whom.
+
+    Parameters
+    ----------
+    path : str | Path
+        an .npz file
+    pairs : Iterable[Pair]
+        the pairs that were exchanged
+    source : np.ndarray
+        (n,) whose captions each image gets
+    """
     with atomic(path) as f: np.savez_compressed(f, source=np.asarray(source, np.int64), keys=np.array(_digest(pairs)))
 
 def load_source(
     path: str | Path,  # a file that `save_source` wrote
     pairs: Iterable[Pair],  # the same pairs in the same order
 ) -> np.ndarray:  # (n,) whose captions each image gets
-    "Reads who exchanged captions with whom; raises `PrimenbError` for a damaged file or one of other pairs."
+    """Reads who exchanged captions with whom; raises `PrimenbError` for a damaged file or one of other pairs.
+
+    Parameters
+    ----------
+    path : str | Path
+        a file that `save_source` wrote
+    pairs : Iterable[Pair]
+        the same pairs in the same order
+
+    Returns
+    -------
+    np.ndarray
+        (n,) whose captions each image gets
+    """
     stored, pairs = npz_file(path, ("source", "keys")), list(pairs)
     if str(stored["keys"]) != _digest(pairs):
         cause = f"it belongs to other pairs than these {len(pairs)}, or to another order of them"
@@ -130,7 +210,19 @@ def class_captions(
     words: Iterable[str],  # words for one class
     templates: Iterable[str] = TEMPLATES,  # "{}" is the word, "{a}" its article
 ) -> list[str]:
-    "Every sentence that the templates make of the words: the prompts of a class."
+    """Every sentence that the templates make of the words: the prompts of a class.
+
+    Parameters
+    ----------
+    words : Iterable[str]
+        words for one class
+    templates : Iterable[str], default TEMPLATES
+        "{}" is the word, "{a}" its article
+
+    Returns
+    -------
+    list[str]
+    """
     articles = {word: "an" if word[0] in "aeiou" else "a" for word in words}
     return [template.format(word, a=a) for word, a in articles.items() for template in templates]
 
@@ -146,7 +238,31 @@ def labelled_pairs(
     damaged: str = "raise",  # or "skip", for records; of a broken shard the complete records are read
     check: bool = True,  # decode every image while reading
 ) -> Reader:  # of `Pair`; attributes hold `class` (true), `label` (given) and `wrong`
-    "Images with captions made of the label that an annotator gave; raises `PrimenbError` for an unknown label."
+    """Images with captions made of the label that an annotator gave; raises `PrimenbError` for an unknown label.
+
+    Parameters
+    ----------
+    shards : str | Path | list
+        as in `primenb.data.records.shard_list`
+    label : str, default 'class'
+        the attribute to make captions of: "class" for the ground truth, "human_worse", ...
+    captions : int, default 3
+        for each image, all different, or as many as there are
+    seed : int, default 0
+        of the choice of captions
+    names : dict, default CIFAR10
+        class -> words for it
+    templates : Iterable[str], default TEMPLATES
+    damaged : str, default 'raise'
+        or "skip", for records; of a broken shard the complete records are read
+    check : bool, default True
+        decode every image while reading
+
+    Returns
+    -------
+    Reader
+        of `Pair`; attributes hold `class` (true), `label` (given) and `wrong`
+    """
     sentences = {name: class_captions(words, templates) for name, words in names.items()}
     reader = shard_pairs(shards, words=lambda attributes: "not yet", damaged=damaged, check=check)
     def records(damages):

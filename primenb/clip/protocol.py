@@ -32,13 +32,29 @@ with extra("learn"):
 # %% ../../nbs/clip/05_protocol.ipynb #c3387899
 @dataclass(eq=False)
 class ClipData:
-    "Image–text pairs with class labels, as read, and the prompts of each class."
+    """Image–text pairs with class labels, as read, and the prompts of each class.
+
+    Parameters
+    ----------
+    splits : dict
+        name -> list of `Pair`: train, validation, test, and perhaps renditions
+    labels : dict
+        name -> (n,) class numbers
+    prompts : list
+        for each class, all its prompts
+    """
     splits: dict   # name -> list of `Pair`: train, validation, test, and perhaps renditions
     labels: dict   # name -> (n,) class numbers
     prompts: list  # for each class, all its prompts
 
 def place_prompts() -> dict:  # place -> prompts
-    "The prompts for each place of the studio."
+    """The prompts for each place of the studio.
+
+    Returns
+    -------
+    dict
+        place -> prompts
+    """
     times = [word for words in TIME_WORDS.values() for word in words]
     prompts = {}
     for place, (at, *nouns) in PLACE_WORDS.items():
@@ -78,7 +94,21 @@ def load_clip_data(
     label: str,   # of labelled shards: which to make captions of
     folder: str,  # of the corpus
 ) -> ClipData:
-    "Reads the data of a run; raises `PrimenbError` for data that are not there."
+    """Reads the data of a run; raises `PrimenbError` for data that are not there.
+
+    Parameters
+    ----------
+    data : str
+        as in `ClipRun`
+    label : str
+        of labelled shards: which to make captions of
+    folder : str
+        of the corpus
+
+    Returns
+    -------
+    ClipData
+    """
     path = setting_path(data)
     if data != "stills" and not path.is_dir():
         remedy = 'use "stills", or name a folder with train-*.tar and test-*.tar'
@@ -98,7 +128,17 @@ def _noise(run):
 def training_pairs(
     run: ClipRun,
 ) -> tuple[list, np.ndarray, np.ndarray]:  # pairs, (n,) number of each among all training pairs, (n,) bool: wrong
-    "The training pairs of a run, noise included; raises `PrimenbError` for an unknown noise."
+    """The training pairs of a run, noise included; raises `PrimenbError` for an unknown noise.
+
+    Parameters
+    ----------
+    run : ClipRun
+
+    Returns
+    -------
+    tuple[list, np.ndarray, np.ndarray]
+        pairs, (n,) number of each among all training pairs, (n,) bool: wrong
+    """
     rate, label = _noise(run)
     if run.data == "stills" and label != "class":
         raise PrimenbError(f"noise {run.noise!r}", "the stills have no such label", "give a rate from 0 to 1")
@@ -114,7 +154,20 @@ def gt_matches(
     texts: list,   # m pairs, whose captions are the columns, one pair's after the other's
     images: list,  # n pairs, whose images are the rows
 ) -> np.ndarray:  # (n,k) bool
-    "Which caption is true of which image."
+    """Which caption is true of which image.
+
+    Parameters
+    ----------
+    texts : list
+        m pairs, whose captions are the columns, one pair's after the other's
+    images : list
+        n pairs, whose images are the rows
+
+    Returns
+    -------
+    np.ndarray
+        (n,k) bool
+    """
     if "claims" in images[0].attributes: return gt_captions(texts, images)
     labels = np.repeat([p.attributes["label"] for p in texts], [len(p.captions) for p in texts])
     return np.array([p.attributes["class"] for p in images])[:, None] == labels[None]
@@ -143,7 +196,16 @@ def _model(run):
 def clip_task(
     run: ClipRun,
 ) -> tuple[ClipModel, ClipTask]:
-    "The towers that a run starts from, and what it trains on; raises `PrimenbError` for data that are not there."
+    """The towers that a run starts from, and what it trains on; raises `PrimenbError` for data that are not there.
+
+    Parameters
+    ----------
+    run : ClipRun
+
+    Returns
+    -------
+    tuple[ClipModel, ClipTask]
+    """
     found = training_pairs(run)
     (noisy, chosen), wrong = found[:2], found[2]
     read, clip = load_clip_data(run.data, _noise(run)[1], run.folder), _model(run)
@@ -170,7 +232,20 @@ def evaluate_clip(
     task: ClipTask,
     data: ClipData,  # whose test pairs are used for retrieval
 ) -> dict:  # <split>_accuracy, image_to_text_r1, ..., image_to_text_map, ..., linear_probe
-    "All measurements of a model; no linear probe where the training images lack a class."
+    """All measurements of a model; no linear probe where the training images lack a class.
+
+    Parameters
+    ----------
+    clip : ClipModel
+    task : ClipTask
+    data : ClipData
+        whose test pairs are used for retrieval
+
+    Returns
+    -------
+    dict
+        <split>_accuracy, image_to_text_r1, ..., image_to_text_map, ..., linear_probe
+    """
     found = zero_shot_accuracies(clip, task)
     test = clip.encode_images(task.images["test"])
     queries = _retrieval_task(data, clip.tokenizer)
@@ -208,7 +283,24 @@ def evaluate_targets(
     images: torch.Tensor,  # (n,3,S,S) their images, prepared
     batches: int = 4,      # of `run.batch_size` pairs
 ) -> dict:  # soft_ and hard_ rank correlations, and wrong_pair_auroc where there are wrong pairs
-    "How well a model's targets agree with the ground truth, and whether low agreement detects wrong pairs."
+    """How well a model's targets agree with the ground truth, and whether low agreement detects wrong pairs.
+
+    Parameters
+    ----------
+    clip : ClipModel
+    run : ClipRun
+    noisy : list
+        training pairs
+    images : torch.Tensor
+        (n,3,S,S) their images, prepared
+    batches : int, default 4
+        of `run.batch_size` pairs
+
+    Returns
+    -------
+    dict
+        soft_ and hard_ rank correlations, and wrong_pair_auroc where there are wrong pairs
+    """
     rng, found = np.random.default_rng([run.seed, 34]), []
     size = min(run.batch_size, len(noisy))
     count = min(batches, len(noisy) // size)
@@ -225,7 +317,19 @@ def run_clip(
     run: ClipRun,
     out: str | Path,  # folder of the run
 ) -> dict:  # as `primenb.learn.runs.conduct` gives it, with the measurements of the `best` and the `last` epoch
-    "Trains and evaluates one model; resumes an interrupted run, and returns the result of a finished one at once."
+    """Trains and evaluates one model; resumes an interrupted run, and returns the result of a finished one at once.
+
+    Parameters
+    ----------
+    run : ClipRun
+    out : str | Path
+        folder of the run
+
+    Returns
+    -------
+    dict
+        as `primenb.learn.runs.conduct` gives it, with the measurements of the `best` and the `last` epoch
+    """
     here = {}
     def start():
         here["clip"], here["task"] = clip_task(run)

@@ -45,7 +45,48 @@ CLIP_METHODS = {  # name -> loss, its settings, and the decay of its teacher
 # %% ../../nbs/clip/04_train.ipynb #8d6377f9
 @dataclass(frozen=True, kw_only=True)
 class ClipRun(Run):
-    "One training of CLIP: on what, with which method, for how long."
+    """One training of CLIP: on what, with which method, for how long.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 12
+    batch_size : int, default 256
+        pairs of a step, in each process
+    lr : float, default 0.002
+        highest learning rate
+    warmup : float, default 0.05
+        share of all steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.1
+        of matrices; vectors and scalars have none
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
+    data : str, default 'stills'
+        "stills", or a folder of shards with class labels, such as $PRIMENB_REAL/cifar10
+    folder : str, default 'data'
+        of the corpus
+    noise : str, default '0.0'
+        share of exchanged captions, or of labelled shards the label to make captions of
+    num_images : int, default 0
+        training images; 0 for all
+    model : str, default 'small'
+        "small", a folder with a model, or one of open_clip's names
+    image_size : int, default 32
+        side of the images of the small model, pixels
+    method : str, default 'clip'
+        a key of `CLIP_METHODS`
+    min_crop : float, default 1.0
+        smallest random crop, share of the area; 1 for the whole image
+    steps_per_epoch : int, default 0
+        0 for one pass over the images
+    """
     data: str = "stills"     # "stills", or a folder of shards with class labels, such as $PRIMENB_REAL/cifar10
     folder: str = "data"     # of the corpus
     noise: str = "0.0"       # share of exchanged captions, or of labelled shards the label to make captions of
@@ -63,13 +104,32 @@ class ClipRun(Run):
 
     @property
     def name(self) -> str:
-        "A name for files."
+        """A name for files.
+
+        Returns
+        -------
+        str
+        """
         return f"{Path(self.data).name}-{self.noise}-{self.num_images or 'all'}-{self.method}-{self.seed}"
 
 # %% ../../nbs/clip/04_train.ipynb #35349a8f
 @dataclass(eq=False)
 class ClipTask:
-    "What one model is trained on and evaluated with."
+    """What one model is trained on and evaluated with.
+
+    Parameters
+    ----------
+    images : dict
+        split -> (m,3,S,S) prepared; "train", "validation", and others
+    labels : dict
+        split -> (m,) class numbers
+    captions : list
+        for each training image a tuple of sentences
+    prompts : list
+        for each class, all its prompts
+    wrong : np.ndarray | None, default None
+        (n,) bool: training pairs known to be mismatched; only "oracle" uses it
+    """
     images: dict    # split -> (m,3,S,S) prepared; "train", "validation", and others
     labels: dict    # split -> (m,) class numbers
     captions: list  # for each training image a tuple of sentences
@@ -81,7 +141,20 @@ def augment_images(
     images: torch.Tensor,  # (n,3,S,S)
     min_crop: float,       # smallest crop, share of the area; 1 for the whole image without a flip
 ) -> torch.Tensor:  # (n,3,S,S)
-    "A random crop of each image at its old size, flipped half of the time."
+    """A random crop of each image at its old size, flipped half of the time.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (n,3,S,S)
+    min_crop : float
+        smallest crop, share of the area; 1 for the whole image without a flip
+
+    Returns
+    -------
+    torch.Tensor
+        (n,3,S,S)
+    """
     if min_crop >= 1: return images
     n = len(images)
     scale = (min_crop + (1 - min_crop) * torch.rand(n)).sqrt()
@@ -94,7 +167,19 @@ def augment_images(
 
 # %% ../../nbs/clip/04_train.ipynb #fc8600c9
 class ImageTextTensors(Dataset):
-    "Prepared images and tokens, batch by batch."
+    """Prepared images and tokens, batch by batch.
+
+    Parameters
+    ----------
+    images : torch.Tensor
+        (n,3,S,S) prepared
+    captions : list
+        n tuples of sentences
+    tokenizer
+        of the model
+    min_crop : float, default 1.0
+        as in `augment_images`
+    """
     def __init__(self,
         images: torch.Tensor,  # (n,3,S,S) prepared
         captions: list,        # n tuples of sentences
@@ -116,7 +201,13 @@ class ImageTextTensors(Dataset):
 
 # %% ../../nbs/clip/04_train.ipynb #8d51a9c8
 class ClipObjective:
-    "The loss of a batch, for `primenb.learn.engine.Trainer`."
+    """The loss of a batch, for `primenb.learn.engine.Trainer`.
+
+    Parameters
+    ----------
+    method : str
+        a key of `CLIP_METHODS`
+    """
     def __init__(self,
         method: str,  # a key of `CLIP_METHODS`
     ):
@@ -150,7 +241,18 @@ def zero_shot_accuracies(
     clip: ClipModel,
     task: ClipTask,
 ) -> dict:  # <split>_accuracy for each split but "train"
-    "Zero-shot accuracy on each evaluation split."
+    """Zero-shot accuracy on each evaluation split.
+
+    Parameters
+    ----------
+    clip : ClipModel
+    task : ClipTask
+
+    Returns
+    -------
+    dict
+        <split>_accuracy for each split but "train"
+    """
     classes, found = class_embeddings(clip, task.prompts), {}
     for name, images in task.images.items():
         if name == "train": continue
@@ -174,7 +276,17 @@ def _loader(run, task, tokenizer):
 def read_clip(
     folder: Path,  # `best` or `last` of a finished run
 ) -> ClipModel:
-    "The model of a run, from its folder alone."
+    """The model of a run, from its folder alone.
+
+    Parameters
+    ----------
+    folder : Path
+        `best` or `last` of a finished run
+
+    Returns
+    -------
+    ClipModel
+    """
     return load_clip(folder, Path(folder) / "model.safetensors")
 
 # %% ../../nbs/clip/04_train.ipynb #eb50a4b4
@@ -184,7 +296,23 @@ def train_clip(
     start: Callable,  # () -> (ClipModel, ClipTask); not called if the run is finished
     finish: Callable | None = None,  # (ClipModel) -> dict, for the last and the best epoch
 ) -> dict:  # as `primenb.learn.runs.conduct` gives it
-    "Trains one model; resumes an interrupted run, and returns the result of a finished one at once."
+    """Trains one model; resumes an interrupted run, and returns the result of a finished one at once.
+
+    Parameters
+    ----------
+    run : ClipRun
+    out : str | Path
+        folder of the run
+    start : Callable
+        () -> (ClipModel, ClipTask); not called if the run is finished
+    finish : Callable | None, default None
+        (ClipModel) -> dict, for the last and the best epoch
+
+    Returns
+    -------
+    dict
+        as `primenb.learn.runs.conduct` gives it
+    """
     here = {}
     def make():
         here["clip"], here["task"] = start()

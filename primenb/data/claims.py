@@ -13,7 +13,21 @@ import numpy as np
 # %% ../../nbs/data/01_claims.ipynb #2f9ac2aa
 @dataclass
 class Claims:
-    "What an image shows, or what a caption claims about it."
+    """What an image shows, or what a caption claims about it.
+
+    Parameters
+    ----------
+    place : str | None, default None
+        "street"
+    time : str | None, default None
+        "day", "dusk" or "night"
+    size : str | None, default None
+        "wide", "full", "medium" or "close"
+    count : int | None, default None
+        how many people
+    people : list[dict], default list()
+        a dictionary each: action, shirt, hat, ...
+    """
     place: str | None = None  # "street"
     time: str | None = None   # "day", "dusk" or "night"
     size: str | None = None   # "wide", "full", "medium" or "close"
@@ -21,7 +35,12 @@ class Claims:
     people: list[dict] = field(default_factory=list)  # a dictionary each: action, shirt, hat, ...
 
     def as_dict(self) -> dict:
-        "Only the claims that are made, for files; `Claims(**d)` is the inverse."
+        """Only the claims that are made, for files; `Claims(**d)` is the inverse.
+
+        Returns
+        -------
+        dict
+        """
         return {k: v for k, v in vars(self).items() if v not in (None, [])}
 
 SCALARS = ("place", "time", "size", "count")
@@ -31,7 +50,19 @@ def holds(
     claims: Claims,  # of a caption
     shown: Claims,  # in an image
 ) -> bool:
-    "Whether all claims hold; different people in the caption must be different people in the image."
+    """Whether all claims hold; different people in the caption must be different people in the image.
+
+    Parameters
+    ----------
+    claims : Claims
+        of a caption
+    shown : Claims
+        in an image
+
+    Returns
+    -------
+    bool
+    """
     if any(getattr(claims, name) not in (None, getattr(shown, name)) for name in SCALARS): return False
     return _can_be_paired([_matches(person, shown.people) for person in claims.people])
 
@@ -48,7 +79,20 @@ def gt_matrix(
     claims: list[Claims],  # of m captions
     shown: list[Claims],  # in n images
 ) -> np.ndarray:  # (n,m) bool
-    "Ground truth: which caption is true of which image."
+    """Ground truth: which caption is true of which image.
+
+    Parameters
+    ----------
+    claims : list[Claims]
+        of m captions
+    shown : list[Claims]
+        in n images
+
+    Returns
+    -------
+    np.ndarray
+        (n,m) bool
+    """
     columns, matrix = {}, np.zeros((len(shown), len(claims)), bool)
     scalars = {name: np.array([getattr(s, name) for s in shown], object) for name in SCALARS}
     for j, claim in enumerate(claims):

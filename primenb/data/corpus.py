@@ -72,7 +72,15 @@ def _once(where, key, seen):
 # %% ../../nbs/data/03_corpus.ipynb #5d036cf1
 @dataclass(frozen=True, eq=False)
 class Cameras:
-    "The cameras of consecutive frames."
+    """The cameras of consecutive frames.
+
+    Parameters
+    ----------
+    K : np.ndarray
+        (n,3,3) intrinsics, pixels
+    cam_from_world : np.ndarray
+        (n,4,4) rigid; the camera looks along +z, x to the right, y down
+    """
     K: np.ndarray  # (n,3,3) intrinsics, pixels
     cam_from_world: np.ndarray  # (n,4,4) rigid; the camera looks along +z, x to the right, y down
 
@@ -80,7 +88,12 @@ class Cameras:
     def __getitem__(self, frames: slice): return Cameras(self.K[frames], self.cam_from_world[frames])
     @property
     def centres(self) -> np.ndarray:
-        "(n,3) where each stands in the world, metres."
+        """(n,3) where each stands in the world, metres.
+
+        Returns
+        -------
+        np.ndarray
+        """
         return -np.einsum("nji,nj->ni", self.cam_from_world[:, :3, :3], self.cam_from_world[:, :3, 3])
 
 # %% ../../nbs/data/03_corpus.ipynb #f725180d
@@ -118,23 +131,62 @@ def _motion(field, cell, rate, opens):
 # %% ../../nbs/data/03_corpus.ipynb #c9524ac0
 @dataclass(frozen=True, eq=False)
 class CorpusFilm(Film):
-    "A film of the corpus, with what is known of each shot and frame."
+    """A film of the corpus, with what is known of each shot and frame.
+
+    Parameters
+    ----------
+    key : str
+        unique within the catalogue
+    title : str
+    year : int | None, default None
+    genres : tuple[str, ...], default ()
+    cast : tuple[str, ...], default ()
+    synopsis : str, default ''
+    related : tuple[str, ...], default ()
+        keys of films with the same audience, the nearest first
+    attributes : dict, default dict()
+        whatever else is known: director, IMDb number, ...
+    path : Path | None, default None
+        the video file, where there is one
+    split : str, default ''
+        "train", "val", "test" or ""
+    """
     @cached_property
     def timeline(self) -> dict:
-        "The whole timeline: `scenes` and `shots` as lists of dictionaries, and the catalogue's entry."
+        """The whole timeline: `scenes` and `shots` as lists of dictionaries, and the catalogue's entry.
+
+        Returns
+        -------
+        dict
+        """
         return _timeline(self.path.with_suffix(".json"), self)
     @cached_property
     def shots(self) -> pd.DataFrame:
-        "The shot table, with what each shot shows."
+        """The shot table, with what each shot shows.
+
+        Returns
+        -------
+        pd.DataFrame
+        """
         return _entry(self.path.with_suffix(".json"), self.timeline, lambda t: _shots(self, t))
     @cached_property
     def scenes(self) -> pd.DataFrame:
-        "A row for each scene: film, scene, kind, place, time, first and last shot, frames."
+        """A row for each scene: film, scene, kind, place, time, first and last shot, frames.
+
+        Returns
+        -------
+        pd.DataFrame
+        """
         columns = ["scene", "kind", "place", "time", "first_shot", "last_shot", "start_frame", "end_frame"]
         return pd.DataFrame(self.timeline["scenes"]).assign(film=self.key)[["film", *columns]]
     @cached_property
     def cameras(self) -> Cameras:
-        "The camera of each frame."
+        """The camera of each frame.
+
+        Returns
+        -------
+        Cameras
+        """
         return _cameras(self.path.with_suffix(".npz"), self.attributes["frames"])
 
 # %% ../../nbs/data/03_corpus.ipynb #0f7e25ba
@@ -143,7 +195,20 @@ def frames(self: CorpusFilm,
     shot: int | None = None,  # one shot only
     **how,  # as in `primenb.media.video.read_frames`
 ) -> np.ndarray:  # (T,H,W,3) uint8
-    "The film's frames, or those of one shot."
+    """The film's frames, or those of one shot.
+
+    Parameters
+    ----------
+    shot : int | None, default None
+        one shot only
+    **how
+        as in `primenb.media.video.read_frames`
+
+    Returns
+    -------
+    np.ndarray
+        (T,H,W,3) uint8
+    """
     if shot is not None:
         if not 0 <= shot < len(self.shots):
             raise PrimenbError(self.key, f"there is no shot {shot}", f"choose one from 0 to {len(self.shots) - 1}")
@@ -152,13 +217,23 @@ def frames(self: CorpusFilm,
 
 @patch(as_prop=True)
 def motion(self: CorpusFilm) -> Motion:
-    "Ground truth: how far each 16-pixel cell moved since the frame before; for the films of the test split."
+    """Ground truth: how far each 16-pixel cell moved since the frame before; for the films of the test split.
+
+    Returns
+    -------
+    Motion
+    """
     opens = np.isin(np.arange(self.attributes["frames"]), self.shots.start_frame)
     return _motion(self._stored_motion("field"), 16, self.attributes["rate"], opens)
 
 @patch(as_prop=True)
 def movers(self: CorpusFilm) -> np.ndarray:
-    "(T,h,w) float32, the share of each 16-pixel cell that shows people; for the films of the test split."
+    """(T,h,w) float32, the share of each 16-pixel cell that shows people; for the films of the test split.
+
+    Returns
+    -------
+    np.ndarray
+    """
     return self._stored_motion("mover").astype(np.float32) / 255
 
 # %% ../../nbs/data/03_corpus.ipynb #c8261de4
@@ -177,12 +252,22 @@ def _stored_motion(self: CorpusFilm, name):
 # %% ../../nbs/data/03_corpus.ipynb #1e527303
 @patch(as_prop=True)
 def captions(self: CorpusFilm) -> list[tuple]:
-    "For each shot, sentences that are true of its middle frame."
+    """For each shot, sentences that are true of its middle frame.
+
+    Returns
+    -------
+    list[tuple]
+    """
     return [tuple(dict.fromkeys(c["text"] for c in s["captions"])) for s in self.timeline["shots"]]
 
 @patch
 def pairs(self: CorpusFilm) -> list[Pair]:
-    "Each shot as a `Pair`: the frame in its middle, and its captions; `shown` and `claims` are among the attributes."
+    """Each shot as a `Pair`: the frame in its middle, and its captions; `shown` and `claims` are among the attributes.
+
+    Returns
+    -------
+    list[Pair]
+    """
     middle = (self.shots.start_frame + self.shots.end_frame) // 2 / self.attributes["rate"]
     def pair(record, frame):
         Image.fromarray(frame.image).save(png := io.BytesIO(), "PNG")
@@ -271,7 +356,24 @@ def films(
     damaged: str = "raise",  # or "skip", for films
     check: bool = True,  # open the video, the timeline and the cameras of each while reading
 ) -> Reader:  # of `CorpusFilm`
-    "The films; raises `PrimenbError` where the corpus is missing or a film is damaged."
+    """The films; raises `PrimenbError` where the corpus is missing or a film is damaged.
+
+    Parameters
+    ----------
+    split : str | None, default None
+        "train", "validation", "test", or None for all
+    folder : str | Path | None, default None
+        the corpus; None for the project's data/
+    damaged : str, default 'raise'
+        or "skip", for films
+    check : bool, default True
+        open the video, the timeline and the cameras of each while reading
+
+    Returns
+    -------
+    Reader
+        of `CorpusFilm`
+    """
     part, list_ = _part(folder, "films", split), "films.json"
     def records(damages):
         seen = set()
@@ -287,7 +389,22 @@ def shots(
     folder: str | Path | None = None,  # the corpus; None for the project's data/
     damaged: str = "raise",  # or "skip", for films; those left out are listed in `.attrs["damaged"]`
 ) -> pd.DataFrame:  # the shot table, a row for each shot, with what it shows
-    "The shots of all films in one table, joined to anything else by film and shot."
+    """The shots of all films in one table, joined to anything else by film and shot.
+
+    Parameters
+    ----------
+    split : str | None, default None
+        "train", "validation", "test", or None for all
+    folder : str | Path | None, default None
+        the corpus; None for the project's data/
+    damaged : str, default 'raise'
+        or "skip", for films; those left out are listed in `.attrs["damaged"]`
+
+    Returns
+    -------
+    pd.DataFrame
+        the shot table, a row for each shot, with what it shows
+    """
     reader = films(split, folder=folder, damaged=damaged, check=False)
     def records(damages):
         for film in reader.records(damages):
@@ -300,7 +417,16 @@ def shots(
 # %% ../../nbs/data/03_corpus.ipynb #cc518c93
 @dataclass(frozen=True, eq=False)
 class TrackingShot:
-    "A shot with exact cameras, depth, predictions of depth, and masks."
+    """A shot with exact cameras, depth, predictions of depth, and masks.
+
+    Parameters
+    ----------
+    key : str
+    path : Path
+        the video
+    facts : dict
+        place, time, move, path_over_depth, path and median_depth in metres, people, rate, width, height, ...
+    """
     key: str
     path: Path  # the video
     facts: dict  # place, time, move, path_over_depth, path and median_depth in metres, people, rate, width, height, ...
@@ -308,15 +434,36 @@ class TrackingShot:
     def frames(self,
         **how,  # as in `primenb.media.video.read_frames`
     ) -> np.ndarray:  # (T,H,W,3) uint8
-        "The shot's frames."
+        """The shot's frames.
+
+        Parameters
+        ----------
+        **how
+            as in `primenb.media.video.read_frames`
+
+        Returns
+        -------
+        np.ndarray
+            (T,H,W,3) uint8
+        """
         return read_frames(self.path, **how)
     @cached_property
     def cameras(self) -> Cameras:
-        "The camera of each frame; K changes where the shot zooms."
+        """The camera of each frame; K changes where the shot zooms.
+
+        Returns
+        -------
+        Cameras
+        """
         return _cameras(self.path.with_suffix(".npz"), self.facts["frames"])
     @property
     def masks(self) -> np.ndarray:
-        "(T,h,w) bool, true where there are people."
+        """(T,h,w) bool, true where there are people.
+
+        Returns
+        -------
+        np.ndarray
+        """
         mask, shape = npz_file(self.path.with_suffix(".npz"), ("mask", "mask_shape")).values()
         return np.unpackbits(mask, count=int(np.prod(shape))).reshape(shape).astype(bool)
 
@@ -328,7 +475,20 @@ def depth(self: TrackingShot,
     estimator: str = "truth",  # "truth", or "scaled" or "shifted" for a prediction
     noise: float = 0.1,  # deviation of the logarithm of a prediction's error; 0.1 is stored, others are computed
 ) -> np.ndarray:  # (T,h,w) float32: metres, inf for the sky; for a prediction as in `primenb.data.depth.guess`
-    "Ground-truth or predicted depth; raises `PrimenbError` for an unknown estimator or a noise that is no number."
+    """Ground-truth or predicted depth; raises `PrimenbError` for an unknown estimator or a noise that is no number.
+
+    Parameters
+    ----------
+    estimator : str, default 'truth'
+        "truth", or "scaled" or "shifted" for a prediction
+    noise : float, default 0.1
+        deviation of the logarithm of a prediction's error; 0.1 is stored, others are computed
+
+    Returns
+    -------
+    np.ndarray
+        (T,h,w) float32: metres, inf for the sky; for a prediction as in `primenb.data.depth.guess`
+    """
     if estimator not in ("truth", *ESTIMATORS):
         remedy = f"choose truth, {' or '.join(ESTIMATORS)}"
         raise PrimenbError(f"estimator {estimator!r}", "there are no such maps", remedy)
@@ -346,7 +506,22 @@ def tracking_shots(
     damaged: str = "raise",  # or "skip", for shots
     check: bool = True,  # open the video, the cameras and the list of maps of each while reading
 ) -> Reader:  # of `TrackingShot`
-    "The tracking shots; raises `PrimenbError` where they are missing or one is damaged."
+    """The tracking shots; raises `PrimenbError` where they are missing or one is damaged.
+
+    Parameters
+    ----------
+    folder : str | Path | None, default None
+        the corpus; None for the project's data/
+    damaged : str, default 'raise'
+        or "skip", for shots
+    check : bool, default True
+        open the video, the cameras and the list of maps of each while reading
+
+    Returns
+    -------
+    Reader
+        of `TrackingShot`
+    """
     part = _part(folder, "tracking")
     def records(damages):
         seen = set()
@@ -394,7 +569,24 @@ def pairs(
     damaged: str = "raise",  # or "skip", for stills; of a broken shard the whole records are read
     check: bool = True,  # decode every image while reading
 ) -> Reader:  # of `Pair`
-    "The stills with their captions; raises `PrimenbError` where they are missing or one is damaged."
+    """The stills with their captions; raises `PrimenbError` where they are missing or one is damaged.
+
+    Parameters
+    ----------
+    split : str | None, default None
+        "train", "validation", "test", "renditions", or None for all
+    folder : str | Path | None, default None
+        the corpus; None for the project's data/
+    damaged : str, default 'raise'
+        or "skip", for stills; of a broken shard the whole records are read
+    check : bool, default True
+        decode every image while reading
+
+    Returns
+    -------
+    Reader
+        of `Pair`
+    """
     part = _part(folder, "stills", split, STYLED)
     shards = [(name, path) for name in ([split] if split else STYLED) for path in _shards(part, name)]
     return Reader(lambda damages: _stills(shards, check, damages), part, damaged)
@@ -411,7 +603,20 @@ def gt_captions(
     pairs: Iterable[Pair],  # whose captions make up the columns, one pair's after the other's
     images: Iterable[Pair] | None = None,  # whose images make up the rows; None for the same pairs
 ) -> np.ndarray:  # (n,m) bool
-    "Ground truth: which caption is true of which image; raises `PrimenbError` for pairs of which that is not known."
+    """Ground truth: which caption is true of which image; raises `PrimenbError` for pairs of which that is not known.
+
+    Parameters
+    ----------
+    pairs : Iterable[Pair]
+        whose captions make up the columns, one pair's after the other's
+    images : Iterable[Pair] | None, default None
+        whose images make up the rows; None for the same pairs
+
+    Returns
+    -------
+    np.ndarray
+        (n,m) bool
+    """
     pairs = list(pairs)
     images = pairs if images is None else list(images)
     for p in (*pairs, *images):
@@ -424,7 +629,25 @@ def gt_captions(
 # %% ../../nbs/data/03_corpus.ipynb #766cf383
 @dataclass(frozen=True, eq=False)
 class CorpusClip(Clip):
-    "A clip of the corpus, with its ground-truth motion where that is known."
+    """A clip of the corpus, with its ground-truth motion where that is known.
+
+    Parameters
+    ----------
+    key : str
+        unique within the data set
+    path : Path | None
+        the video file; None where there are only labels
+    labels : dict
+        task -> label: dict(action="jump", direction=3)
+    split : str, default ''
+        "train", "val", "test" or as the data set has it
+    film : str, default ''
+        the film it was cut from, where that is known
+    motion : Motion | None, default None
+        of 8-pixel cells
+    movers : np.ndarray | None, default None
+        (T,h,w) float32, the share of each cell that moves by itself
+    """
     motion: Motion | None = None  # of 8-pixel cells
     movers: np.ndarray | None = None  # (T,h,w) float32, the share of each cell that moves by itself
 
@@ -453,7 +676,24 @@ def clips(
     damaged: str = "raise",  # or "skip", for clips
     check: bool = True,  # open every video while reading
 ) -> Reader:  # of `CorpusClip`; ground-truth motion is known for validation and test
-    "The clips; raises `PrimenbError` where they are missing or one is damaged."
+    """The clips; raises `PrimenbError` where they are missing or one is damaged.
+
+    Parameters
+    ----------
+    split : str | None, default None
+        "train", "validation", "test", or None for all
+    folder : str | Path | None, default None
+        the corpus; None for the project's data/
+    damaged : str, default 'raise'
+        or "skip", for clips
+    check : bool, default True
+        open every video while reading
+
+    Returns
+    -------
+    Reader
+        of `CorpusClip`; ground-truth motion is known for validation and test
+    """
     part = _part(folder, "clips", split)
     def records(damages):
         motions, seen = {}, set()
@@ -479,7 +719,13 @@ class _Drawn:
     def set_epoch(self,
         epoch: int,  # from 0
     ):
-        "Sets the epoch, for running workers as well."
+        """Sets the epoch, for running workers as well.
+
+        Parameters
+        ----------
+        epoch : int
+            from 0
+        """
         self._epoch.fill_(epoch)
     def _rng(self, key): return np.random.default_rng([self.seed, int(self._epoch), zlib.crc32(key.encode())])
     def _transformed(self, image, rng):
@@ -497,7 +743,21 @@ def _tensor(images):
 
 # %% ../../nbs/data/03_corpus.ipynb #3061ea5e
 class PairDataset(_Drawn):
-    "Images and captions by number: (image, text), one of the captions in each epoch."
+    """Images and captions by number: (image, text), one of the captions in each epoch.
+
+    Parameters
+    ----------
+    pairs : Iterable[Pair]
+        the corpus' or others
+    transform : Callable | None, default None
+        of a PIL image; None for a (3,H,W) uint8 tensor
+    tokenizer : Callable | None, default None
+        from a list of texts to (n,l) tokens; None for text
+    seed : int, default 0
+        of captions and transforms
+    index : bool, default False
+        give (image, text, number of the item)
+    """
     def __init__(self,
         pairs: Iterable[Pair],  # the corpus' or others
         transform: Callable | None = None,  # of a PIL image; None for a (3,H,W) uint8 tensor
@@ -543,7 +803,21 @@ class _Labelled(_Drawn):
 
 # %% ../../nbs/data/03_corpus.ipynb #6a58af64
 class ClipDataset(_Labelled):
-    "Clips by number: ((T,3,H,W) uint8, target)."
+    """Clips by number: ((T,3,H,W) uint8, target).
+
+    Parameters
+    ----------
+    clips : Iterable[Clip]
+        the corpus' or others; all must have the label
+    label : str | None, default None
+        "action", "direction", ...; None for the clip's number
+    transform : Callable | None, default None
+        of (T,3,H,W) uint8
+    classes : list | None, default None
+        the label's values in the order of their numbers; None for those that occur
+    seed : int, default 0
+        of transforms
+    """
     def __init__(self,
         clips: Iterable[Clip],  # the corpus' or others; all must have the label
         label: str | None = None,  # "action", "direction", ...; None for the clip's number
@@ -562,7 +836,23 @@ class ClipDataset(_Labelled):
 
 # %% ../../nbs/data/03_corpus.ipynb #049e102b
 class ShotDataset(_Labelled):
-    "The three key-frames of shots, by number: ((3,3,H,W) uint8, target)."
+    """The three key-frames of shots, by number: ((3,3,H,W) uint8, target).
+
+    Parameters
+    ----------
+    shots : pd.DataFrame
+        the shot table
+    label : str | None, default None
+        one of its columns; None for the number of the row
+    transform : Callable | None, default None
+        of (3,3,H,W) uint8
+    folder : str | Path | None, default None
+        where <film>.mp4 are; None for the corpus' films
+    classes : list | None, default None
+        the label's values in the order of their numbers; None for those that occur
+    seed : int, default 0
+        of transforms
+    """
     def __init__(self,
         shots: pd.DataFrame,  # the shot table
         label: str | None = None,  # one of its columns; None for the number of the row
@@ -634,7 +924,30 @@ def pair_stream(
     seed: int = 0,  # of order, captions and transforms
     damaged: str = "raise",  # or "skip", with a warning from each worker
 ):  # a `webdataset.DataPipeline` of (image, text), with `set_epoch`
-    "The stills as a stream, for a DataLoader; raises `PrimenbError` where they are missing."
+    """The stills as a stream, for a DataLoader; raises `PrimenbError` where they are missing.
+
+    Parameters
+    ----------
+    split : str, default 'train'
+        "train", "validation", "test" or "renditions"
+    folder : str | Path | None, default None
+        the corpus; None for the project's data/
+    transform : Callable | None, default None
+        of a PIL image; None for a (3,H,W) uint8 tensor
+    tokenizer : Callable | None, default None
+        from a list of texts to (n,l) tokens; None for text
+    shuffle : int, default 1000
+        pairs in the buffer; 0 for the order of the shards
+    seed : int, default 0
+        of order, captions and transforms
+    damaged : str, default 'raise'
+        or "skip", with a warning from each worker
+
+    Returns
+    -------
+    value
+        a `webdataset.DataPipeline` of (image, text), with `set_epoch`
+    """
     with extra("learn"): import webdataset as wds
     part = _part(folder, "stills", split, STYLED)
     stream = _Stream([(split, path) for path in _shards(part, split)], transform, tokenizer, shuffle, seed, damaged)

@@ -18,7 +18,20 @@ def pack(
     maps: np.ndarray,     # (n,H,W) positive numbers; inf or NaN where there is none
     step: float = 0.002,  # of the logarithm: 0.002 keeps every value to 0.1 %
 ) -> dict:  # arrays for `np.savez_compressed`
-    "Logarithms in whole steps, as differences, and where they are finite; raises `PrimenbError` for too fine a step."
+    """Logarithms in whole steps, as differences, and where they are finite; raises `PrimenbError` for too fine a step.
+
+    Parameters
+    ----------
+    maps : np.ndarray
+        (n,H,W) positive numbers; inf or NaN where there is none
+    step : float, default 0.002
+        of the logarithm: 0.002 keeps every value to 0.1 %
+
+    Returns
+    -------
+    dict
+        arrays for `np.savez_compressed`
+    """
     finite = np.isfinite(maps) & (maps > 0)
     q = np.zeros(maps.shape, np.int32)
     q[finite] = np.clip(np.rint(np.log(maps[finite]) / step), -(2**30), 2**30)
@@ -34,7 +47,20 @@ def unpack(
     packed,  # what `pack` returned, or a loaded .npz of it
     name: str = "",  # prefix of the arrays' names
 ) -> np.ndarray:  # (n,H,W) float32, inf where there was none
-    "The maps of `pack`, to within half a step of the logarithm."
+    """The maps of `pack`, to within half a step of the logarithm.
+
+    Parameters
+    ----------
+    packed
+        what `pack` returned, or a loaded .npz of it
+    name : str, default ''
+        prefix of the arrays' names
+
+    Returns
+    -------
+    np.ndarray
+        (n,H,W) float32, inf where there was none
+    """
     q = packed[name + "differences"].astype(np.int64)
     for axis in range(3): q = q.cumsum(axis)
     finite = np.unpackbits(packed[name + "finite"], count=q.size).reshape(q.shape).astype(bool)
@@ -42,7 +68,15 @@ def unpack(
 
 # %% ../../nbs/data/02_depth.ipynb #5e7b1664
 class Pinhole(NamedTuple):
-    "A pinhole camera at one moment; anything with these two attributes will do in its place."
+    """A pinhole camera at one moment; anything with these two attributes will do in its place.
+
+    Parameters
+    ----------
+    K : np.ndarray
+        (3,3) intrinsics, pixels
+    cam_from_world : np.ndarray
+        (4,4) rigid transform
+    """
     K: np.ndarray  # (3,3) intrinsics, pixels
     cam_from_world: np.ndarray  # (4,4) rigid transform
 
@@ -52,7 +86,24 @@ def reproject(
     later: Pinhole,  # another camera
     moved: np.ndarray | None = None,  # (H,W,4,4) motion of each pixel's point in the world; None for a still scene
 ) -> tuple[np.ndarray, np.ndarray]:  # (H,W,2) pixels, x then y, and (H,W) depth
-    "Where another camera sees the point of each pixel, and how deep."
+    """Where another camera sees the point of each pixel, and how deep.
+
+    Parameters
+    ----------
+    depth : np.ndarray
+        (H,W) along the optical axis; inf is taken as a thousand kilometres
+    now : Pinhole
+        the camera of `depth`
+    later : Pinhole
+        another camera
+    moved : np.ndarray | None, default None
+        (H,W,4,4) motion of each pixel's point in the world; None for a still scene
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (H,W,2) pixels, x then y, and (H,W) depth
+    """
     v, u = np.mgrid[: depth.shape[0], : depth.shape[1]] + 0.5
     rays = [(u - now.K[0, 2]) / now.K[0, 0], (v - now.K[1, 2]) / now.K[1, 1], np.ones(depth.shape)]
     R, t = now.cam_from_world[:3, :3], now.cam_from_world[:3, 3]
@@ -71,7 +122,26 @@ def reprojection(
     later: Pinhole,  # its camera
     moved: np.ndarray | None = None,  # (H,W,4,4) as in `reproject`
 ) -> tuple[np.ndarray, np.ndarray]:  # (H,W,2) pixels, x then y; (H,W) expected / found depth - 1, or NaN
-    "Where the points of one frame lie in another, and the relative difference of the two frames' depths there."
+    """Where the points of one frame lie in another, and the relative difference of the two frames' depths there.
+
+    Parameters
+    ----------
+    depth : np.ndarray
+        (H,W) of one frame; inf for pixels not to be compared
+    now : Pinhole
+        its camera
+    found : np.ndarray
+        (H,W) depth of another frame
+    later : Pinhole
+        its camera
+    moved : np.ndarray | None, default None
+        (H,W,4,4) as in `reproject`
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (H,W,2) pixels, x then y; (H,W) expected / found depth - 1, or NaN
+    """
     pixels, z = reproject(depth, now, later, moved)
     inside = np.isfinite(depth) & (z > 0) & (pixels >= 0).all(-1) & (pixels < found.shape[::-1]).all(-1)
     u, v = pixels[inside].astype(int).T
@@ -107,7 +177,24 @@ def estimate(
     noise: float = 0.1,    # standard deviation of the logarithm of the error: 0.1 is about 10 %
     seed: int | list = 0,  # the same seed gives the same predictions
 ) -> np.ndarray:  # (n,H,W) float32: depth or disparity in a unit of its own
-    "What a simulated depth network predicts for the frames of a shot; raises `PrimenbError` for an unknown one."
+    """What a simulated depth network predicts for the frames of a shot; raises `PrimenbError` for an unknown one.
+
+    Parameters
+    ----------
+    depth : np.ndarray
+        (n,H,W) ground-truth depth in metres, inf for the sky
+    estimator : str
+        a key of `ESTIMATORS`
+    noise : float, default 0.1
+        standard deviation of the logarithm of the error: 0.1 is about 10 %
+    seed : int | list, default 0
+        the same seed gives the same predictions
+
+    Returns
+    -------
+    np.ndarray
+        (n,H,W) float32: depth or disparity in a unit of its own
+    """
     if estimator not in ESTIMATORS:
         raise PrimenbError(estimator, "no such estimator", f"use one of {', '.join(ESTIMATORS)}")
     rng, finite = np.random.default_rng(seed), np.isfinite(depth)
@@ -132,6 +219,23 @@ def guess(
     noise: float,       # standard deviation of the logarithm of the error
     seed: list,         # of the shot
 ) -> np.ndarray:  # (n,54,96) depth or disparity in a unit of its own
-    "What an estimator predicts for a tracking shot; raises as `estimate` does."
+    """What an estimator predicts for a tracking shot; raises as `estimate` does.
+
+    Parameters
+    ----------
+    depth : np.ndarray
+        (n,H,W) ground-truth depth, metres
+    estimator : str
+        a key of `ESTIMATORS`
+    noise : float
+        standard deviation of the logarithm of the error
+    seed : list
+        of the shot
+
+    Returns
+    -------
+    np.ndarray
+        (n,54,96) depth or disparity in a unit of its own
+    """
     coarse = np.stack([cv2.resize(d, COARSE, interpolation=cv2.INTER_NEAREST_EXACT) for d in depth])
     return np.maximum(estimate(coarse, estimator, noise, seed), 1e-6)

@@ -28,7 +28,20 @@ def to_rigid(
     pose: np.ndarray,  # (4,4) world_from_cam, perhaps rounded
     where="pose",  # what to call it in an error
 ) -> np.ndarray:  # (4,4) cam_from_world, exactly rigid
-    "Inverts a camera-to-world matrix; raises `PrimenbError` for one that is no rigid motion."
+    """Inverts a camera-to-world matrix; raises `PrimenbError` for one that is no rigid motion.
+
+    Parameters
+    ----------
+    pose : np.ndarray
+        (4,4) world_from_cam, perhaps rounded
+    where : str, default 'pose'
+        what to call it in an error
+
+    Returns
+    -------
+    np.ndarray
+        (4,4) cam_from_world, exactly rigid
+    """
     if not np.isfinite(pose).all():
         raise PrimenbError(where, "its pose is not finite: the tracker was lost there", "leave the frame out")
     svd = np.linalg.svd(pose[:3, :3])
@@ -124,7 +137,24 @@ def posed_frames(
     damaged: str = "raise",  # or "skip", for frames
     check: bool = True,  # decode every image and depth map while reading
 ) -> Reader:  # of `PosedFrame`, in order
-    "Frames with cameras, and depth where there is some; raises `PrimenbError` for intrinsics of another image size."
+    """Frames with cameras, and depth where there is some; raises `PrimenbError` for intrinsics of another image size.
+
+    Parameters
+    ----------
+    folder : str | Path
+        one sequence, in either layout
+    K : np.ndarray | None, default None
+        (3,3) intrinsics, for sequences that come without a file of them
+    damaged : str, default 'raise'
+        or "skip", for frames
+    check : bool, default True
+        decode every image and depth map while reading
+
+    Returns
+    -------
+    Reader
+        of `PosedFrame`, in order
+    """
     folder = Path(folder)
     def records(damages):
         frames, file = _layout(folder)
@@ -171,7 +201,30 @@ def table_pairs(
     damaged: str = "raise",  # or "skip", for rows
     check: bool = True,  # decode every image while reading
 ) -> Reader:  # of `Pair`
-    "Image-text pairs from a CSV or TSV table; rows of one image that follow one another are one pair."
+    """Image-text pairs from a CSV or TSV table; rows of one image that follow one another are one pair.
+
+    Parameters
+    ----------
+    path : str | Path
+        the table
+    image : str, default 'filepath'
+        column with the file
+    caption : str, default 'title'
+        column with the caption
+    separator : str, default '\\t'
+        what stands between two fields
+    folder : str | Path | None, default None
+        what the file names are relative to; None for the table's folder
+    damaged : str, default 'raise'
+        or "skip", for rows
+    check : bool, default True
+        decode every image while reading
+
+    Returns
+    -------
+    Reader
+        of `Pair`
+    """
     top = Path(path).parent if folder is None else Path(folder)
     def records(damages):
         rows, seen = table_rows(path, (image, caption), separator, damages), set()
@@ -248,7 +301,24 @@ def shard_pairs(
     damaged: str = "raise",  # or "skip", for records; of a broken shard the whole records are read
     check: bool = True,  # decode every image while reading
 ) -> Reader:  # of `Pair`; the key is shard/key
-    "Image-text pairs from WebDataset shards, one shard after the other."
+    """Image-text pairs from WebDataset shards, one shard after the other.
+
+    Parameters
+    ----------
+    shards : str | Path | list
+        as in `shard_list`
+    words : Callable[[dict], str | list[str]] | None, default None
+        makes captions from attributes, for shards without any
+    damaged : str, default 'raise'
+        or "skip", for records; of a broken shard the whole records are read
+    check : bool, default True
+        decode every image while reading
+
+    Returns
+    -------
+    Reader
+        of `Pair`; the key is shard/key
+    """
     paths = shard_list(shards)
     def records(damages):
         for path in paths:
@@ -300,7 +370,28 @@ def ucf101_clips(
     damaged: str = "raise",  # or "skip", for clips
     check: bool = True,  # open every video while reading
 ) -> Reader:  # of `Clip` with the label action
-    "The clips of UCF101, by its own lists."
+    """The clips of UCF101, by its own lists.
+
+    Parameters
+    ----------
+    videos : str | Path
+        folder with a folder per class
+    lists : str | Path
+        folder with classInd.txt, trainlist01.txt, testlist01.txt, ...
+    split : str | None, default None
+        "train", "test", or None for both
+    fold : int, default 1
+        which of the three lists
+    damaged : str, default 'raise'
+        or "skip", for clips
+    check : bool, default True
+        open every video while reading
+
+    Returns
+    -------
+    Reader
+        of `Clip` with the label action
+    """
     videos, lists = Path(videos), Path(lists)
     def rows(damages):
         names = dict(_class(where, text) for where, text in text_lines(lists / "classInd.txt"))
@@ -327,7 +418,28 @@ def hmdb51_clips(
     damaged: str = "raise",  # or "skip", for clips
     check: bool = True,  # open every video while reading
 ) -> Reader:  # of `Clip` with the label action
-    "The clips of HMDB51, by its own lists."
+    """The clips of HMDB51, by its own lists.
+
+    Parameters
+    ----------
+    videos : str | Path
+        folder with a folder per class
+    lists : str | Path
+        folder with <class>_test_split1.txt, ...
+    split : str | None, default None
+        "train", "test", "unused", or None for all
+    fold : int, default 1
+        which of the three splits
+    damaged : str, default 'raise'
+        or "skip", for clips
+    check : bool, default True
+        open every video while reading
+
+    Returns
+    -------
+    Reader
+        of `Clip` with the label action
+    """
     ending = f"_test_split{fold}.txt"
     def rows(damages):
         files = sorted(Path(lists).glob(f"*{ending}"))
@@ -357,7 +469,26 @@ def kinetics_clips(
     damaged: str = "raise",  # or "skip", for clips
     check: bool = True,  # open every video while reading
 ) -> Reader:  # of `Clip` with the label action
-    "The clips of a Kinetics table whose files are named id_start_end.mp4, with six digits a time."
+    """The clips of a Kinetics table whose files are named id_start_end.mp4, with six digits a time.
+
+    Parameters
+    ----------
+    videos : str | Path
+        folder with the clips, or with a folder of them per class
+    table : str | Path
+        a .csv with label, youtube_id, time_start, time_end, split; the test list has no label
+    split : str | None, default None
+        as the table names it, or None for all
+    damaged : str, default 'raise'
+        or "skip", for clips
+    check : bool, default True
+        open every video while reading
+
+    Returns
+    -------
+    Reader
+        of `Clip` with the label action
+    """
     def rows(damages):
         for where, row in table_rows(table, ("youtube_id", "time_start", "time_end", "split"), damages=damages):
             with damages:
@@ -399,7 +530,24 @@ def folder_clips(
     damaged: str = "raise",  # or "skip", for clips
     check: bool = True,  # open every video while reading
 ) -> Reader:  # of `Clip` with the label action
-    "The clips of a folder per class."
+    """The clips of a folder per class.
+
+    Parameters
+    ----------
+    folder : str | Path
+        folder per class, or folder per split with a folder per class
+    split : str | None, default None
+        name of the split's folder, or None for all
+    damaged : str, default 'raise'
+        or "skip", for clips
+    check : bool, default True
+        open every video while reading
+
+    Returns
+    -------
+    Reader
+        of `Clip` with the label action
+    """
     folder = Path(folder)
     def rows(damages):
         tops = [p for p in _listed(folder) if p.is_dir()]
@@ -461,7 +609,24 @@ def movienet_films(
     rate: float = 24.0,  # frames per second; the lists do not say, and everybody takes 24
     damaged: str = "raise",  # or "skip": broken lines are left out of a film, films that cannot be read as a whole
 ) -> Reader:  # of `ShotFeatures` with labels and scenes
-    "The shots and scenes of MovieNet's 318 labelled films."
+    """The shots and scenes of MovieNet's 318 labelled films.
+
+    Parameters
+    ----------
+    folder : str | Path
+        holds label318/, shot_movie318/ and meta/split318.json
+    split : str | None, default None
+        "train", "val", "test", or None for all
+    rate : float, default 24.0
+        frames per second; the lists do not say, and everybody takes 24
+    damaged : str, default 'raise'
+        or "skip": broken lines are left out of a film, films that cannot be read as a whole
+
+    Returns
+    -------
+    Reader
+        of `ShotFeatures` with labels and scenes
+    """
     folder = Path(folder)
     def records(damages):
         parts = _movienet_split(folder / "meta/split318.json")
@@ -531,7 +696,28 @@ def lvu_clips(
     damaged: str = "raise",  # or "skip", for clips
     check: bool = True,  # open every video while reading
 ) -> Reader:  # of `Clip`; labels[task] is the class's name or the number to predict; film is the IMDb number
-    "The clips of one task of the long-form video benchmark."
+    """The clips of one task of the long-form video benchmark.
+
+    Parameters
+    ----------
+    folder : str | Path
+        lvu_1.0, with a folder per task
+    task : str
+        the folder's name: "genre", "like_ratio", ...
+    split : str | None, default None
+        "train", "val", "test", or None for all
+    videos : str | Path | None, default None
+        folder with <youtube_id>.mp4; None to read the lists alone
+    damaged : str, default 'raise'
+        or "skip", for clips
+    check : bool, default True
+        open every video while reading
+
+    Returns
+    -------
+    Reader
+        of `Clip`; labels[task] is the class's name or the number to predict; film is the IMDb number
+    """
     top = _lvu_task(Path(folder), task)
     def records(damages):
         classes, seen = {}, set()
@@ -575,7 +761,22 @@ def feature_films(
     rate: float = 24.0,  # frames per second, which the files do not say
     damaged: str = "raise",  # or "skip", for films, and for the features of single shots
 ) -> Reader:  # of `ShotFeatures`
-    "Shots, scenes and features from .npz files, a film each."
+    """Shots, scenes and features from .npz files, a film each.
+
+    Parameters
+    ----------
+    path : str | Path | list
+        one .npz, a folder of them, or a list
+    rate : float, default 24.0
+        frames per second, which the files do not say
+    damaged : str, default 'raise'
+        or "skip", for films, and for the features of single shots
+
+    Returns
+    -------
+    Reader
+        of `ShotFeatures`
+    """
     files = _files(path, "*.npz")
     def records(damages):
         for file in files:
@@ -644,7 +845,20 @@ def wikipedia_films(
     *,
     damaged: str = "raise",  # or "skip", for films
 ) -> Reader:  # of `Film`
-    "The films of a Wikipedia film list; one file at a time is in memory."
+    """The films of a Wikipedia film list; one file at a time is in memory.
+
+    Parameters
+    ----------
+    path : str | Path | list
+        one .json, a folder of them, or a list
+    damaged : str, default 'raise'
+        or "skip", for films
+
+    Returns
+    -------
+    Reader
+        of `Film`
+    """
     files = _files(path, "*.json")
     def records(damages):
         seen = set()
@@ -686,7 +900,22 @@ def co_watch(
     keys: list[str],  # the films to compare
     damages: Damages | None = None,  # the guard; None to refuse damaged rows
 ) -> np.ndarray:  # (n,n) float32 from 0 to 1; 0 on the diagonal
-    "How much the audiences of films have in common."
+    """How much the audiences of films have in common.
+
+    Parameters
+    ----------
+    ratings : str | Path
+        ratings.csv, with userId and movieId
+    keys : list[str]
+        the films to compare
+    damages : Damages | None, default None
+        the guard; None to refuse damaged rows
+
+    Returns
+    -------
+    np.ndarray
+        (n,n) float32 from 0 to 1; 0 on the diagonal
+    """
     audiences = _audiences(ratings, keys, Damages() if damages is None else damages)
     similar = (audiences @ audiences.T).toarray().clip(0, 1)
     np.fill_diagonal(similar, 0)
@@ -728,7 +957,22 @@ def movielens_films(
     related: int = 0,  # how many films with the same audience to name for each; more than 0 needs ratings.csv
     damaged: str = "raise",  # or "skip", for rows
 ) -> Reader:  # of `Film`; the key is the movieId
-    "The films of MovieLens, with IMDb numbers and with the films of the same audience."
+    """The films of MovieLens, with IMDb numbers and with the films of the same audience.
+
+    Parameters
+    ----------
+    folder : str | Path
+        holds movies.csv; links.csv and ratings.csv are optional
+    related : int, default 0
+        how many films with the same audience to name for each; more than 0 needs ratings.csv
+    damaged : str, default 'raise'
+        or "skip", for rows
+
+    Returns
+    -------
+    Reader
+        of `Film`; the key is the movieId
+    """
     folder = Path(folder)
     def records(damages):
         links, films = _movielens_links(folder / "links.csv", damages), {}

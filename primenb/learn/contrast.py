@@ -18,14 +18,38 @@ def info_nce(
     own: torch.Tensor,        # (n,K) bool: negatives of the query's own clip, shot or scene, which do not count
     temperature: float = 0.1,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # loss, and the share of queries that are nearest to their positive
-    "How hard it is to find the positive among the negatives (InfoNCE)."
+    """How hard it is to find the positive among the negatives (InfoNCE).
+
+    Parameters
+    ----------
+    query : torch.Tensor
+        (n,D) of length 1
+    key : torch.Tensor
+        (n,D) the positives
+    negatives : torch.Tensor
+        (K,D) keys of all sorts of samples
+    own : torch.Tensor
+        (n,K) bool: negatives of the query's own clip, shot or scene, which do not count
+    temperature : float, default 0.1
+
+    Returns
+    -------
+    tuple[torch.Tensor, torch.Tensor]
+        loss, and the share of queries that are nearest to their positive
+    """
     positive, negative = (query * key).sum(1, keepdim=True), (query @ negatives.T).masked_fill(own, -torch.inf)
     logits = torch.cat([positive, negative], 1) / temperature
     return -logits.log_softmax(1)[:, 0].mean(), (logits.argmax(1) == 0).float().mean()
 
 # %% ../../nbs/learn/05_contrast.ipynb #d8bde579
 class Queue:
-    "The newest keys, and the numbers of the samples they belong to."
+    """The newest keys, and the numbers of the samples they belong to.
+
+    Parameters
+    ----------
+    size : int
+        how many are kept
+    """
     def __init__(self,
         size: int,  # how many are kept
     ):
@@ -33,18 +57,45 @@ class Queue:
     def push(self,
         *new: torch.Tensor,  # numbers of samples (n,), and any number of (n,D) keys
     ):
-        "Puts keys in front; the oldest fall out."
+        """Puts keys in front; the oldest fall out.
+
+        Parameters
+        ----------
+        *new : torch.Tensor
+            numbers of samples (n,), and any number of (n,D) keys
+        """
         new = [v.detach() for v in new]
         if self.kept is None: self.kept = new
         else: self.kept = [torch.cat([a, b.to(a)])[: max(self.size, len(a))] for a, b in zip(new, self.kept)]
     def own(self,
         numbers: torch.Tensor,  # (n,)
     ) -> torch.Tensor:  # (n,K) bool
-        "Which keys belong to which of these samples."
+        """Which keys belong to which of these samples.
+
+        Parameters
+        ----------
+        numbers : torch.Tensor
+            (n,)
+
+        Returns
+        -------
+        torch.Tensor
+            (n,K) bool
+        """
         return numbers[:, None] == self.kept[0]
     def state_dict(self) -> dict:
-        "What a checkpoint must hold."
+        """What a checkpoint must hold.
+
+        Returns
+        -------
+        dict
+        """
         return dict(kept=self.kept)
     def load_state_dict(self, state: dict):
-        "Restores what a checkpoint holds."
+        """Restores what a checkpoint holds.
+
+        Parameters
+        ----------
+        state : dict
+        """
         self.kept = state["kept"]

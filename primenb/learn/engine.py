@@ -41,7 +41,15 @@ def set_seed(
     *place,  # whatever says where we are, such as seed, epoch and batch
     device: str | torch.device = "cpu",  # whose generator is set too
 ):
-    "Sets the random generators of Python, NumPy and PyTorch to what belongs to this place."
+    """Sets the random generators of Python, NumPy and PyTorch to what belongs to this place.
+
+    Parameters
+    ----------
+    *place
+        whatever says where we are, such as seed, epoch and batch
+    device : str | torch.device, default 'cpu'
+        whose generator is set too
+    """
     seed, device = _seed_from(*place), torch.device(device)
     random.seed(seed)
     np.random.seed(seed)
@@ -87,13 +95,61 @@ def warmup_cosine(
     total: int,  # steps in all
     warmup: int = 0,  # steps over which the learning rate rises
 ) -> float:  # factor on the learning rate
-    "A straight rise over `warmup` steps, then half a cosine down to 0 at `total` (as open_clip has it)."
+    """A straight rise over `warmup` steps, then half a cosine down to 0 at `total` (as open_clip has it).
+
+    Parameters
+    ----------
+    step : int
+        steps taken so far
+    total : int
+        steps in all
+    warmup : int, default 0
+        steps over which the learning rate rises
+
+    Returns
+    -------
+    float
+        factor on the learning rate
+    """
     if step < warmup: return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * min(1, (step - warmup) / max(1, total - warmup))))
 
 # %% ../../nbs/learn/00_engine.ipynb #82cbc663
 class Trainer:
-    "Trains a model on batches towards an objective; a run that was stopped goes on where it was, to the last bit."
+    """Trains a model on batches towards an objective; a run that was stopped goes on where it was, to the last bit.
+
+    Parameters
+    ----------
+    model : nn.Module
+    objective : Callable
+        (trainer, batch) -> dict of numbers; the sum of those named "..._loss" is minimised
+    optimizer : torch.optim.Optimizer
+        of the model's parameters; the schedule multiplies its learning rates
+    folder : str | Path
+        gets checkpoint.pt, curve.csv, last/ and best/
+    schedule : Callable | None, default None
+        (step, total) -> factor on the learning rates; None leaves them alone
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    accumulation : int, default 1
+        batches to a step
+    clip_norm : float | None, default None
+        the greatest norm of the gradient
+    ema : float | None, default None
+        decay of the averaged copy of the weights, such as 0.999
+    save_every : int | None, default None
+        steps between checkpoints; there is one after each epoch in any case
+    monitor : str | None, default None
+        column whose best epoch is kept: lowest if it ends in "loss", else highest
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
+    seed : int, default 0
+        of the order of the data and of everything random
+    settings : dict | None, default None
+        whatever else the result depends on; compared when a run is resumed
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    """
     def __init__(self,
         model: nn.Module,
         objective: Callable,  # (trainer, batch) -> dict of numbers; the sum of those named "..._loss" is minimised
@@ -156,17 +212,32 @@ def _prepare(self: Trainer, model, optimizer):
 # %% ../../nbs/learn/00_engine.ipynb #f39e19ab
 @patch(as_prop=True)
 def progress(self: Trainer) -> float:
-    "How much of the run is done, from 0 to 1, for objectives that change on the way."
+    """How much of the run is done, from 0 to 1, for objectives that change on the way.
+
+    Returns
+    -------
+    float
+    """
     return min(1.0, self.step / max(1, self.total))
 
 @patch(as_prop=True)
 def history(self: Trainer) -> pd.DataFrame:
-    "One row per epoch: epoch, step, the mean of each number over the samples, lr, seconds, and the evaluation."
+    """One row per epoch: epoch, step, the mean of each number over the samples, lr, seconds, and the evaluation.
+
+    Returns
+    -------
+    pd.DataFrame
+    """
     return pd.DataFrame(self.rows)
 
 @patch(as_prop=True)
 def checkpoint(self: Trainer) -> Path:
-    "The file from which the run can be resumed."
+    """The file from which the run can be resumed.
+
+    Returns
+    -------
+    Path
+    """
     return self.folder / "checkpoint.pt"
 
 # %% ../../nbs/learn/00_engine.ipynb #b031daa4
@@ -343,7 +414,20 @@ def _unlike(old, new):
 def differences(
     old: dict, new: dict,  # settings, or shapes by name
 ) -> str:  # empty if they are the same; the first eight in words
-    "What is not the same in two dictionaries."
+    """What is not the same in two dictionaries.
+
+    Parameters
+    ----------
+    old : dict
+        settings, or shapes by name
+    new : dict
+        settings, or shapes by name
+
+    Returns
+    -------
+    str
+        empty if they are the same; the first eight in words
+    """
     words = [f"{n} was {old.get(n, 'absent')} and is {new.get(n, 'absent')}" for n in _unlike(old, new)]
     return "; ".join(words[:8] + [f"and {len(words) - 8} more"] * (len(words) > 8))
 
@@ -491,7 +575,13 @@ def _write_epoch(self: Trainer):
 def load(self: Trainer,
     which: str = "best",  # "best" or "last"
 ):
-    "Puts the weights of the best or last epoch into model and teacher; raises `PrimenbError` if they were not kept."
+    """Puts the weights of the best or last epoch into model and teacher; raises `PrimenbError` if they were not kept.
+
+    Parameters
+    ----------
+    which : str, default 'best'
+        "best" or "last"
+    """
     for name, module in (("model", self._bare), ("teacher", self.teacher)):
         file = self.folder / which / f"{name}.safetensors"
         if module is None: continue
@@ -534,7 +624,21 @@ def fit(self: Trainer,
     epochs: int,
     evaluate: Callable | None = None,  # (trainer) -> dict of numbers, after each epoch
 ) -> pd.DataFrame:  # the history, one row per epoch
-    "Trains, or resumes from the folder's checkpoint; a finished run only returns its history, with its last weights."
+    """Trains, or resumes from the folder's checkpoint; a finished run only returns its history, with its last weights.
+
+    Parameters
+    ----------
+    loader
+        a DataLoader, or any sized iterable of batches; its `set_epoch` is called
+    epochs : int
+    evaluate : Callable | None, default None
+        (trainer) -> dict of numbers, after each epoch
+
+    Returns
+    -------
+    pd.DataFrame
+        the history, one row per epoch
+    """
     loader = self._resume(loader, epochs)
     if self.epoch == epochs: return self.history
     with self._deferred_interrupts(), self._reported():
@@ -549,7 +653,19 @@ def parameter_groups(
     model: nn.Module,
     weight_decay: float,  # of matrices
 ) -> list[dict]:  # two groups of parameters, as an optimizer takes them
-    "All parameters, with weight decay on matrices only."
+    """All parameters, with weight decay on matrices only.
+
+    Parameters
+    ----------
+    model : nn.Module
+    weight_decay : float
+        of matrices
+
+    Returns
+    -------
+    list[dict]
+        two groups of parameters, as an optimizer takes them
+    """
     parts = [[p for p in model.parameters() if (p.squeeze().ndim > 1) == matrices] for matrices in (True, False)]
     return [dict(params=part, weight_decay=d) for part, d in zip(parts, (weight_decay, 0.0))]
 
@@ -557,5 +673,14 @@ def parameter_groups(
 def unwrap_model(
     trainer: Trainer,
 ) -> nn.Module:
-    "The model itself, out of all wrappers."
+    """The model itself, out of all wrappers.
+
+    Parameters
+    ----------
+    trainer : Trainer
+
+    Returns
+    -------
+    nn.Module
+    """
     return trainer.accelerator.unwrap_model(trainer.model)

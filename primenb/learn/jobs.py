@@ -46,7 +46,17 @@ def run_jobs(
     workers: int,       # processes; 0 to work in this one
     label: str,         # a word for the progress bar
 ):
-    "Does all jobs whose last file is missing; an error stops the rest and keeps what is finished."
+    """Does all jobs whose last file is missing; an error stops the rest and keeps what is finished.
+
+    Parameters
+    ----------
+    jobs : list[tuple]
+        (last file, function, arguments)
+    workers : int
+        processes; 0 to work in this one
+    label : str
+        a word for the progress bar
+    """
     jobs = list(jobs)
     todo = [(function, arguments) for last, function, arguments in jobs if not Path(last).exists()]
     with progress(label=label, total=len(jobs), unit="job") as bar:
@@ -123,7 +133,22 @@ def each_job(
     workers: int,       # processes
     hear: Callable = lambda number, news: None,  # called with a job's number and what it says
 ) -> Iterator[tuple]:  # (the job's number, its result or its error), as they end
-    "Does all jobs in processes, whatever happens to some of them; left early, it ends the processes."
+    """Does all jobs in processes, whatever happens to some of them; left early, it ends the processes.
+
+    Parameters
+    ----------
+    jobs : list[tuple]
+        (function, arguments); called with the arguments and with `say`, a function of one text
+    workers : int
+        processes
+    hear : Callable, default lambda number, news: None
+        called with a job's number and what it says
+
+    Returns
+    -------
+    Iterator[tuple]
+        (the job's number, its result or its error), as they end
+    """
     left, slots = deque(enumerate(jobs)), list(range(workers))
     idle, busy = [], {}
     try:

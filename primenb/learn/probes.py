@@ -28,7 +28,22 @@ def unit_vectors(
     what: str,   # what they are, for the error
     like: np.ndarray | None = None,  # (m,d) of as many dimensions
 ) -> np.ndarray:  # (n,d) float32
-    "Embeddings that were looked at: finite, of length 1, of the right size; raises `PrimenbError` otherwise."
+    """Embeddings that were looked at: finite, of length 1, of the right size; raises `PrimenbError` otherwise.
+
+    Parameters
+    ----------
+    values
+        (n,d) array or tensor
+    what : str
+        what they are, for the error
+    like : np.ndarray | None, default None
+        (m,d) of as many dimensions
+
+    Returns
+    -------
+    np.ndarray
+        (n,d) float32
+    """
     x = as_array(values)
     if x.ndim != 2 or 0 in x.shape or x.dtype.kind != "f":
         raise PrimenbError(what, f"they are {x.dtype} of shape {x.shape}", "give (n,d) unit vectors, one in each row")
@@ -50,7 +65,24 @@ def class_labels(
     classes: np.ndarray | None = None,  # the numbers that are known
     what: str = "labels",  # what they are, for the error
 ) -> np.ndarray:  # (n,) whole numbers
-    "Class numbers that were looked at; raises `PrimenbError` for another shape or type, or an unknown class."
+    """Class numbers that were looked at; raises `PrimenbError` for another shape or type, or an unknown class.
+
+    Parameters
+    ----------
+    values
+        (n,) whole numbers, array or tensor
+    n : int
+        how many there must be
+    classes : np.ndarray | None, default None
+        the numbers that are known
+    what : str, default 'labels'
+        what they are, for the error
+
+    Returns
+    -------
+    np.ndarray
+        (n,) whole numbers
+    """
     y = as_array(values)
     if y.shape != (n,) or y.dtype.kind not in "iu":
         cause = f"they are {y.dtype} of shape {y.shape} for {n} samples"
@@ -97,7 +129,30 @@ def linear_probe(
     part: float = 0.2,  # share of the training set that is held out to choose
     seed: int = 0,      # of what is held out
 ) -> dict:  # accuracy; per_class: its mean over classes; C; validation: accuracy for each C; samples
-    "Logistic regression on frozen embeddings; raises `PrimenbError` for one class only, or one not in training."
+    """Logistic regression on frozen embeddings; raises `PrimenbError` for one class only, or one not in training.
+
+    Parameters
+    ----------
+    train_x
+        (n,d) unit embeddings of the training samples
+    train_y
+        (n,) their classes, whole numbers
+    test_x
+        (m,d)
+    test_y
+        (m,)
+    Cs : tuple, default (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
+        inverse strengths of regularisation to choose from
+    part : float, default 0.2
+        share of the training set that is held out to choose
+    seed : int, default 0
+        of what is held out
+
+    Returns
+    -------
+    dict
+        accuracy; per_class: its mean over classes; C; validation: accuracy for each C; samples
+    """
     x = unit_vectors(train_x, "training vectors")
     xt = unit_vectors(test_x, "test vectors", x)
     y = class_labels(train_y, len(x), what="training labels")
@@ -120,7 +175,18 @@ def _viewed(x):
 def pooled(
     tokens: torch.Tensor,  # (n,V,N,d), (n,N,d) or (n,d)
 ) -> np.ndarray:  # (n,d)
-    "The mean over tokens and views."
+    """The mean over tokens and views.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor
+        (n,V,N,d), (n,N,d) or (n,d)
+
+    Returns
+    -------
+    np.ndarray
+        (n,d)
+    """
     return _viewed(tokens).mean((1, 2)).numpy()
 
 def _unit(x):
@@ -136,7 +202,26 @@ def mean_token_probe(
     test_y: np.ndarray,     # (m,)
     seed: int = 0,  # of what is held out to choose the strength
 ) -> dict:  # as of `linear_probe`
-    "Logistic regression on the mean of the tokens."
+    """Logistic regression on the mean of the tokens.
+
+    Parameters
+    ----------
+    train_x : torch.Tensor
+        (n,V,N,d) tokens, (n,N,d) without views, or (n,d) vectors
+    train_y : np.ndarray
+        (n,) class numbers
+    test_x : torch.Tensor
+        (m,V,N,d)
+    test_y : np.ndarray
+        (m,)
+    seed : int, default 0
+        of what is held out to choose the strength
+
+    Returns
+    -------
+    dict
+        as of `linear_probe`
+    """
     return linear_probe(_unit(pooled(train_x)), train_y, _unit(pooled(test_x)), test_y, seed=seed)
 
 # %% ../../nbs/learn/04_probes.ipynb #c1e1f1e8
@@ -146,14 +231,41 @@ def knn_probe(
     seed: int = 0,  # there is no chance in it
     k: int = 10,    # neighbours
 ) -> dict:
-    "The class of most of the nearest neighbours, by the angle between means of tokens."
+    """The class of most of the nearest neighbours, by the angle between means of tokens.
+
+    Parameters
+    ----------
+    train_x : torch.Tensor
+        as in `mean_token_probe`
+    train_y : np.ndarray
+        as in `mean_token_probe`
+    test_x : torch.Tensor
+    test_y : np.ndarray
+    seed : int, default 0
+        there is no chance in it
+    k : int, default 10
+        neighbours
+
+    Returns
+    -------
+    dict
+    """
     x = pooled(train_x)
     nearest = KNeighborsClassifier(min(k, len(x)), metric="cosine").fit(x - x.mean(0), train_y)
     return dict(accuracy=float(nearest.score(pooled(test_x) - x.mean(0), test_y)))
 
 # %% ../../nbs/learn/04_probes.ipynb #7a3097ff
 class AttentiveProbe(nn.Module):
-    "Weighted means of tokens, the weights found by attention, and a linear layer on them."
+    """Weighted means of tokens, the weights found by attention, and a linear layer on them.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor
+        (n,N,d) for training; their mean and spread standardise each component
+    classes : int
+    heads : int, default 8
+    seed : int, default 0
+    """
     def __init__(self,
         tokens: torch.Tensor,  # (n,N,d) for training; their mean and spread standardise each component
         classes: int,
@@ -171,7 +283,18 @@ class AttentiveProbe(nn.Module):
     def weights(self,
         tokens: torch.Tensor,  # (n,N,d)
     ) -> torch.Tensor:  # (n,N,heads)
-        "How much each token counts."
+        """How much each token counts.
+
+        Parameters
+        ----------
+        tokens : torch.Tensor
+            (n,N,d)
+
+        Returns
+        -------
+        torch.Tensor
+            (n,N,heads)
+        """
         return self.query((tokens - self.mean) / self.spread).softmax(1)
     def forward(self, tokens):
         "Logits, (n,classes)."
@@ -188,7 +311,26 @@ def fit_attentive_probe(
     patience: int = 12,  # epochs without a better one
     lr: float = 1e-2,
 ) -> AttentiveProbe:
-    "Trains an attentive probe; the weights of the epoch that is best on what is held out are kept."
+    """Trains an attentive probe; the weights of the epoch that is best on what is held out are kept.
+
+    Parameters
+    ----------
+    x : torch.Tensor
+        (n,N,d)
+    y : torch.Tensor
+        (n,) class numbers
+    classes : int
+    seed : int, default 0
+    epochs : int, default 60
+        at most
+    patience : int, default 12
+        epochs without a better one
+    lr : float, default 0.01
+
+    Returns
+    -------
+    AttentiveProbe
+    """
     rng, best = torch.Generator().manual_seed(seed), (-1.0, 0, None)
     held, kept = _hold_out(y, rng)
     probe = AttentiveProbe(x[kept], classes, seed=seed)
@@ -215,7 +357,20 @@ def mean_answers(
     probe: Callable,  # from (n,...) to (n,classes)
     x: torch.Tensor,  # (m,V,...), V views of each
 ) -> torch.Tensor:  # (m,classes)
-    "The mean of the answers to all views."
+    """The mean of the answers to all views.
+
+    Parameters
+    ----------
+    probe : Callable
+        from (n,...) to (n,classes)
+    x : torch.Tensor
+        (m,V,...), V views of each
+
+    Returns
+    -------
+    torch.Tensor
+        (m,classes)
+    """
     with torch.no_grad(): answers = torch.cat([probe(some) for some in x.flatten(0, 1).split(512)])
     return answers.unflatten(0, x.shape[:2]).mean(1)
 
@@ -227,7 +382,30 @@ def attentive_probe(
     seeds: int = 3,  # how many
     **settings,      # of `fit_attentive_probe`
 ) -> dict:  # accuracy, and that of each seed
-    "A probe that chooses its tokens, trained with several seeds."
+    """A probe that chooses its tokens, trained with several seeds.
+
+    Parameters
+    ----------
+    train_x : torch.Tensor
+        as in `mean_token_probe`; each view is one more sample
+    train_y : np.ndarray
+        as in `mean_token_probe`; each view is one more sample
+    test_x : torch.Tensor
+        of several views, answers are averaged
+    test_y : np.ndarray
+        of several views, answers are averaged
+    seed : int, default 0
+        the first
+    seeds : int, default 3
+        how many
+    **settings
+        of `fit_attentive_probe`
+
+    Returns
+    -------
+    dict
+        accuracy, and that of each seed
+    """
     x, xt = _viewed(train_x), _viewed(test_x)
     y, yt = torch.tensor(train_y), torch.tensor(test_y)
     x, y = x.flatten(0, 1), y.repeat_interleave(x.shape[1])
@@ -244,7 +422,28 @@ def low_shot(
     probe: Callable = mean_token_probe,
     seed: int = 0,
 ) -> dict:  # accuracy, spread (standard deviation over draws), and the accuracy of each draw
-    "A probe on few labels; raises `PrimenbError` for a class with fewer than `k`."
+    """A probe on few labels; raises `PrimenbError` for a class with fewer than `k`.
+
+    Parameters
+    ----------
+    train_x : torch.Tensor
+        as in `mean_token_probe`
+    train_y : np.ndarray
+        as in `mean_token_probe`
+    test_x : torch.Tensor
+    test_y : np.ndarray
+    k : int, default 5
+        clips of each class
+    repeats : int, default 10
+        draws
+    probe : Callable, default mean_token_probe
+    seed : int, default 0
+
+    Returns
+    -------
+    dict
+        accuracy, spread (standard deviation over draws), and the accuracy of each draw
+    """
     rng, classes = np.random.default_rng(seed), [np.flatnonzero(train_y == c) for c in np.unique(train_y)]
     if (least := min(map(len, classes))) < k:
         what = f"low_shot with {k} samples of each class"

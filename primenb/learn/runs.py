@@ -25,7 +25,30 @@ with extra("learn"):
 # %% ../../nbs/learn/01_runs.ipynb #53d16803
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    "The settings that all trainings share; each system extends them."
+    """The settings that all trainings share; each system extends them.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        of weights, order and everything random
+    epochs : int, default 10
+    batch_size : int, default 64
+        samples of a step, in each process
+    lr : float, default 0.001
+        highest learning rate
+    warmup : float, default 0.1
+        share of the steps over which the learning rate rises
+    schedule : str, default 'cosine'
+        after the warm-up: "cosine" to 0, or "constant"
+    weight_decay : float, default 0.05
+        of matrices; vectors and scalars have none
+    mixed_precision : str, default 'no'
+        "no", "bf16", or "fp16" on a GPU
+    device : str, default 'auto'
+        as in `primenb.core.choose_device`
+    trackers : tuple, default ()
+        what Accelerate reports to besides curve.csv, such as "tensorboard"
+    """
     seed: int = 0                # of weights, order and everything random
     epochs: int = 10
     batch_size: int = 64         # samples of a step, in each process
@@ -40,14 +63,29 @@ class Run:
     not_in_key: ClassVar[tuple] = ("device", "trackers")  # settings that do not change the result
 
     def key(self) -> dict:
-        "The settings that the result depends on."
+        """The settings that the result depends on.
+
+        Returns
+        -------
+        dict
+        """
         return {name: value for name, value in asdict(self).items() if name not in self.not_in_key}
 
 # %% ../../nbs/learn/01_runs.ipynb #532fdd3f
 def lr_schedule(
     run: Run,
 ) -> Callable:  # (step, total) -> factor on the learning rate, as `primenb.learn.engine.Trainer` takes it
-    "The course of the learning rate; raises `PrimenbError` for an unknown schedule, or a warm-up that is no share."
+    """The course of the learning rate; raises `PrimenbError` for an unknown schedule, or a warm-up that is no share.
+
+    Parameters
+    ----------
+    run : Run
+
+    Returns
+    -------
+    Callable
+        (step, total) -> factor on the learning rate, as `primenb.learn.engine.Trainer` takes it
+    """
     if run.schedule not in ("cosine", "constant"):
         raise PrimenbError(f"schedule {run.schedule!r}", "there is no such schedule", 'use "cosine" or "constant"')
     if not 0 <= run.warmup <= 1:
@@ -59,7 +97,18 @@ def lr_schedule(
 def default_settings(
     kind: type,  # of run, such as `Run`
 ) -> dict:  # setting -> default
-    "What a run has where nothing is given."
+    """What a run has where nothing is given.
+
+    Parameters
+    ----------
+    kind : type
+        of run, such as `Run`
+
+    Returns
+    -------
+    dict
+        setting -> default
+    """
     known = {f.name: f.default for f in fields(kind)}
     factories = {f.name: f.default_factory for f in fields(kind) if f.default is MISSING}
     return known | {name: make() for name, make in factories.items()}
@@ -69,7 +118,23 @@ def expand_grid(
     given: dict,  # as read from a file: setting -> value, or a list of values
     where="parameters",  # the file named in an error
 ) -> list:  # runs
-    "Every combination of the values in lists; raises `PrimenbError` for an unknown setting or a value of another type."
+    """Every combination of the values in lists; raises `PrimenbError` for an unknown setting or a value of another
+    type.
+
+    Parameters
+    ----------
+    kind : type
+        of run, such as `Run`
+    given : dict
+        as read from a file: setting -> value, or a list of values
+    where : str, default 'parameters'
+        the file named in an error
+
+    Returns
+    -------
+    list
+        runs
+    """
     defaults, grid = default_settings(kind), {}
     typed_params({name: defaults.get(name) for name in given}, defaults, where)  # names first
     for name, value in given.items():
@@ -84,7 +149,18 @@ def expand_grid(
 def setting_path(
     path: str | Path,  # as a setting names it
 ) -> Path:  # absolute
-    "Where a path of a run's settings leads: below the project's top folder, or, outside a checkout, the current one."
+    """Where a path of a run's settings leads: below the project's top folder, or, outside a checkout, the current one.
+
+    Parameters
+    ----------
+    path : str | Path
+        as a setting names it
+
+    Returns
+    -------
+    Path
+        absolute
+    """
     try: top = root()
     except PrimenbError: top = Path.cwd()
     return top / os.path.expanduser(os.path.expandvars(path))
@@ -94,7 +170,20 @@ def finished(
     file: str | Path,  # run.json, or any JSON file with a key under "run"
     key: dict,         # of the run that asks
 ) -> dict | None:      # None if there is no such file
-    "The result of a finished run; raises `PrimenbError` if it belongs to a run with another key."
+    """The result of a finished run; raises `PrimenbError` if it belongs to a run with another key.
+
+    Parameters
+    ----------
+    file : str | Path
+        run.json, or any JSON file with a key under "run"
+    key : dict
+        of the run that asks
+
+    Returns
+    -------
+    dict | None
+        None if there is no such file
+    """
     file = Path(file)
     if not file.exists(): return None
     try: result = json.loads(file.read_text())
@@ -115,27 +204,66 @@ def _to_be_lengthened(file, key):
 def checksum(
     *arrays: np.ndarray,  # what a run is trained on
 ) -> int:
-    "A number that changes with the contents of arrays, to be part of a key."
+    """A number that changes with the contents of arrays, to be part of a key.
+
+    Parameters
+    ----------
+    *arrays : np.ndarray
+        what a run is trained on
+
+    Returns
+    -------
+    int
+    """
     found = 0
     for a in arrays: found = zlib.crc32(np.ascontiguousarray(a).tobytes(), found)
     return found
 
 # %% ../../nbs/learn/01_runs.ipynb #8204a15c
 class Format(NamedTuple):
-    "How a model is described beside its weights, and read again."
+    """How a model is described beside its weights, and read again.
+
+    Parameters
+    ----------
+    describe : Callable
+        (model, folder): writes the configuration into the folder that holds model.safetensors
+    read : Callable
+        (folder) -> model; a public function of this library
+    """
     describe: Callable  # (model, folder): writes the configuration into the folder that holds model.safetensors
     read: Callable      # (folder) -> model; a public function of this library
 
 def name_of(
     thing: Callable,  # a function or class of a module
 ) -> str:  # such as "primenb.learn.runs:read_module"
-    "The name under which it can be imported."
+    """The name under which it can be imported.
+
+    Parameters
+    ----------
+    thing : Callable
+        a function or class of a module
+
+    Returns
+    -------
+    str
+        such as "primenb.learn.runs:read_module"
+    """
     return f"{thing.__module__}:{thing.__qualname__}"
 
 def import_named(
     name: str,  # as `name_of` gives it
 ) -> Any:
-    "The function or class of that name; raises `PrimenbError` for one that is not of this library, or that is gone."
+    """The function or class of that name; raises `PrimenbError` for one that is not of this library, or that is gone.
+
+    Parameters
+    ----------
+    name : str
+        as `name_of` gives it
+
+    Returns
+    -------
+    Any
+    """
     module, thing = name.split(":")
     if module.split(".")[0] not in ("primenb", "__main__"):
         raise PrimenbError(name, "it is not of this library, and is not run", "load this model by its own library")
@@ -148,7 +276,14 @@ def describe_module(
     model: nn.Module,  # with `settings`, the dictionary of its arguments
     folder: Path,
 ):
-    "Writes the model's class and settings as config.json; raises `PrimenbError` for a model without `settings`."
+    """Writes the model's class and settings as config.json; raises `PrimenbError` for a model without `settings`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        with `settings`, the dictionary of its arguments
+    folder : Path
+    """
     if not hasattr(model, "settings"):
         raise PrimenbError(type(model).__name__, "it keeps no `settings`", "give it a dictionary of its arguments")
     with atomic(folder / "config.json") as f:
@@ -157,7 +292,18 @@ def describe_module(
 def read_module(
     folder: Path,  # with config.json and model.safetensors
 ) -> nn.Module:  # in evaluation mode
-    "A module of this library with its weights; raises `PrimenbError` for a folder without them."
+    """A module of this library with its weights; raises `PrimenbError` for a folder without them.
+
+    Parameters
+    ----------
+    folder : Path
+        with config.json and model.safetensors
+
+    Returns
+    -------
+    nn.Module
+        in evaluation mode
+    """
     try: config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         raise PrimenbError(folder, "there is no config.json to read", "name the folder of a run") from None
@@ -169,7 +315,16 @@ MODULE = Format(describe_module, read_module)
 
 # %% ../../nbs/learn/01_runs.ipynb #df0c3f3b
 class Made(NamedTuple):
-    "What a training begins with."
+    """What a training begins with.
+
+    Parameters
+    ----------
+    model : nn.Module
+    loader : Any
+        as `primenb.learn.engine.Trainer.fit` takes it
+    epochs : int | None, default None
+        instead of the run's, where they follow from the data
+    """
     model: nn.Module
     loader: Any  # as `primenb.learn.engine.Trainer.fit` takes it
     epochs: int | None = None  # instead of the run's, where they follow from the data
@@ -214,7 +369,39 @@ def conduct(
     form: Format = MODULE,       # how the model is stored
     finish: Callable | None = None,  # (trainer, which) -> dict, for "last" and, with a monitor, "best"
 ) -> dict:  # run (its key), seconds, curve, format; and what `finish` found, under "last" and "best"
-    "Trains a run, or goes on with it, or returns the result of a finished one."
+    """Trains a run, or goes on with it, or returns the result of a finished one.
+
+    Parameters
+    ----------
+    run : Run
+    out : str | Path
+        folder of the run
+    make : Callable
+        () -> `Made`; not called if the run is finished
+    objective : Callable
+        as in `primenb.learn.engine.Trainer`
+    evaluate : Callable | None, default None
+        (trainer) -> dict of numbers, after each epoch
+    inputs : dict | None, default None
+        what else the result depends on, such as a checksum of the data; joins the key
+    monitor : str | None, default None
+        the column that tells the best epoch
+    ema : float | None, default None
+        decay of the teacher, as in the trainer
+    adamw : dict | None, default None
+        more settings of AdamW, such as betas
+    save_every : int | None, default None
+        steps between checkpoints within an epoch
+    form : Format, default MODULE
+        how the model is stored
+    finish : Callable | None, default None
+        (trainer, which) -> dict, for "last" and, with a monitor, "best"
+
+    Returns
+    -------
+    dict
+        run (its key), seconds, curve, format; and what `finish` found, under "last" and "best"
+    """
     out, key = Path(out), {**run.key(), **(inputs or {})}
     if not _to_be_lengthened(out / "run.json", key):
         if found := finished(out / "run.json", key): return found
@@ -229,7 +416,20 @@ def load(
     out: str | Path,  # folder of a finished run
     which: str = "best",  # "best", which is the last epoch for a run without a monitor; or "last"
 ) -> Any:  # the model, in evaluation mode where it has one
-    "The model of a finished run, from its folder alone; raises `PrimenbError` if there is none."
+    """The model of a finished run, from its folder alone; raises `PrimenbError` if there is none.
+
+    Parameters
+    ----------
+    out : str | Path
+        folder of a finished run
+    which : str, default 'best'
+        "best", which is the last epoch for a run without a monitor; or "last"
+
+    Returns
+    -------
+    Any
+        the model, in evaluation mode where it has one
+    """
     file = Path(out) / "run.json"
     if not file.exists(): raise PrimenbError(out, "there is no finished run (no run.json)", "train it first")
     if which not in ("best", "last"): raise PrimenbError(f"which {which!r}", "no such weights", 'use "best" or "last"')

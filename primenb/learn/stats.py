@@ -17,7 +17,17 @@ with extra("learn"):
 def as_array(
     values,  # anything NumPy takes, or a PyTorch tensor on any device
 ) -> np.ndarray:
-    "An array of what is given, a PyTorch tensor included."
+    """An array of what is given, a PyTorch tensor included.
+
+    Parameters
+    ----------
+    values
+        anything NumPy takes, or a PyTorch tensor on any device
+
+    Returns
+    -------
+    np.ndarray
+    """
     if not hasattr(values, "detach"): return np.asarray(values)
     values = values.detach().cpu()
     return (values.float() if values.is_floating_point() else values).numpy()
@@ -28,7 +38,21 @@ def accuracy_interval(
     n: int,           # samples
     level: float = 0.95,
 ) -> tuple[float, float]:  # lowest and highest accuracy that the samples allow
-    "The interval of Clopper and Pearson; raises `PrimenbError` for an accuracy that is no share."
+    """The interval of Clopper and Pearson; raises `PrimenbError` for an accuracy that is no share.
+
+    Parameters
+    ----------
+    accuracy : float
+        a share of n
+    n : int
+        samples
+    level : float, default 0.95
+
+    Returns
+    -------
+    tuple[float, float]
+        lowest and highest accuracy that the samples allow
+    """
     if not (0 <= accuracy <= 1 and n >= 1):
         raise PrimenbError("accuracy", f"it is {accuracy} of {n} samples", "give a share from 0 to 1, not per cent")
     interval = stats.binomtest(round(accuracy * n), int(n)).proportion_ci(level)
@@ -54,7 +78,21 @@ def paired_gain(
     b,  # (n,) results of the other with the same seeds
     level: float = 0.95,
 ) -> dict:  # gain (mean of a - b), standard_error, standard_errors (their ratio), low, high, p (two-sided), n
-    "The mean difference over seeds, with Student's interval; raises `PrimenbError` for fewer than two seeds."
+    """The mean difference over seeds, with Student's interval; raises `PrimenbError` for fewer than two seeds.
+
+    Parameters
+    ----------
+    a
+        (n,) results of a method, one for each seed
+    b
+        (n,) results of the other with the same seeds
+    level : float, default 0.95
+
+    Returns
+    -------
+    dict
+        gain (mean of a - b), standard_error, standard_errors (their ratio), low, high, p (two-sided), n
+    """
     a, b = _pairs(a, b)
     gain, error = float((a - b).mean()), float(stats.sem(a - b))
     if error <= 1e-12 * max(1, abs(gain)):  # no spread: no p; ratio and interval only if there is no gain either
@@ -72,7 +110,22 @@ def summarise(
     by: str | list[str],     # columns that tell the groups apart; the rest, such as seeds, is averaged over
     value: str | list[str],  # columns of numbers
 ) -> pd.DataFrame:  # a row for each group: the mean of each value; of a single value mean, std and count
-    "The mean of every group of runs; raises `PrimenbError` for a column that is not there."
+    """The mean of every group of runs; raises `PrimenbError` for a column that is not there.
+
+    Parameters
+    ----------
+    df : pd.DataFrame
+        a row for each run
+    by : str | list[str]
+        columns that tell the groups apart; the rest, such as seeds, is averaged over
+    value : str | list[str]
+        columns of numbers
+
+    Returns
+    -------
+    pd.DataFrame
+        a row for each group: the mean of each value; of a single value mean, std and count
+    """
     by = [by] if isinstance(by, str) else list(by)
     values = [value] if isinstance(value, str) else list(value)
     if missing := [name for name in by + values if name not in df]:

@@ -47,7 +47,20 @@ def wide_to_srgb(
     code: np.ndarray,  # (H,W,3) uint16, code values from 0 to 65535
     primaries: int,  # FFmpeg's number: 9 for BT.2020, 12 for P3
 ) -> np.ndarray:  # (H,W,3) uint8
-    "An image of standard dynamic range in wider primaries as sRGB; colours outside are clipped (BT.1886, BT.2087)."
+    """An image of standard dynamic range in wider primaries as sRGB; colours outside are clipped (BT.1886, BT.2087).
+
+    Parameters
+    ----------
+    code : np.ndarray
+        (H,W,3) uint16, code values from 0 to 65535
+    primaries : int
+        FFmpeg's number: 9 for BT.2020, 12 for P3
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     light, back = _gamma()
     shown = np.clip(light[code] @ _to_bt709(primaries).T.astype(np.float32), 0, 1)
     return back[(shown * 65535).astype(np.uint16)]
@@ -106,7 +119,20 @@ def hdr_to_srgb(
     code: np.ndarray,  # (H,W,3) uint16, code values from 0 to 65535, BT.2020 primaries
     transfer: str,  # "pq" or "hlg"
 ) -> np.ndarray:  # (H,W,3) uint8, sRGB
-    "Tone-maps a high dynamic range image (ST 2084 or HLG; curve of BT.2390; our choice: 1000 to 203 cd/m²)."
+    """Tone-maps a high dynamic range image (ST 2084 or HLG; curve of BT.2390; our choice: 1000 to 203 cd/m²).
+
+    Parameters
+    ----------
+    code : np.ndarray
+        (H,W,3) uint16, code values from 0 to 65535, BT.2020 primaries
+    transfer : str
+        "pq" or "hlg"
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8, sRGB
+    """
     tables = _tables(transfer)
     light = tables.light[code] if transfer == "pq" else _scene_to_nits(tables.light[code])
     light *= np.interp(light.max(-1), tables.nits, tables.gain / 203).astype(np.float32)[..., None]
@@ -117,14 +143,37 @@ def hdr_to_srgb(
 def quarter_turns(
     frame: av.VideoFrame,  # as decoded
 ) -> int:
-    "The quarter turns counter-clockwise by which a stored frame is shown."
+    """The quarter turns counter-clockwise by which a stored frame is shown.
+
+    Parameters
+    ----------
+    frame : av.VideoFrame
+        as decoded
+
+    Returns
+    -------
+    int
+    """
     return round(frame.rotation / 90) % 4
 
 def shown_size(
     frame: av.VideoFrame,  # as decoded
     aspect: Fraction = Fraction(1),  # width of a stored pixel over its height
 ) -> tuple[int, int]:  # width, height in pixels
-    "The size of a frame on the screen."
+    """The size of a frame on the screen.
+
+    Parameters
+    ----------
+    frame : av.VideoFrame
+        as decoded
+    aspect : Fraction, default Fraction(1)
+        width of a stored pixel over its height
+
+    Returns
+    -------
+    tuple[int, int]
+        width, height in pixels
+    """
     stored = max(round(frame.width * aspect), 1), frame.height
     return stored[:: -1 if quarter_turns(frame) % 2 else 1]
 
@@ -153,7 +202,22 @@ def rgb_image(
     size: tuple[int, int] | None = None,  # (width, height) on the screen; None for that of the frame
     aspect: Fraction = Fraction(1),  # width of a stored pixel over its height
 ) -> np.ndarray:  # (H,W,3) uint8
-    "A decoded frame as it is shown: sRGB, upright, with square pixels."
+    """A decoded frame as it is shown: sRGB, upright, with square pixels.
+
+    Parameters
+    ----------
+    frame : av.VideoFrame
+        as decoded
+    size : tuple[int, int] | None, default None
+        (width, height) on the screen; None for that of the frame
+    aspect : Fraction, default Fraction(1)
+        width of a stored pixel over its height
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     turns, transfer = quarter_turns(frame), transfers.get(int(frame.color_trc))
     width, height = (size or shown_size(frame, aspect))[:: -1 if turns % 2 else 1]
     how = dict(width=width, height=height, interpolation="AREA" if width < frame.width else "BICUBIC")
@@ -168,7 +232,20 @@ def field_image(
     frame: av.VideoFrame,  # as decoded, interlaced
     size: tuple[int, int],  # (width, height) on the screen
 ) -> np.ndarray:  # (H,W,3) uint8
-    "The first field of a frame, stretched to its size on the screen."
+    """The first field of a frame, stretched to its size on the screen.
+
+    Parameters
+    ----------
+    frame : av.VideoFrame
+        as decoded, interlaced
+    size : tuple[int, int]
+        (width, height) on the screen
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     lines = np.ascontiguousarray(rgb_image(frame)[::2])
     width, height = size
     return _scaled(av.VideoFrame.from_ndarray(lines, "rgb24"), format="rgb24", width=width, height=height)

@@ -20,7 +20,47 @@ from .packets import NO_TIME, VideoError, open_film, read_packets
 # %% ../../nbs/media/01_index.ipynb #f9c2493c
 @dataclass(frozen=True)
 class FrameIndex:
-    "The N shown frames of a video stream, in order, and the P packets of the file that they come from."
+    """The N shown frames of a video stream, in order, and the P packets of the file that they come from.
+
+    Parameters
+    ----------
+    pts : np.ndarray
+        (N,) presentation time stamps as the file has them; 0..N-1 where it has none
+    times : np.ndarray
+        (N,) seconds since the first shown frame
+    last : float
+        seconds the last frame is shown
+    order : np.ndarray
+        (N,) place of each shown frame in the order of decoding
+    number : np.ndarray
+        (P,) number of the frame that each packet becomes; -1 for what is not shown
+    place : np.ndarray
+        (P,2) where each packet lies in the file, and how many bytes it has
+    keys : np.ndarray
+        (K,) number of the first shown frame at or after each key-frame
+    key_rows : np.ndarray
+        (K,) the key-frames' packets
+    key_pts : np.ndarray
+        (K,) the key-frames' time stamps
+    stamped : bool
+        whether the file has presentation times
+    by_place : bool
+        whether to jump to places in the file instead of times
+    joints : frozenset[int]
+        the packets at which its clock starts anew
+    shifts : tuple[float, ...]
+        seconds to add to the file's clock: 0, and one more for each time that it starts anew
+    paired : bool
+        whether some frames come as two fields
+    offset : float
+        seconds that a player's clock shows when the first frame appears
+    pixel_aspect : Fraction
+        width of a stored pixel over its height
+    damage : str | None
+        why the file is known to be incomplete
+    notes : tuple[str, ...]
+        what else a viewer of the film should know
+    """
     pts: np.ndarray  # (N,) presentation time stamps as the file has them; 0..N-1 where it has none
     times: np.ndarray  # (N,) seconds since the first shown frame
     last: float  # seconds the last frame is shown
@@ -143,7 +183,24 @@ def numbered(
     index: FrameIndex,  # of the stream
     before: int | None = -1,  # the packet before the one that comes next; None if that is not known
 ) -> Iterator[tuple[int, av.VideoFrame]]:  # number, decoded frame
-    "Decodes the frames from where the container stands, each with its number."
+    """Decodes the frames from where the container stands, each with its number.
+
+    Parameters
+    ----------
+    container
+        of PyAV
+    stream
+        its video stream
+    index : FrameIndex
+        of the stream
+    before : int | None, default -1
+        the packet before the one that comes next; None if that is not known
+
+    Returns
+    -------
+    Iterator[tuple[int, av.VideoFrame]]
+        number, decoded frame
+    """
     last = -1
     try:
         for packet in container.demux(stream):
@@ -198,7 +255,19 @@ def frame_index(
     path: str | Path,  # the film
     stream: int | None = None,  # which video stream, counted from 0; None for the best
 ) -> FrameIndex:
-    "The index of a film, read once as long as the file stays the same; raises `VideoError` for what is not a film."
+    """The index of a film, read once as long as the file stays the same; raises `VideoError` for what is not a film.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    stream : int | None, default None
+        which video stream, counted from 0; None for the best
+
+    Returns
+    -------
+    FrameIndex
+    """
     path = Path(path)
     stat = path.stat() if path.is_file() else None
     return _index_file(path, stream, stat and stat.st_size, stat and stat.st_mtime_ns)
@@ -220,7 +289,24 @@ def decode_frames(
     index: FrameIndex,  # of the stream
     numbers: Iterable[int],  # of frames, ascending
 ) -> Iterator[tuple[int, av.VideoFrame | None]]:  # number, decoded frame; None for one that cannot be decoded
-    "Fetches the frames with these numbers."
+    """Fetches the frames with these numbers.
+
+    Parameters
+    ----------
+    container
+        of PyAV
+    stream
+        its video stream
+    index : FrameIndex
+        of the stream
+    numbers : Iterable[int]
+        of frames, ascending
+
+    Returns
+    -------
+    Iterator[tuple[int, av.VideoFrame | None]]
+        number, decoded frame; None for one that cannot be decoded
+    """
     frames, held = numbered(container, stream, index), None
     at = 0
     for n in numbers:

@@ -85,7 +85,29 @@ def _fields(vectors: list[Vectors], grid, empty):
 # %% ../../nbs/media/04_motion.ipynb #61853cdb
 @dataclass(frozen=True)
 class Motion:
-    "Displacement in pixels per frame over a stretch of film, on a grid of cells."
+    """Displacement in pixels per frame over a stretch of film, on a grid of cells.
+
+    Parameters
+    ----------
+    field : np.ndarray
+        (T,h,w,2) float32, x to the right and y down, since the frame before
+    x : np.ndarray
+        (w+1,) borders of the cells in pixels, left to right
+    y : np.ndarray
+        (h+1,) borders of the cells in pixels, top to bottom
+    times : np.ndarray
+        (T,) seconds since the film's first frame
+    numbers : np.ndarray
+        (T,) frame numbers
+    kinds : np.ndarray
+        (T,) "I", "P" or "B"
+    measured : np.ndarray
+        (T,) bool; False where the field was filled in from a neighbour
+    camera : np.ndarray | None
+        (T,2) camera motion that was taken out, or None
+    noise : np.ndarray | None, default None
+        (T,) noise level while the camera stands, see below; None where `camera` is None
+    """
     field: np.ndarray  # (T,h,w,2) float32, x to the right and y down, since the frame before
     x: np.ndarray  # (w+1,) borders of the cells in pixels, left to right
     y: np.ndarray  # (h+1,) borders of the cells in pixels, top to bottom
@@ -123,14 +145,38 @@ def _nearest(measured):
 def surface_terms(
     h: int, w: int,  # rows and columns of cells
 ) -> np.ndarray:  # (h*w,6) float32
-    "The terms of a polynomial of second degree at each cell; coordinates go from -1 to 1 over the image."
+    """The terms of a polynomial of second degree at each cell; coordinates go from -1 to 1 over the image.
+
+    Parameters
+    ----------
+    h : int
+        rows and columns of cells
+    w : int
+        rows and columns of cells
+
+    Returns
+    -------
+    np.ndarray
+        (h*w,6) float32
+    """
     y, x = (a.ravel() for a in np.meshgrid(np.linspace(-1, 1, h), np.linspace(-1, 1, w), indexing="ij"))
     return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], 1).astype(np.float32)
 
 def robust_weights(
     errors: np.ndarray,  # (…,N) real or complex
 ) -> np.ndarray:  # (…,N)
-    "Nearly 1 where an error is small beside the others, nearly 0 where it is large."
+    """Nearly 1 where an error is small beside the others, nearly 0 where it is large.
+
+    Parameters
+    ----------
+    errors : np.ndarray
+        (…,N) real or complex
+
+    Returns
+    -------
+    np.ndarray
+        (…,N)
+    """
     e = np.abs(errors)
     sigma = np.maximum(2 * np.median(e, -1, keepdims=True), 0.1)
     return 1 / (1 + (e / sigma) ** 2) ** 2
@@ -139,7 +185,20 @@ def fit_surface(
     d: np.ndarray,  # (N,) complex displacements
     terms: np.ndarray,  # (N,6) of the cells they lie on
 ) -> np.ndarray:  # (6,) complex64 coefficients
-    "The motion of one flat surface that most of the displacements follow."
+    """The motion of one flat surface that most of the displacements follow.
+
+    Parameters
+    ----------
+    d : np.ndarray
+        (N,) complex displacements
+    terms : np.ndarray
+        (N,6) of the cells they lie on
+
+    Returns
+    -------
+    np.ndarray
+        (6,) complex64 coefficients
+    """
     fit = np.median(d.real) + 1j * np.median(d.imag)
     for _ in range(3):
         weighted = robust_weights(d - fit)[:, None] * terms
@@ -310,7 +369,25 @@ def iter_motion(
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `primenb.media.video.iter_frames`
 ) -> Iterator[Motion]:
-    "The motion of consecutive ranges of frames, such as shots, in one pass; nothing is measured across their borders."
+    """The motion of consecutive ranges of frames, such as shots, in one pass; nothing is measured across their borders.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    bounds : list[int]
+        frame numbers b0 < b1 < … < bn; range i goes from bi to before b(i+1)
+    remove_camera : bool, default False
+        subtract the camera's motion, and drop what seems to move by noise alone
+    stream : int | None, default None
+        which video stream
+    damaged : str, default 'raise'
+        as in `primenb.media.video.iter_frames`
+
+    Returns
+    -------
+    Iterator[Motion]
+    """
     vectors = iter_vectors(path, frames=(bounds[0], bounds[-1]), stream=stream, damaged=damaged)
     for _, stretch in groupby(vectors, key=lambda v: np.searchsorted(bounds, v.number, "right")):
         yield _gather(path, stretch, remove_camera, int(np.diff(bounds).max()), after_cut=True)
@@ -325,7 +402,27 @@ def read_motion(
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `primenb.media.video.iter_frames`
 ) -> Motion:
-    "The motion of one range of frames; raises `NoMotionVectors` if there are none in it to read."
+    """The motion of one range of frames; raises `NoMotionVectors` if there are none in it to read.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    frames : tuple | None, default None
+        (first, stop) frame numbers; None for the whole film
+    seconds : tuple | None, default None
+        (from, to) seconds; instead of `frames`
+    remove_camera : bool, default False
+        subtract the camera's motion, and drop what seems to move by noise alone
+    stream : int | None, default None
+        which video stream
+    damaged : str, default 'raise'
+        as in `primenb.media.video.iter_frames`
+
+    Returns
+    -------
+    Motion
+    """
     vectors = iter_vectors(path, frames=frames, seconds=seconds, stream=stream, damaged=damaged)
     numbers = frame_numbers(path, frames=frames, seconds=seconds, stream=stream)
     motion = _gather(path, vectors, remove_camera, len(numbers))
@@ -341,7 +438,24 @@ def window_motion(
     x: np.ndarray,  # pixel columns, measured from the middle of the frame
     y: np.ndarray,  # pixel rows, measured from the middle of the frame
 ) -> np.ndarray:  # (len(y),len(x),2) pixels
-    "The displacement when a window pans and zooms over a flat photograph."
+    """The displacement when a window pans and zooms over a flat photograph.
+
+    Parameters
+    ----------
+    before : tuple
+        (x, y, scale) of the window on the photograph, one frame earlier
+    now : tuple
+        (x, y, scale) of the window now
+    x : np.ndarray
+        pixel columns, measured from the middle of the frame
+    y : np.ndarray
+        pixel rows, measured from the middle of the frame
+
+    Returns
+    -------
+    np.ndarray
+        (len(y),len(x),2) pixels
+    """
     (x0, y0, s0), (x1, y1, s1) = before, now
     px, py = np.meshgrid(x, y)
     return np.stack([px - (x1 + s1 * px - x0) / s0, py - (y1 + s1 * py - y0) / s0], -1)
@@ -384,7 +498,30 @@ def to_tokens(
     flip: bool = False,  # mirrored left to right, after cropping
     vectors: bool = False,  # give mean displacements instead of mean speeds
 ) -> np.ndarray:  # (T//tubelet, height//patch, width//patch), with a last axis of 2 if `vectors`
-    "Motion energy per token, in pixels per frame of the image after crop and resize."
+    """Motion energy per token, in pixels per frame of the image after crop and resize.
+
+    Parameters
+    ----------
+    motion : Motion
+        T frames
+    patch : int, default 16
+        pixels of the resized image
+    tubelet : int, default 2
+        frames in a token; frames left over at the end are dropped
+    size : tuple | None, default None
+        (width, height) the crop is resized to; None for no resizing
+    crop : tuple | None, default None
+        (left, top, right, bottom) in pixels of the film that was read; None for all of it
+    flip : bool, default False
+        mirrored left to right, after cropping
+    vectors : bool, default False
+        give mean displacements instead of mean speeds
+
+    Returns
+    -------
+    np.ndarray
+        (T//tubelet, height//patch, width//patch), with a last axis of 2 if `vectors`
+    """
     *matrices, zoom = _window(motion, patch, size, crop, flip)
     slots = len(motion) // tubelet
     if not slots: raise ValueError(f"{len(motion)} frames do not fill one token of {tubelet}")
@@ -408,7 +545,23 @@ def cached_motion(
     canonical: bool = False,  # read it from a temporary canonical copy
     **settings,  # `frames`, `seconds`, `remove_camera`, `stream`, `damaged` as in `read_motion`
 ) -> Motion:
-    "`read_motion`, read once and then from a sidecar file; displacements are stored with three digits."
+    """`read_motion`, read once and then from a sidecar file; displacements are stored with three digits.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    folder : str | Path | None, default None
+        where sidecar files are stored; None for the film's own folder
+    canonical : bool, default False
+        read it from a temporary canonical copy
+    **settings
+        `frames`, `seconds`, `remove_camera`, `stream`, `damaged` as in `read_motion`
+
+    Returns
+    -------
+    Motion
+    """
     path = Path(path)
     if not path.is_file(): probe(path)
     key = fingerprint(path, dict(settings, canonical=canonical, format=2))

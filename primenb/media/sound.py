@@ -29,7 +29,24 @@ def log_mel(
     mels: int = 64,  # bands; 64 as in PANNs
     hop: float = 0.032,  # seconds from one frame to the next, each of which covers twice as much
 ) -> np.ndarray:  # (mels,frames) uint8, low bands first: 0 is -100 dB or less, 255 is 0 dB, a pure tone of full scale
-    "Log-mel spectrogram as bytes; raises `PrimenbError` for samples that are not finite."
+    """Log-mel spectrogram as bytes; raises `PrimenbError` for samples that are not finite.
+
+    Parameters
+    ----------
+    sound : np.ndarray
+        (T,) float32, mono; 1 is full scale
+    rate : int, default 32000
+        samples per second
+    mels : int, default 64
+        bands; 64 as in PANNs
+    hop : float, default 0.032
+        seconds from one frame to the next, each of which covers twice as much
+
+    Returns
+    -------
+    np.ndarray
+        (mels,frames) uint8, low bands first: 0 is -100 dB or less, 255 is 0 dB, a pure tone of full scale
+    """
     if not np.isfinite(sound).all():
         cause = f"sample {np.flatnonzero(~np.isfinite(sound))[0]} is not finite"
         raise PrimenbError("sound", cause, "repair it, or leave it out")
@@ -45,7 +62,20 @@ def centred(
     sound: np.ndarray,  # (T,)
     size: int,  # number of samples
 ) -> np.ndarray:  # (size,)
-    "The middle of a sound, or all of it in the middle of silence."
+    """The middle of a sound, or all of it in the middle of silence.
+
+    Parameters
+    ----------
+    sound : np.ndarray
+        (T,)
+    size : int
+        number of samples
+
+    Returns
+    -------
+    np.ndarray
+        (size,)
+    """
     padding = size - len(sound)
     if padding < 0: return sound[-padding // 2 :][:size]
     return np.pad(sound, (padding // 2, padding - padding // 2))
@@ -60,7 +90,28 @@ def film_sound(
     mels: int = 64,  # as in `log_mel`
     hop: float = 0.032,  # as in `log_mel`
 ) -> np.ndarray:  # (n,mels,frames,1) uint8
-    "The sound in the middle of each shot; raises `PrimenbError` for a film without sound, or shots of another film."
+    """The sound in the middle of each shot; raises `PrimenbError` for a film without sound, or shots of another film.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    shots : pd.DataFrame
+        its shot table
+    seconds : float, default 10.0
+        of each shot, at most
+    rate : int, default 32000
+        samples per second
+    mels : int, default 64
+        as in `log_mel`
+    hop : float, default 0.032
+        as in `log_mel`
+
+    Returns
+    -------
+    np.ndarray
+        (n,mels,frames,1) uint8
+    """
     if not probe(path).audio: raise PrimenbError(path, "it has no sound", "leave it out, or use its images alone")
     sound, (begin, end) = read_audio(path, rate=rate), shots[["start", "end"]].to_numpy().T
     last, whole = end.max(initial=0), len(sound) / rate

@@ -301,7 +301,26 @@ def split_film(
     crf: int = 18,  # quality of clips that are coded anew; lower is better and larger
     preset: str = "veryfast",  # how hard the encoder tries, "ultrafast" to "veryslow"
 ) -> pd.DataFrame:  # shot, file (empty for a failure), frames, method ("copied", "encoded", "failed"), reason
-    "Writes a clip for each shot, without loss where the film allows it; clips that are there are kept."
+    """Writes a clip for each shot, without loss where the film allows it; clips that are there are kept.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    shots : pd.DataFrame
+        its shot table: shot, start_frame, end_frame
+    folder : str | Path
+        where the clips go, named after the film and the number of the shot
+    crf : int, default 18
+        quality of clips that are coded anew; lower is better and larger
+    preset : str, default 'veryfast'
+        how hard the encoder tries, "ultrafast" to "veryslow"
+
+    Returns
+    -------
+    pd.DataFrame
+        shot, file (empty for a failure), frames, method ("copied", "encoded", "failed"), reason
+    """
     path, folder = Path(path), Path(folder)
     info, index = probe(path), frame_index(path)
     _check_shots(path, shots, len(index))

@@ -32,7 +32,22 @@ def timecode(
     rate: Fraction | int,  # frames per second; the label counts its nearest whole number
     drop: bool = False,  # whether labels are left out each minute, as at 30000/1001 frames per second
 ) -> str:  # hh:mm:ss:ff, with ; before the frames where labels are left out
-    "The label of a frame."
+    """The label of a frame.
+
+    Parameters
+    ----------
+    frame : int
+        its number, counted from the label 00:00:00:00
+    rate : Fraction | int
+        frames per second; the label counts its nearest whole number
+    drop : bool, default False
+        whether labels are left out each minute, as at 30000/1001 frames per second
+
+    Returns
+    -------
+    str
+        hh:mm:ss:ff, with ; before the frames where labels are left out
+    """
     base, skip = round(rate), _left_out(rate, drop)
     frame %= _day(rate, drop)
     tens, rest = divmod(frame, 600 * base - 9 * skip)
@@ -46,7 +61,20 @@ def frame_of_timecode(
     label: str,  # hh:mm:ss:ff; a ; or , or . before the frames means that labels are left out
     rate: Fraction | int,  # frames per second
 ) -> int:  # the frame, counted from 00:00:00:00
-    "The inverse of `timecode`; raises `PrimenbError` for a text that is no timecode."
+    """The inverse of `timecode`; raises `PrimenbError` for a text that is no timecode.
+
+    Parameters
+    ----------
+    label : str
+        hh:mm:ss:ff; a ; or , or . before the frames means that labels are left out
+    rate : Fraction | int
+        frames per second
+
+    Returns
+    -------
+    int
+        the frame, counted from 00:00:00:00
+    """
     found = re.fullmatch(r"(\d+):(\d+):(\d+)([:;,.])(\d+)", label.strip())
     remedy = "write hours:minutes:seconds:frames, such as 01:00:00:00"
     if not found: raise PrimenbError(f"timecode {label!r}", "it is none", remedy)
@@ -68,7 +96,18 @@ def _customary(rate):
 def table_rate(
     table: pd.DataFrame,  # of the shots or scenes of one film
 ) -> Fraction:  # frames per second
-    "The average rate of a film, from its table."
+    """The average rate of a film, from its table.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        of the shots or scenes of one film
+
+    Returns
+    -------
+    Fraction
+        frames per second
+    """
     first, last = table.iloc[0], table.iloc[-1]
     return _customary(Fraction(int(last.end_frame - first.start_frame)) / Fraction(float(last.end - first.start)))
 
@@ -85,7 +124,17 @@ def _label_rate(rate):
 
 @dataclass(frozen=True)
 class FilmClock:
-    "How a film's frames are counted."
+    """How a film's frames are counted.
+
+    Parameters
+    ----------
+    rate : Fraction
+        frames per second
+    first : int, default 0
+        the number of the first image, counted from the label 00:00:00:00
+    drop : bool, default False
+        whether labels are left out, see `timecode`
+    """
     rate: Fraction  # frames per second
     first: int = 0  # the number of the first image, counted from the label 00:00:00:00
     drop: bool = False  # whether labels are left out, see `timecode`
@@ -104,7 +153,21 @@ def film_clock(
     info: VideoInfo | None = None,  # what its file contains; None for a film that is not at hand
     begin: str | None = None,  # timecode of the first image; None for the film's own, else where a player begins
 ) -> FilmClock:
-    "The clock of a film, at its average rate."
+    """The clock of a film, at its average rate.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        of the shots or scenes of one film
+    info : VideoInfo | None, default None
+        what its file contains; None for a film that is not at hand
+    begin : str | None, default None
+        timecode of the first image; None for the film's own, else where a player begins
+
+    Returns
+    -------
+    FilmClock
+    """
     rate = _customary(info.rate) if info else table_rate(table)
     if rate < 10: rate = _label_rate(rate)
     label = begin or (info and info.timecode)
@@ -312,7 +375,20 @@ def load_timeline(
     path: str | Path,  # the file, in one of `TIMELINES`
     clock: FilmClock | None = None,  # for an EDL of another program, which does not say its rate
 ) -> pd.DataFrame:  # film, title, start, end; seconds since the first image
-    "Reads a timeline; raises `PrimenbError` for a broken file."
+    """Reads a timeline; raises `PrimenbError` for a broken file.
+
+    Parameters
+    ----------
+    path : str | Path
+        the file, in one of `TIMELINES`
+    clock : FilmClock | None, default None
+        for an EDL of another program, which does not say its rate
+
+    Returns
+    -------
+    pd.DataFrame
+        film, title, start, end; seconds since the first image
+    """
     path, remedy = Path(path), "save it again with save_timeline"
     read = _of_format(path)[1]
     if not path.is_file(): raise PrimenbError(path, "there is no such file", "check the name")
@@ -333,7 +409,26 @@ def save_timeline(
     begin: str | None = None,  # timecode of the first image, such as "00:00:00:00"; None for the film's own
     marks: pd.DataFrame | None = None,  # shots to mark within the clips
 ) -> Path:  # the file written
-    "Writes a timeline for editing programs, whole or not at all; raises `PrimenbError` for what would not come back."
+    """Writes a timeline for editing programs, whole or not at all; raises `PrimenbError` for what would not come back.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        shots or scenes of one film, with or without titles
+    path : str | Path
+        the file to write; its ending is one of `TIMELINES`
+    info : VideoInfo | None, default None
+        what the film's file contains, from `probe`; None for a film that is not at hand
+    begin : str | None, default None
+        timecode of the first image, such as "00:00:00:00"; None for the film's own
+    marks : pd.DataFrame | None, default None
+        shots to mark within the clips
+
+    Returns
+    -------
+    Path
+        the file written
+    """
     path = Path(path)
     write, _ = _of_format(path)
     clock = film_clock(table, info, begin)

@@ -26,7 +26,15 @@ from .packets import NoMotionVectors, VideoError, check_apart, open_film, video_
 
 # %% ../../nbs/media/03_video.ipynb #65203e08
 class AudioInfo(NamedTuple):
-    "One sound track."
+    """One sound track.
+
+    Parameters
+    ----------
+    codec : str
+    rate : int
+        samples per second
+    channels : int
+    """
     codec: str
     rate: int  # samples per second
     channels: int
@@ -34,7 +42,27 @@ class AudioInfo(NamedTuple):
 # %% ../../nbs/media/03_video.ipynb #7a33aae9
 @dataclass(frozen=True)
 class FilmTimes:
-    "When the frames of a film are shown."
+    """When the frames of a film are shown.
+
+    Parameters
+    ----------
+    time_base : Fraction
+        seconds per time stamp unit
+    rate : Fraction
+        average frames per second
+    variable : bool
+        whether the gaps between frames differ
+    start : float
+        the first shown frame on the file's own clock, seconds
+    offset : float
+        seconds that a player's clock shows when the first frame appears: the sound may begin earlier
+    timecode : str | None
+        of the first frame, as the file has it, such as 01:00:00:00
+    duration : float
+        from the first shown frame to the end of the last one, seconds
+    frames : int
+        shown frames
+    """
     time_base: Fraction  # seconds per time stamp unit
     rate: Fraction  # average frames per second
     variable: bool  # whether the gaps between frames differ
@@ -47,7 +75,54 @@ class FilmTimes:
 # %% ../../nbs/media/03_video.ipynb #b6df7331
 @dataclass(frozen=True)
 class VideoInfo(FilmTimes):
-    "What a film file holds; times in seconds, sizes in pixels as shown."
+    """What a film file holds; times in seconds, sizes in pixels as shown.
+
+    Parameters
+    ----------
+    time_base : Fraction
+        seconds per time stamp unit
+    rate : Fraction
+        average frames per second
+    variable : bool
+        whether the gaps between frames differ
+    start : float
+        the first shown frame on the file's own clock, seconds
+    offset : float
+        seconds that a player's clock shows when the first frame appears: the sound may begin earlier
+    timecode : str | None
+        of the first frame, as the file has it, such as 01:00:00:00
+    duration : float
+        from the first shown frame to the end of the last one, seconds
+    frames : int
+        shown frames
+    path : Path
+    container : str
+        the file format, in FFmpeg's words
+    codec : str
+    width : int
+        as shown: with square pixels, after rotation
+    height : int
+        after rotation
+    rotation : int
+        degrees counter-clockwise by which stored frames are rotated to be shown
+    pixel_aspect : Fraction
+        width of a stored pixel over its height
+    interlaced : bool
+        whether a frame holds two fields, taken one after the other
+    pixel_format : str
+    bits : int
+        per colour sample
+    hdr : str | None
+        "pq", "hlg", or None for standard dynamic range
+    stream : int
+        which of the video streams this is
+    video_streams : int
+    audio : tuple[AudioInfo, ...]
+    damage : str | None
+        why the file is known to be incomplete
+    notes : tuple[str, ...]
+        what else one should know of it, in words
+    """
     path: Path
     container: str  # the file format, in FFmpeg's words
     codec: str
@@ -79,7 +154,19 @@ def probe(
     path: str | Path,  # the film
     stream: int | None = None,  # which video stream, counted from 0; None for the best
 ) -> VideoInfo:
-    "What the file holds, without decoding more than one frame; raises `VideoError` for what is not a film."
+    """What the file holds, without decoding more than one frame; raises `VideoError` for what is not a film.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    stream : int | None, default None
+        which video stream, counted from 0; None for the best
+
+    Returns
+    -------
+    VideoInfo
+    """
     index = frame_index(path, stream)
     with open_film(path, stream) as (container, s):
         _, frame = next(numbered(container, s, index), (0, None))
@@ -127,12 +214,37 @@ def frame_times(
     path: str | Path,  # the film
     stream: int | None = None,  # which video stream
 ) -> np.ndarray:  # (N,) seconds since the first shown frame
-    "When each frame is shown, without decoding."
+    """When each frame is shown, without decoding.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    stream : int | None, default None
+        which video stream
+
+    Returns
+    -------
+    np.ndarray
+        (N,) seconds since the first shown frame
+    """
     return frame_index(path, stream).times.copy()
 
 # %% ../../nbs/media/03_video.ipynb #3e44a6f9
 class Frame(NamedTuple):
-    "One frame of a film."
+    """One frame of a film.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8, sRGB
+    time : float
+        seconds since the film's first frame
+    number : int
+        its place among the shown frames
+    pts : int
+        its presentation time stamp in the file, in units of the stream's time base
+    """
     image: np.ndarray  # (H,W,3) uint8, sRGB
     time: float  # seconds since the film's first frame
     number: int  # its place among the shown frames
@@ -147,7 +259,25 @@ def frame_numbers(
     step: int = 1,  # take every step-th frame
     stream: int | None = None,  # which video stream
 ) -> range:
-    "The numbers of the frames in a range, without decoding; raises `VideoError` where the film does not have it."
+    """The numbers of the frames in a range, without decoding; raises `VideoError` where the film does not have it.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    frames : tuple | None, default None
+        (first, stop) frame numbers, stop excluded; None for an open end
+    seconds : tuple | None, default None
+        (from, to) in seconds, to excluded; instead of `frames`
+    step : int, default 1
+        take every step-th frame
+    stream : int | None, default None
+        which video stream
+
+    Returns
+    -------
+    range
+    """
     index = frame_index(path, stream)
     if frames is not None and seconds is not None: raise ValueError("give `frames` or `seconds`, not both")
     if step < 1: raise ValueError(f"step is {step}; it counts frames from one to the next, so at least 1")
@@ -214,7 +344,31 @@ def iter_frames(
     threads: int = 0,  # decoder threads; 0 for as many as there are cores
     damaged: str = "raise",  # "raise" at a frame that cannot be decoded, or "skip" it with a warning at the end
 ) -> Iterator[Frame]:
-    "The film's frames one by one, as 8-bit sRGB; raises `VideoError` if any is missing."
+    """The film's frames one by one, as 8-bit sRGB; raises `VideoError` if any is missing.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    frames : tuple | None, default None
+        (first, stop) frame numbers, stop excluded; None for an open end
+    seconds : tuple | None, default None
+        (from, to) in seconds, to excluded; instead of `frames`
+    step : int, default 1
+        take every step-th frame
+    size : int | tuple | None, default None
+        (width, height), or the short side; None for the film's own
+    stream : int | None, default None
+        which video stream, counted from 0; None for the best
+    threads : int, default 0
+        decoder threads; 0 for as many as there are cores
+    damaged : str, default 'raise'
+        "raise" at a frame that cannot be decoded, or "skip" it with a warning at the end
+
+    Returns
+    -------
+    Iterator[Frame]
+    """
     numbers = frame_numbers(path, frames=frames, seconds=seconds, step=step, stream=stream)
     return _frames(path, frame_index(path, stream), numbers, size, stream, threads, damaged)
 
@@ -223,7 +377,20 @@ def read_frames(
     path: str | Path,  # the film
     **how,  # `frames`, `seconds`, `step`, `size`, `stream`, `threads`, `damaged` as in `iter_frames`
 ) -> np.ndarray:  # (T,H,W,3) uint8, sRGB
-    "The film's frames as one array; mind the memory, or use `iter_frames`."
+    """The film's frames as one array; mind the memory, or use `iter_frames`.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    **how
+        `frames`, `seconds`, `step`, `size`, `stream`, `threads`, `damaged` as in `iter_frames`
+
+    Returns
+    -------
+    np.ndarray
+        (T,H,W,3) uint8, sRGB
+    """
     images = [f.image for f in iter_frames(path, **how)]
     if not images: raise VideoError(path, "no frame lies in this range", "widen it")
     return np.stack(images)
@@ -236,7 +403,25 @@ def frames_at(
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `iter_frames`
 ) -> Iterator[Frame]:
-    "The frame on the screen at each of these times, in film order, each once."
+    """The frame on the screen at each of these times, in film order, each once.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    seconds : Iterable[float]
+        times, in any order
+    size : int | tuple | None, default None
+        (width, height), or the short side
+    stream : int | None, default None
+        which video stream
+    damaged : str, default 'raise'
+        as in `iter_frames`
+
+    Returns
+    -------
+    Iterator[Frame]
+    """
     index = frame_index(path, stream)
     seconds, length = np.asarray(list(seconds), float), index.times[-1] + index.last
     if len(seconds) and not (-1e-6 <= seconds.min() and seconds.max() <= length + 1e-6):
@@ -246,7 +431,29 @@ def frames_at(
 
 # %% ../../nbs/media/03_video.ipynb #690fb0d5
 class Vectors(NamedTuple):
-    "The motion vectors stored with one frame."
+    """The motion vectors stored with one frame.
+
+    Parameters
+    ----------
+    table : np.ndarray | None
+        (N,) rows of FFmpeg's AVMotionVector; None if the frame has none
+    kind : str
+        "I", "P" or "B"; "?" for others
+    time : float
+        seconds since the film's first frame
+    number : int
+        place among the shown frames
+    size : tuple[int, int]
+        (width, height) of the stored frame, before any rotation
+    turns : int
+        quarter turns counter-clockwise by which the stored frame is shown
+    pixel_aspect : Fraction
+        width of a stored pixel over its height
+    since : int
+        frames back to the presumed reference of vectors that point to the past
+    until : int
+        frames ahead to the presumed reference of vectors that point to the future; 0 if there is none
+    """
     table: np.ndarray | None  # (N,) rows of FFmpeg's AVMotionVector; None if the frame has none
     kind: str  # "I", "P" or "B"; "?" for others
     time: float  # seconds since the film's first frame
@@ -299,7 +506,25 @@ def iter_vectors(
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `iter_frames`
 ) -> Iterator[Vectors]:
-    "The motion vectors of each frame; raises `NoMotionVectors` for interlaced film and codecs without any, as HEVC."
+    """The motion vectors of each frame; raises `NoMotionVectors` for interlaced film and codecs without any, as HEVC.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    frames : tuple | None, default None
+        (first, stop) frame numbers
+    seconds : tuple | None, default None
+        (from, to) seconds; instead of `frames`
+    stream : int | None, default None
+        which video stream
+    damaged : str, default 'raise'
+        as in `iter_frames`
+
+    Returns
+    -------
+    Iterator[Vectors]
+    """
     index = frame_index(path, stream)
     numbers = frame_numbers(path, frames=frames, seconds=seconds, stream=stream)
     with open_film(path, stream, threads=1, vectors=True) as (container, s):
@@ -337,7 +562,24 @@ def read_audio(
     seconds: tuple | None = None,  # (from, to) seconds of the film; None for all of it
     track: int = 0,  # which sound track, counted from 0
 ) -> np.ndarray:  # (N,) float32 in about [-1,1], mono
-    "The film's sound, mixed to one channel and aligned with its frames; raises `VideoError` if it has none."
+    """The film's sound, mixed to one channel and aligned with its frames; raises `VideoError` if it has none.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    rate : int, default 16000
+        samples per second
+    seconds : tuple | None, default None
+        (from, to) seconds of the film; None for all of it
+    track : int, default 0
+        which sound track, counted from 0
+
+    Returns
+    -------
+    np.ndarray
+        (N,) float32 in about [-1,1], mono
+    """
     info = probe(path)
     if not 0 <= track < len(info.audio):
         cause = f"it holds {len(info.audio)} sound tracks, so none numbered {track}"
@@ -363,7 +605,26 @@ def sound_chunks(
     start: float,  # seconds on the file's clock; the first chunk begins a little before
     layout: str = "mono",  # of the channels, in FFmpeg's words, such as "stereo"
 ) -> Iterator[tuple[float, np.ndarray]]:  # seconds on the file's clock, (N,channels) float32
-    "A film's sound as it is decoded, each chunk with its time, of any length and with gaps where the film has them."
+    """A film's sound as it is decoded, each chunk with its time, of any length and with gaps where the film has them.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    track : int
+        which sound track, counted from 0
+    rate : int
+        samples per second
+    start : float
+        seconds on the file's clock; the first chunk begins a little before
+    layout : str, default 'mono'
+        of the channels, in FFmpeg's words, such as "stereo"
+
+    Returns
+    -------
+    Iterator[tuple[float, np.ndarray]]
+        seconds on the file's clock, (N,channels) float32
+    """
     shifts = np.array(frame_index(path).shifts)
     with open_film(path) as (container, _):
         s = container.streams.audio[track]
@@ -401,7 +662,30 @@ def encode(
     preset: str = "medium",  # how hard to try, "ultrafast" to "veryslow"
     options: dict | None = None,  # more options for the encoder
 ) -> Path:  # the file written
-    "Writes a film, whole or not at all; raises `VideoError` for images that do not fit together."
+    """Writes a film, whole or not at all; raises `VideoError` for images that do not fit together.
+
+    Parameters
+    ----------
+    path : str | Path
+        the file to write; its ending sets the format (.mp4, .mkv, …)
+    images : Iterable
+        (H,W,3) uint8 arrays, or `Frame`s, which keep their times
+    rate : float | Fraction, default 25
+        frames per second
+    codec : str, default 'libx264'
+        FFmpeg's name of the encoder
+    crf : int, default 20
+        quality: lower is better and larger
+    preset : str, default 'medium'
+        how hard to try, "ultrafast" to "veryslow"
+    options : dict | None, default None
+        more options for the encoder
+
+    Returns
+    -------
+    Path
+        the file written
+    """
     path, rate = Path(path), Fraction(rate).limit_denominator(100000)
     if rate <= 0: raise VideoError(path, f"{rate} frames per second is no rate", "give a rate above 0")
     x264 = {"x264-params": "cpu-independent=1"} if codec == "libx264" else {}
@@ -477,7 +761,30 @@ def canonicalise(
     stream: int | None = None,  # which video stream
     damaged: str = "raise",  # as in `iter_frames`
 ) -> Path:  # `out`
-    "A copy whose motion vectors follow motion: H.264, each frame predicted from the one before, without sound."
+    """A copy whose motion vectors follow motion: H.264, each frame predicted from the one before, without sound.
+
+    Parameters
+    ----------
+    path : str | Path
+        the film
+    out : str | Path
+        the copy to write, an .mp4
+    short_side : int, default 256
+        pixels; a smaller film keeps its size
+    crf : int, default 10
+        quality; with fewer bits to spend the encoder prefers cheap vectors to true ones
+    frames : tuple[int, int] | None, default None
+        (first, stop), the part of the film to copy; None for all
+    stream : int | None, default None
+        which video stream
+    damaged : str, default 'raise'
+        as in `iter_frames`
+
+    Returns
+    -------
+    Path
+        `out`
+    """
     info = probe(path, stream)
     check_apart(path, out)
     index, numbers = frame_index(path, stream), range(*(frames or (0, info.frames)))

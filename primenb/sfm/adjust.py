@@ -22,7 +22,21 @@ with extra("cameras"):
 # %% ../../nbs/sfm/03_adjust.ipynb #469eac17
 @dataclass(eq=False)
 class Reconstruction:
-    "The unknowns of a shot: cameras, points, scales, focal lengths."
+    """The unknowns of a shot: cameras, points, scales, focal lengths.
+
+    Parameters
+    ----------
+    cam_from_world : np.ndarray
+        (T,4,4)
+    points : np.ndarray
+        (P,3)
+    log_scale : np.ndarray
+        (T,) units per unit of the depth prior, as a logarithm
+    log_focal : np.ndarray
+        (T,) factor on the focal lengths in K, as a logarithm
+    shift : float, default 0.0
+        of the disparity, per unit
+    """
     cam_from_world: np.ndarray  # (T,4,4)
     points: np.ndarray          # (P,3)
     log_scale: np.ndarray       # (T,) units per unit of the depth prior, as a logarithm
@@ -30,7 +44,17 @@ class Reconstruction:
     shift: float = 0.           # of the disparity, per unit
 
     def intrinsics(self, K: np.ndarray) -> np.ndarray:  # (T,3,3) -> (T,3,3)
-        "K with the estimated focal lengths."
+        """K with the estimated focal lengths.
+
+        Parameters
+        ----------
+        K : np.ndarray
+
+        Returns
+        -------
+        np.ndarray
+            (T,3,3) -> (T,3,3)
+        """
         K = K.copy()
         K[:, [0, 1], [0, 1]] *= np.exp(self.log_focal)[:, None]
         return K
@@ -42,7 +66,39 @@ def _check_focal(focal):
 # %% ../../nbs/sfm/03_adjust.ipynb #64f93e3a
 @dataclass(eq=False)
 class Adjustment:
-    "The least-squares problem of one shot: measurements, their standard deviations, and which unknowns are free."
+    """The least-squares problem of one shot: measurements, their standard deviations, and which unknowns are free.
+
+    Parameters
+    ----------
+    tracks : Tracks
+        every track with two observations at least
+    K : np.ndarray
+        (T,3,3) or (3,3) intrinsics, pixels
+    disparity : np.ndarray | None, default None
+        (O,) of the depth prior at each observation, NaN where there is none
+    sigma_px : float, default 0.5
+        standard deviation of the observations in pixels; see `estimate_sigmas`
+    sigma_track : float, default 0.1
+        standard deviation of the prior's log-depth, the part constant over a track
+    sigma_frame : float, default 0.05
+        the part that changes from frame to frame
+    metric : bool, default False
+        the prior's unit is known: its scale stays 1
+    focal : str, default 'fixed'
+        or "one" for the shot, or "each" frame its own (zoom)
+    focal_sigma : float, default 0.25
+        standard deviation of the log focal length around that in K
+    shift : bool, default False
+        estimate the shift of the disparity, one for the shot
+    nodal : bool, default False
+        the camera only rotates
+    anchor : int, default 0
+        the frame whose camera is fixed
+    cauchy_scale : float, default 2.0
+        scale of the robust loss, in standard deviations
+    track_ratio : np.ndarray | None, default None
+        (n,) standard deviation of each track over sigma_px
+    """
     tracks: Tracks               # every track with two observations at least
     K: np.ndarray                # (T,3,3) or (3,3) intrinsics, pixels
     disparity: np.ndarray | None = None  # (O,) of the depth prior at each observation, NaN where there is none
@@ -122,7 +178,13 @@ def _residuals(self: Adjustment, scene):
 # %% ../../nbs/sfm/03_adjust.ipynb #e3badcbd
 @patch(as_prop=True)
 def observation_sigma(self: Adjustment) -> np.ndarray:  # (O,), or a number
-    "The standard deviation of each observation, in pixels."
+    """The standard deviation of each observation, in pixels.
+
+    Returns
+    -------
+    np.ndarray
+        (O,), or a number
+    """
     return self.sigma_px * (1. if self.track_ratio is None else self.track_ratio[self.tracks.track])
 
 @patch
@@ -162,14 +224,33 @@ def _prior_residuals(self: Adjustment, scene):
 def cost(self: Adjustment,
     scene: Reconstruction,
 ) -> float:
-    "The robust sum of squares that is minimised."
+    """The robust sum of squares that is minimised.
+
+    Parameters
+    ----------
+    scene : Reconstruction
+
+    Returns
+    -------
+    float
+    """
     return self._weights(self._residuals(scene)[0])[1] + (self._prior_residuals(scene)[0] ** 2).sum()
 
 @patch
 def errors(self: Adjustment,
     scene: Reconstruction,
 ) -> tuple[np.ndarray, np.ndarray]:  # (O,) pixels, infinite behind the camera; (O,) of log-depth, NaN without a prior
-    "The reprojection error and the depth error of each observation."
+    """The reprojection error and the depth error of each observation.
+
+    Parameters
+    ----------
+    scene : Reconstruction
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (O,) pixels, infinite behind the camera; (O,) of log-depth, NaN without a prior
+    """
     r, (X, *_) = self._residuals(scene)
     px = np.where(X[:, 2] > 0, np.hypot(r[:, 0], r[:, 1]), np.inf)
     return px, np.where(self.known, r[:, 2], np.nan)
@@ -285,7 +366,21 @@ def solve(self: Adjustment,
     steps: int = 20,          # maximum number of steps
     tolerance: float = 1e-4,  # stop where a step lowers the cost by less than this share
 ) -> Reconstruction:
-    "The local minimum of the cost near this scene (Levenberg-Marquardt)."
+    """The local minimum of the cost near this scene (Levenberg-Marquardt).
+
+    Parameters
+    ----------
+    scene : Reconstruction
+        initial values
+    steps : int, default 20
+        maximum number of steps
+    tolerance : float, default 0.0001
+        stop where a step lowers the cost by less than this share
+
+    Returns
+    -------
+    Reconstruction
+    """
     damping, cost = 1e-4, self.cost(scene)
     for _ in range(steps):
         reduced = self._reduced(scene, damping)
@@ -307,7 +402,19 @@ def inlier_sigma(
     px: np.ndarray,  # (O,) errors in pixels
     quantile: float = 0.35,  # share of the errors that are inliers
 ) -> float:
-    "The standard deviation of each coordinate, from the smaller errors only: the rest may be outliers."
+    """The standard deviation of each coordinate, from the smaller errors only: the rest may be outliers.
+
+    Parameters
+    ----------
+    px : np.ndarray
+        (O,) errors in pixels
+    quantile : float, default 0.35
+        share of the errors that are inliers
+
+    Returns
+    -------
+    float
+    """
     return max(float(np.quantile(px, quantile)) / (-2 * np.log(1 - quantile)) ** 0.5, 0.03)
 
 # %% ../../nbs/sfm/03_adjust.ipynb #ee9e403b
@@ -324,7 +431,15 @@ def estimate_sigmas(self: Adjustment,
     scene: Reconstruction,  # adjusted already
     quantile: float = 0.35,  # share of the errors that are inliers, as in `inlier_sigma`
 ):
-    "Sets the standard deviations of pixels and depth from the residuals of the inliers."
+    """Sets the standard deviations of pixels and depth from the residuals of the inliers.
+
+    Parameters
+    ----------
+    scene : Reconstruction
+        adjusted already
+    quantile : float, default 0.35
+        share of the errors that are inliers, as in `inlier_sigma`
+    """
     px, depth = self.errors(scene)
     self.sigma_px, self.track_ratio = inlier_sigma(px, quantile), self._track_ratio(np.minimum(px, 100.))
     if not self.known.any(): return
@@ -347,7 +462,20 @@ def subset(self: Adjustment,
     rows: np.ndarray,  # (O,) bool
     min_length: int = 2,  # observations that a track needs
 ) -> tuple["Adjustment", np.ndarray]:  # and the old numbers of the tracks that are kept
-    "The same problem with a subset of the observations."
+    """The same problem with a subset of the observations.
+
+    Parameters
+    ----------
+    rows : np.ndarray
+        (O,) bool
+    min_length : int, default 2
+        observations that a track needs
+
+    Returns
+    -------
+    tuple[Adjustment, np.ndarray]
+        and the old numbers of the tracks that are kept
+    """
     tracks, old = self.tracks.keep(rows, min_length)
     some, kept = copy(self), rows & np.isin(self.tracks.track, old)
     if self.track_ratio is not None: some.track_ratio = self.track_ratio[old]
@@ -363,7 +491,17 @@ def refine_points(self: Adjustment,
     scene: Reconstruction,
     steps: int = 3,
 ) -> Reconstruction:
-    "Refines each point on its own, with the cameras fixed."
+    """Refines each point on its own, with the cameras fixed.
+
+    Parameters
+    ----------
+    scene : Reconstruction
+    steps : int, default 3
+
+    Returns
+    -------
+    Reconstruction
+    """
     for _ in range(steps):
         linear = self._derivatives(scene)
         Jt = linear.J.transpose(0, 2, 1)
@@ -392,7 +530,18 @@ def refine_cameras(self: Adjustment,
     scene: Reconstruction,
     steps: int = 5,
 ) -> tuple[Reconstruction, np.ndarray]:  # and (T,6,6) covariance of each camera, huge where too little is seen
-    "Refines each camera on its own, with the points fixed; one that sees too little stays."
+    """Refines each camera on its own, with the points fixed; one that sees too little stays.
+
+    Parameters
+    ----------
+    scene : Reconstruction
+    steps : int, default 5
+
+    Returns
+    -------
+    tuple[Reconstruction, np.ndarray]
+        and (T,6,6) covariance of each camera, huge where too little is seen
+    """
     for _ in range(steps):
         step = self._camera_steps(scene)[1]
         scene = replace(scene, cam_from_world=pose(step[:, :3], step[:, 3:]) @ scene.cam_from_world)
@@ -403,7 +552,17 @@ def refine_cameras(self: Adjustment,
 def covariance(self: Adjustment,
     scene: Reconstruction,
 ) -> np.ndarray:  # (6T,6T) of small motions (rotation, translation) in each camera's axes; zero for the anchor
-    "The covariance of the cameras, marginalised over all other unknowns."
+    """The covariance of the cameras, marginalised over all other unknowns.
+
+    Parameters
+    ----------
+    scene : Reconstruction
+
+    Returns
+    -------
+    np.ndarray
+        (6T,6T) of small motions (rotation, translation) in each camera's axes; zero for the anchor
+    """
     S = self._reduced(scene)[0]
     free = np.flatnonzero(self.free)
     some = (free != self.anchor * self.width + 6) | self.metric
@@ -417,7 +576,16 @@ def covariance(self: Adjustment,
 def focal_sigma_estimate(self: Adjustment,
     scene: Reconstruction,
 ) -> float:
-    "The standard deviation of the log focal length (its mean over the shot); 0 where it is fixed."
+    """The standard deviation of the log focal length (its mean over the shot); 0 where it is fixed.
+
+    Parameters
+    ----------
+    scene : Reconstruction
+
+    Returns
+    -------
+    float
+    """
     if self.focal == "fixed": return 0.
     C = np.linalg.pinv(self._reduced(scene)[0], hermitian=True)
     at = np.full(len(self.free), -1)

@@ -40,7 +40,20 @@ def frame_pairs(
     frames: int,      # how many
     dense: int = 16,  # up to this many frames, all pairs
 ) -> list[tuple[int, int]]:  # (i, j) with i < j
-    "Pairs of frames to be matched: all of a short shot; near ones and fewer far ones of a long shot."
+    """Pairs of frames to be matched: all of a short shot; near ones and fewer far ones of a long shot.
+
+    Parameters
+    ----------
+    frames : int
+        how many
+    dense : int, default 16
+        up to this many frames, all pairs
+
+    Returns
+    -------
+    list[tuple[int, int]]
+        (i, j) with i < j
+    """
     if frames <= dense: return [(i, j) for i in range(frames) for j in range(i + 1, frames)]
     pairs = set()
     gap = 1
@@ -78,7 +91,18 @@ def _rows(tracks):
 
 # %% ../../nbs/sfm/08_baselines.ipynb #2fa29a30
 class ColmapDatabase(NamedTuple):
-    "Tracks as COLMAP reads them."
+    """Tracks as COLMAP reads them.
+
+    Parameters
+    ----------
+    path : Path
+    pairs : int
+        of frames with enough common tracks
+    verified : int
+        of them with a two-view geometry
+    seconds : float
+        that the verification took
+    """
     path: Path
     pairs: int        # of frames with enough common tracks
     verified: int     # of them with a two-view geometry
@@ -92,7 +116,24 @@ def to_database(
     seed: int = 0,                # of the verification
     min_matches: int = 15,             # matches a pair needs (COLMAP's own limit)
 ) -> ColmapDatabase:
-    "Writes tracks as a COLMAP database with verified matches; raises `PrimenbError` if there is a file already."
+    """Writes tracks as a COLMAP database with verified matches; raises `PrimenbError` if there is a file already.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    path : str | Path
+        a file that does not exist yet
+    K : np.ndarray | None, default None
+        (T,3,3) known intrinsics; None if the focal length is not known
+    seed : int, default 0
+        of the verification
+    min_matches : int, default 15
+        matches a pair needs (COLMAP's own limit)
+
+    Returns
+    -------
+    ColmapDatabase
+    """
     path = Path(path)
     if path.exists(): raise PrimenbError(path, "there is a file already", "choose another name")
     lenses, which = _cameras(tracks, K)
@@ -178,7 +219,21 @@ def initial_pairs(
     frames: int,       # how many the shot has
     min_matches: int = RELAXED["init_min_num_inliers"],  # verified matches of a pair
 ) -> list[tuple[int, int]]:  # frames (i, j) with i < j
-    "For the first, middle and last frame, the farthest frame before and after that shares enough verified matches."
+    """For the first, middle and last frame, the farthest frame before and after that shares enough verified matches.
+
+    Parameters
+    ----------
+    base : ColmapDatabase
+    frames : int
+        how many the shot has
+    min_matches : int, default RELAXED['init_min_num_inliers']
+        verified matches of a pair
+
+    Returns
+    -------
+    list[tuple[int, int]]
+        frames (i, j) with i < j
+    """
     with pycolmap.Database.open(base.path) as db: joined, counts = db.read_two_view_geometry_num_inliers()
     images = [pycolmap.pair_id_to_image_pair(p) if np.isscalar(p) else p for p in joined]
     good = np.array([sorted(p) for p, n in zip(images, counts) if n >= min_matches]).reshape(-1, 2) - 1
@@ -263,7 +318,25 @@ def solve_baseline(
     seed: int = 0,                 # of all random samples
     base: ColmapDatabase | None = None,  # the tracks by `to_database` with the same K; None to write them
 ) -> tuple[CameraTrack, dict]:     # frames without a camera are "missing"; facts: seconds, runs, models, error, reason
-    "The cameras that a baseline estimates from our tracks; raises `PrimenbError` for an unknown method."
+    """The cameras that a baseline estimates from our tracks; raises `PrimenbError` for an unknown method.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    method : str
+        a key of `SFM_BASELINES`
+    K : np.ndarray | None, default None
+        (T,3,3) known intrinsics; None if the focal length is not known
+    seed : int, default 0
+        of all random samples
+    base : ColmapDatabase | None, default None
+        the tracks by `to_database` with the same K; None to write them
+
+    Returns
+    -------
+    tuple[CameraTrack, dict]
+        frames without a camera are "missing"; facts: seconds, runs, models, error, reason
+    """
     if method not in SFM_BASELINES:
         raise PrimenbError(method, "no such baseline", f"use one of {', '.join(SFM_BASELINES)}")
     with tempfile.TemporaryDirectory() as folder, _quiet(seed):

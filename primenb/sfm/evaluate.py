@@ -30,7 +30,20 @@ def align(
     cam_from_world: np.ndarray,  # (T,4,4) estimated; NaN where there is no camera
     gt: np.ndarray,              # (T,4,4) ground truth
 ) -> tuple[float, np.ndarray, np.ndarray]:  # scale s, rotation R (3,3), shift t (3,)
-    "The similarity s R x + t from the estimated into the ground-truth world, by centres and orientations."
+    """The similarity s R x + t from the estimated into the ground-truth world, by centres and orientations.
+
+    Parameters
+    ----------
+    cam_from_world : np.ndarray
+        (T,4,4) estimated; NaN where there is no camera
+    gt : np.ndarray
+        (T,4,4) ground truth
+
+    Returns
+    -------
+    tuple[float, np.ndarray, np.ndarray]
+        scale s, rotation R (3,3), shift t (3,)
+    """
     posed = np.isfinite(cam_from_world).all((1, 2))
     if not posed.any():
         raise PrimenbError("align", "no frame has a camera", "evaluate the track, which counts this as a failure")
@@ -42,7 +55,23 @@ def transform_cameras(
     R: np.ndarray,  # (3,3)
     t: np.ndarray,  # (3,)
 ) -> np.ndarray:  # (T,4,4)
-    "The same cameras in the world transformed by s R x + t."
+    """The same cameras in the world transformed by s R x + t.
+
+    Parameters
+    ----------
+    cam_from_world : np.ndarray
+        (T,4,4)
+    s : float
+    R : np.ndarray
+        (3,3)
+    t : np.ndarray
+        (3,)
+
+    Returns
+    -------
+    np.ndarray
+        (T,4,4)
+    """
     turned = cam_from_world[:, :3, :3] @ R.T
     centres = s * inverse(cam_from_world)[:, :3, 3] @ R.T + t
     out = cam_from_world.copy()
@@ -54,7 +83,20 @@ def draw_paths(
     gt: np.ndarray,  # (T,4,4) ground-truth cameras
     found: dict[str, CameraTrack],  # tracks by the name of their method
 ):  # a matplotlib figure
-    "The aligned paths and the ground truth, from above and from the side, in the axes of its first camera."
+    """The aligned paths and the ground truth, from above and from the side, in the axes of its first camera.
+
+    Parameters
+    ----------
+    gt : np.ndarray
+        (T,4,4) ground-truth cameras
+    found : dict[str, CameraTrack]
+        tracks by the name of their method
+
+    Returns
+    -------
+    value
+        a matplotlib figure
+    """
     fig, axes = plt.subplots(1, 2, figsize=(7, 3))
     paths = {"ground truth": gt}
     for name, track in found.items():
@@ -76,14 +118,38 @@ def rotation_angle(
     A: np.ndarray,  # (...,3,3) rotations
     B: np.ndarray,  # (...,3,3) rotations
 ) -> np.ndarray:  # (...) degrees
-    "The angle between rotations, exact for small ones too."
+    """The angle between rotations, exact for small ones too.
+
+    Parameters
+    ----------
+    A : np.ndarray
+        (...,3,3) rotations
+    B : np.ndarray
+        (...,3,3) rotations
+
+    Returns
+    -------
+    np.ndarray
+        (...) degrees
+    """
     chord = np.linalg.norm(A - B, axis=(-2, -1)) / np.sqrt(8)
     return np.degrees(2 * np.arcsin(np.clip(chord, 0, 1)))
 
 def relative_motions(
     cam_from_world: np.ndarray,  # (T,4,4)
 ) -> np.ndarray:  # (T-1,4,4); the identity where a camera is missing
-    "The pose of each next camera relative to the one before."
+    """The pose of each next camera relative to the one before.
+
+    Parameters
+    ----------
+    cam_from_world : np.ndarray
+        (T,4,4)
+
+    Returns
+    -------
+    np.ndarray
+        (T-1,4,4); the identity where a camera is missing
+    """
     P = cam_from_world[:-1] @ inverse(cam_from_world[1:])
     return np.where(np.isfinite(P).all((1, 2))[:, None, None], P, np.eye(4))
 
@@ -94,7 +160,20 @@ def ate(
     aligned: np.ndarray,  # (T,4,4) cameras in the ground-truth world, NaN where there is none
     gt: np.ndarray,     # (T,4,4)
 ) -> float:  # units of the ground-truth world
-    "Root mean squared distance of the centres, over the frames that have a camera."
+    """Root mean squared distance of the centres, over the frames that have a camera.
+
+    Parameters
+    ----------
+    aligned : np.ndarray
+        (T,4,4) cameras in the ground-truth world, NaN where there is none
+    gt : np.ndarray
+        (T,4,4)
+
+    Returns
+    -------
+    float
+        units of the ground-truth world
+    """
     distance = np.linalg.norm(inverse(aligned)[:, :3, 3] - inverse(gt)[:, :3, 3], axis=1)
     return _rms(distance[np.isfinite(distance)])
 
@@ -102,7 +181,20 @@ def rpe(
     aligned: np.ndarray,  # (T,4,4) cameras in the ground-truth world, NaN where there is none
     gt: np.ndarray,     # (T,4,4)
 ) -> tuple[float, float]:  # of translation in units of the ground-truth world, of rotation in degrees
-    "Root mean squared errors of the single steps; a missing camera stands still."
+    """Root mean squared errors of the single steps; a missing camera stands still.
+
+    Parameters
+    ----------
+    aligned : np.ndarray
+        (T,4,4) cameras in the ground-truth world, NaN where there is none
+    gt : np.ndarray
+        (T,4,4)
+
+    Returns
+    -------
+    tuple[float, float]
+        of translation in units of the ground-truth world, of rotation in degrees
+    """
     P, Q = relative_motions(aligned), relative_motions(gt)
     return _rms(np.linalg.norm(P[:, :3, 3] - Q[:, :3, 3], axis=1)), _rms(rotation_angle(P[:, :3, :3], Q[:, :3, :3]))
 
@@ -117,7 +209,22 @@ def pair_errors(
     gt: np.ndarray,              # (T,4,4) ground truth
     min_distance: float = 0.,    # units of the ground-truth world: nearer pairs have no direction
 ) -> tuple[np.ndarray, np.ndarray]:  # (T*(T-1),) degrees of rotation; of direction, NaN for near pairs
-    "The errors of relative rotation and direction of all ordered camera pairs."
+    """The errors of relative rotation and direction of all ordered camera pairs.
+
+    Parameters
+    ----------
+    cam_from_world : np.ndarray
+        (T,4,4) estimated, in any world; NaN where there is no camera
+    gt : np.ndarray
+        (T,4,4) ground truth
+    min_distance : float, default 0.0
+        units of the ground-truth world: nearer pairs have no direction
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (T*(T-1),) degrees of rotation; of direction, NaN for near pairs
+    """
     i, j = np.nonzero(~np.eye(len(gt), dtype=bool))
     R, Q = cam_from_world[:, :3, :3], gt[:, :3, :3]
     rotation = rotation_angle(R[i] @ R[j].swapaxes(1, 2), Q[i] @ Q[j].swapaxes(1, 2))
@@ -137,7 +244,20 @@ def pose_auc(
     errors: np.ndarray,  # (n,) degrees, at least one
     threshold: float,    # degrees
 ) -> float:  # 0 to 1
-    "Area under the recall curve up to the threshold, by trapezoids, as a share of the threshold."
+    """Area under the recall curve up to the threshold, by trapezoids, as a share of the threshold.
+
+    Parameters
+    ----------
+    errors : np.ndarray
+        (n,) degrees, at least one
+    threshold : float
+        degrees
+
+    Returns
+    -------
+    float
+        0 to 1
+    """
     e = np.sort(errors)
     recall = np.arange(len(e) + 1) / len(e)
     last = np.searchsorted(e, threshold)
@@ -193,7 +313,27 @@ def evaluate_track(
     seconds: float | None = None,   # how long the method took, passed through
     floor: float = 0.001,           # pairs nearer than this share of the depth have no direction
 ) -> dict:  # name -> number, or None where a metric is not defined for this shot
-    "All metrics of a track against ground-truth cameras; raises `PrimenbError` for a ground truth that does not fit."
+    """All metrics of a track against ground-truth cameras; raises `PrimenbError` for a ground truth that does not fit.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    gt_K : np.ndarray
+        (T,3,3) pixels
+    gt_cam_from_world : np.ndarray
+        (T,4,4)
+    median_depth : float
+        of the scene, in the units of the ground-truth cameras
+    seconds : float | None, default None
+        how long the method took, passed through
+    floor : float, default 0.001
+        pairs nearer than this share of the depth have no direction
+
+    Returns
+    -------
+    dict
+        name -> number, or None where a metric is not defined for this shot
+    """
     _check(track, gt_K, gt_cam_from_world, median_depth)
     found, gt = track.cam_from_world, gt_cam_from_world
     posed = track.posed
@@ -217,7 +357,18 @@ METRICS = (*ERRORS, *AUCS)  # the six metrics
 def count_failures(
     table: pd.DataFrame,  # rows with what `evaluate_track` returns
 ) -> pd.DataFrame:  # a copy
-    "The same table, where a failed shot has the metrics of a shot without any camera."
+    """The same table, where a failed shot has the metrics of a shot without any camera.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        rows with what `evaluate_track` returns
+
+    Returns
+    -------
+    pd.DataFrame
+        a copy
+    """
     table, bad = table.copy(), table.failed.astype(bool)
     moves = bad & table.ate_over_path.notna()
     for share, whole, worst in (
@@ -249,7 +400,24 @@ def improvement(
     resamples: int = 1000,     # bootstrap samples of the shots
     seed: int = 0,             # of these samples
 ) -> dict:  # metric -> value (share of the error), low and high (95 % interval), best (that baseline)
-    "The share of the best baseline's error that a method removes; raises `PrimenbError` if the shots differ."
+    """The share of the best baseline's error that a method removes; raises `PrimenbError` if the shots differ.
+
+    Parameters
+    ----------
+    under_test : pd.DataFrame
+        a row for each shot: shot, and what `evaluate_track` returns
+    baselines : pd.DataFrame
+        the same of several methods: method, shot, ...
+    resamples : int, default 1000
+        bootstrap samples of the shots
+    seed : int, default 0
+        of these samples
+
+    Returns
+    -------
+    dict
+        metric -> value (share of the error), low and high (95 % interval), best (that baseline)
+    """
     tables = {"": count_failures(under_test)}
     tables |= {name: count_failures(t) for name, t in baselines.groupby("method")}
     shots = sorted(under_test.shot)

@@ -53,7 +53,29 @@ def track_from_cameras(
     points: int = 1000,          # how many to sample
     seed: int = 0,               # of the sampling
 ) -> CameraTrack:
-    "A track of known cameras, with points sampled from depth maps; raises `PrimenbError` if there is no depth."
+    """A track of known cameras, with points sampled from depth maps; raises `PrimenbError` if there is no depth.
+
+    Parameters
+    ----------
+    K : np.ndarray
+        (T,3,3) intrinsics, pixels of the frames
+    cam_from_world : np.ndarray
+        (T,4,4)
+    depth : np.ndarray
+        (T,h,w) units along the camera's axis, of any size; inf or NaN where there is none
+    frames : np.ndarray
+        (T,H,W,3) uint8
+    rate : float, default 24.0
+        frames a second
+    points : int, default 1000
+        how many to sample
+    seed : int, default 0
+        of the sampling
+
+    Returns
+    -------
+    CameraTrack
+    """
     (h, w), (H, W) = depth.shape[1:], frames.shape[1:3]
     T = len(depth)
     t, *place = _some_pixels(depth, points, seed)
@@ -154,7 +176,24 @@ def to_colmap(self: CameraTrack,
     *,
     image_kind: str = "png",  # or "jpg", of quality 95
 ) -> Path:  # the folder
-    "Writes a COLMAP model to `sparse/0` and its images to `images`; raises `PrimenbError` if no frame has a camera."
+    """Writes a COLMAP model to `sparse/0` and its images to `images`; raises `PrimenbError` if no frame has a camera.
+
+    Parameters
+    ----------
+    folder : str | Path
+        where to; made if need be
+    binary : bool, default True
+        .bin files, or .txt
+    images : Iterable | None, default None
+        (H,W,3) uint8, one for each frame, at the track's size; None for the model alone
+    image_kind : str, default 'png'
+        or "jpg", of quality 95
+
+    Returns
+    -------
+    Path
+        the folder
+    """
     folder, frames = Path(folder), _posed(self, folder)
     if folder.exists() and not folder.is_dir():
         raise PrimenbError(folder, "there is a file of that name", "name a folder")
@@ -174,7 +213,19 @@ def upright_rotation(
     track: CameraTrack,
     up: np.ndarray | None = None,  # (3,) what is up in the track's world; None for the cameras' own
 ) -> np.ndarray:  # (3,3)
-    "The rotation into a world whose z axis points up; raises `PrimenbError` if the cameras do not agree on any up."
+    """The rotation into a world whose z axis points up; raises `PrimenbError` if the cameras do not agree on any up.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world; None for the cameras' own
+
+    Returns
+    -------
+    np.ndarray
+        (3,3)
+    """
     if up is None: up = -track.cam_from_world[_posed(track, "track"), 1, :3].mean(0)
     if not np.linalg.norm(up) > 1e-3:
         raise PrimenbError("up", f"{np.round(up, 3).tolist()} is no direction", "say which way is up, as three numbers")
@@ -217,7 +268,23 @@ def to_transforms(self: CameraTrack,
     up: np.ndarray | None = None,    # (3,) what is up in the track's world, as in `upright_rotation`
     image_kind: str = "png",         # or "jpg", of quality 95
 ) -> Path:
-    "Writes nerfstudio's `transforms.json` and the points; raises `PrimenbError` if no frame has a camera."
+    """Writes nerfstudio's `transforms.json` and the points; raises `PrimenbError` if no frame has a camera.
+
+    Parameters
+    ----------
+    path : str | Path
+        a .json file; images and points are beside it
+    images : Iterable | None, default None
+        as in `to_colmap`; None where they are there or come later
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world, as in `upright_rotation`
+    image_kind : str, default 'png'
+        or "jpg", of quality 95
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     films = _for_films(self, path, up)
     frames, placed = films[:2]
@@ -248,7 +315,18 @@ def _lens(track, frames):
 def srgb_to_linear(
     colours: np.ndarray,  # (...,3) uint8, or 0 to 255: sRGB
 ) -> np.ndarray:  # (...,3) float, 0 to 1
-    "Colours as amounts of light: the sRGB curve undone."
+    """Colours as amounts of light: the sRGB curve undone.
+
+    Parameters
+    ----------
+    colours : np.ndarray
+        (...,3) uint8, or 0 to 255: sRGB
+
+    Returns
+    -------
+    np.ndarray
+        (...,3) float, 0 to 1
+    """
     c = np.asarray(colours, float) / 255
     return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
 
@@ -284,7 +362,10 @@ def _usd_points(stage, points, colours, size):
     )
 
 # %% ../../nbs/sfm/09_export.ipynb #28a012ee
-def _usd_times(stage, rate, first, last):
+def _usd_units(stage, rate, first, last):
+    "What the numbers of a stage mean."
+    UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.z)
+    UsdGeom.SetStageMetersPerUnit(stage, CENTIMETRE)
     stage.SetTimeCodesPerSecond(rate)
     stage.SetFramesPerSecond(rate)
     stage.SetStartTimeCode(first)
@@ -303,18 +384,31 @@ def to_usd(self: CameraTrack,
     metres: float = 1.0,           # how long one unit of the track is
     first: int = 1,                # number that the first frame of the shot gets
 ) -> Path:
-    "Writes a USD stage with an animated camera and the points; raises `PrimenbError` if no frame has a camera."
+    """Writes a USD stage with an animated camera and the points; raises `PrimenbError` if no frame has a camera.
+
+    Parameters
+    ----------
+    path : str | Path
+        .usda is text, .usdc binary, .usd as USD likes
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world, as in `upright_rotation`
+    metres : float, default 1.0
+        how long one unit of the track is
+    first : int, default 1
+        number that the first frame of the shot gets
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     if path.suffix not in (".usd", ".usda", ".usdc"):
         raise PrimenbError(path, "USD does not know this ending", "use .usda, .usdc or .usd")
-    films = _for_films(self, path, up)
-    (frames, placed), stage = films[:2], Usd.Stage.CreateInMemory()
-    points, colours = films[2:]
+    frames, placed, *rest = _for_films(self, path, up)
+    (points, colours), stage = rest, Usd.Stage.CreateInMemory()
     placed[:, :3, 3] *= metres / CENTIMETRE
-    points = points * (metres / CENTIMETRE)
-    UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.z)
-    UsdGeom.SetStageMetersPerUnit(stage, CENTIMETRE)
-    _usd_times(stage, self.rate, first, first + len(self.K) - 1)
+    points *= metres / CENTIMETRE
+    _usd_units(stage, self.rate, first, first + len(self.K) - 1)
     stage.SetDefaultPrim(UsdGeom.Xform.Define(stage, "/track").GetPrim())
     _usd_camera(stage, self, frames, placed, (frames + first).tolist())
     reach = _reach(placed, points)
@@ -418,15 +512,33 @@ def _nk(track, path, up, first, video):
     plate = _read_node(track, video, first, form) if video else ""
     return _node("Root", **root) + plate + _node("Camera2", **camera)
 
+# %% ../../nbs/sfm/09_export.ipynb #7a1c0e28
 @patch
 def to_nuke(self: CameraTrack,
     path: str | Path,                 # .nk: a script with camera and plate; .chan: a table of the camera alone
-    video: str | Path | None = None,  # the plate of a script: the film, a folder of numbered images, or the first one
+    video: str | Path | None = None,  # of a script: a film, a folder of numbered images, or the first one
     *,
     up: np.ndarray | None = None,     # (3,) what is up in the track's world, as in `upright_rotation`
     first: int = 1,                   # number that the first frame of the shot gets
 ) -> Path:
-    "Writes a camera for Nuke, rotation order ZXY, y up; raises `PrimenbError` for a lens that a .chan cannot describe."
+    """Writes a camera for Nuke, rotation order ZXY, y up; raises `PrimenbError` for a lens that a .chan cannot
+    describe.
+
+    Parameters
+    ----------
+    path : str | Path
+        .nk: a script with camera and plate; .chan: a table of the camera alone
+    video : str | Path | None, default None
+        of a script: a film, a folder of numbered images, or the first one
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world, as in `upright_rotation`
+    first : int, default 1
+        number that the first frame of the shot gets
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     if path.suffix not in (".nk", ".chan"):
         raise PrimenbError(path, "Nuke has no camera of this ending", "use .nk or .chan")
@@ -495,12 +607,28 @@ def _blender_lens(track, frames, path):
 @patch
 def to_blender(self: CameraTrack,
     path: str | Path,                 # a .py file
-    video: str | Path | None = None,  # the footage behind the points: the film, a folder of numbered images, or the first
+    video: str | Path | None = None,  # the footage: a film, a folder of numbered images, or the first one
     *,
     up: np.ndarray | None = None,     # (3,) what is up in the track's world, as in `upright_rotation`
     first: int = 1,                   # number that the first frame of the shot gets
 ) -> Path:
-    "Writes a Python script for Blender with camera and points; raises `PrimenbError` if no frame has a camera."
+    """Writes a Python script for Blender with camera and points; raises `PrimenbError` if no frame has a camera.
+
+    Parameters
+    ----------
+    path : str | Path
+        a .py file
+    video : str | Path | None, default None
+        the footage: a film, a folder of numbered images, or the first one
+    up : np.ndarray | None, default None
+        (3,) what is up in the track's world, as in `upright_rotation`
+    first : int, default 1
+        number that the first frame of the shot gets
+
+    Returns
+    -------
+    Path
+    """
     path = Path(path)
     films = _for_films(self, path, up)
     frames, placed = films[:2]
@@ -517,8 +645,14 @@ def to_blender(self: CameraTrack,
 
 # %% ../../nbs/sfm/09_export.ipynb #934aee35
 @patch
-def table(self: CameraTrack) -> pd.DataFrame:  # frame, film_frame, time (of the shot, s), status, position, quaternion, focal, sigmas
-    "The cameras as a table, NaN where there is none."
+def table(self: CameraTrack) -> pd.DataFrame:  # frame, film_frame, time, status, position, quaternion, focal, sigmas
+    """The cameras as a table, NaN where there is none.
+
+    Returns
+    -------
+    pd.DataFrame
+        frame, film_frame, time, status, position, quaternion, focal, sigmas
+    """
     number = np.arange(len(self.K))
     columns = dict(frame=number, film_frame=self.start + number, time=number / self.rate, status=self.status)
     columns |= dict(zip("xyz", np.where(self.posed[:, None], self.centres, np.nan).T))
@@ -538,7 +672,17 @@ _version = 2  # 1 had no `start`
 def save(self: CameraTrack,
     path: str | Path,  # an .npz file
 ) -> Path:
-    "Writes all of the track to one file, whole or not at all."
+    """Writes all of the track to one file, whole or not at all.
+
+    Parameters
+    ----------
+    path : str | Path
+        an .npz file
+
+    Returns
+    -------
+    Path
+    """
     path, arrays = Path(path), {name: np.asarray(getattr(self, name)) for name in _arrays}
     arrays["status"] = arrays["status"].astype(str)
     facts = json.dumps(self.facts, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
@@ -574,7 +718,17 @@ def _checked(path, a):
 def load_camera_track(
     path: str | Path,  # a file that `save` wrote
 ) -> CameraTrack:
-    "Reads a track back; raises `PrimenbError` for a missing or damaged file, or one of another version or kind."
+    """Reads a track back; raises `PrimenbError` for a missing or damaged file, or one of another version or kind.
+
+    Parameters
+    ----------
+    path : str | Path
+        a file that `save` wrote
+
+    Returns
+    -------
+    CameraTrack
+    """
     a = npz_file(path, ("version",))
     if not (a["version"].shape == () and 1 <= a["version"] <= _version):
         cause = f"its format is number {a['version']}, and this program reads numbers up to {_version}"

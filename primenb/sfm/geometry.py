@@ -17,7 +17,21 @@ with extra("cameras"):
 # %% ../../nbs/sfm/00_geometry.ipynb #8405abff
 @dataclass(frozen=True, eq=False)
 class Tracks:
-    "Observations of scene points: one row each, sorted by track, then frame."
+    """Observations of scene points: one row each, sorted by track, then frame.
+
+    Parameters
+    ----------
+    frame : np.ndarray
+        (O,) int, which frame, from 0
+    track : np.ndarray
+        (O,) int, which track, 0..n-1, each at least once
+    xy : np.ndarray
+        (O,2) float, pixels; the first pixel's centre is (0.5,0.5)
+    frames : int
+        how many frames the shot has
+    size : tuple[int, int]
+        width and height in pixels
+    """
     frame: np.ndarray  # (O,) int, which frame, from 0
     track: np.ndarray  # (O,) int, which track, 0..n-1, each at least once
     xy: np.ndarray     # (O,2) float, pixels; the first pixel's centre is (0.5,0.5)
@@ -27,13 +41,32 @@ class Tracks:
     def __len__(self): return int(self.track[-1]) + 1 if len(self.track) else 0
     @property
     def lengths(self) -> np.ndarray:  # (n,)
-        "How many frames see each track."
+        """How many frames see each track.
+
+        Returns
+        -------
+        np.ndarray
+            (n,)
+        """
         return np.bincount(self.track, minlength=len(self))
     def keep(self,
         rows: np.ndarray,  # (O,) bool, which observations are kept
         min_length: int = 1,  # tracks left with fewer observations are dropped
     ) -> tuple["Tracks", np.ndarray]:  # renumbered from 0, and the old numbers of the tracks that are kept
-        "A subset of the observations; tracks without any are dropped."
+        """A subset of the observations; tracks without any are dropped.
+
+        Parameters
+        ----------
+        rows : np.ndarray
+            (O,) bool, which observations are kept
+        min_length : int, default 1
+            tracks left with fewer observations are dropped
+
+        Returns
+        -------
+        tuple[Tracks, np.ndarray]
+            renumbered from 0, and the old numbers of the tracks that are kept
+        """
         rows = rows & (np.bincount(self.track[rows], minlength=len(self)) >= min_length)[self.track]
         old, new = np.unique(self.track[rows], return_inverse=True)
         return replace(self, frame=self.frame[rows], track=new.reshape(-1), xy=self.xy[rows]), old
@@ -43,7 +76,35 @@ MAX_FILLED = 0.2  # share of the frames without a solved camera up to which a sh
 
 @dataclass(eq=False)
 class CameraTrack:
-    "A camera for every frame of a shot, and the points it was estimated with."
+    """A camera for every frame of a shot, and the points it was estimated with.
+
+    Parameters
+    ----------
+    size : tuple[int, int]
+        width and height of the frames in pixels
+    K : np.ndarray
+        (T,3,3) intrinsics of each frame, pixels
+    cam_from_world : np.ndarray
+        (T,4,4); NaN where a method has no camera
+    status : np.ndarray
+        (T,) of "solved", "rotation_only", "static", "filled" (interpolated), "missing"
+    points : np.ndarray
+        (P,3) in units
+    tracks : Tracks
+        the inlier observations: track p shows point p
+    colours : np.ndarray
+        (P,3) uint8
+    sigma : np.ndarray
+        (T,2) standard deviation of the centre (units) and of the rotation (radians)
+    depth_scale : np.ndarray
+        (T,) units per unit of the depth prior, NaN without one
+    rate : float, default 24.0
+        frames a second
+    facts : dict, default dict()
+        how it was estimated: seconds, errors, choices
+    start : int, default 0
+        number of the first frame in its film, from 0
+    """
     size: tuple[int, int]       # width and height of the frames in pixels
     K: np.ndarray               # (T,3,3) intrinsics of each frame, pixels
     cam_from_world: np.ndarray  # (T,4,4); NaN where a method has no camera
@@ -59,15 +120,32 @@ class CameraTrack:
 
     @property
     def centres(self) -> np.ndarray:  # (T,3)
-        "The camera centres, in units."
+        """The camera centres, in units.
+
+        Returns
+        -------
+        np.ndarray
+            (T,3)
+        """
         return inverse(self.cam_from_world)[:, :3, 3]
     @property
     def posed(self) -> np.ndarray:  # (T,) bool
-        "Which frames have a camera."
+        """Which frames have a camera.
+
+        Returns
+        -------
+        np.ndarray
+            (T,) bool
+        """
         return np.isfinite(self.cam_from_world).all((1, 2))
     @property
     def outcome(self) -> str:
-        "What the shot is: static, rotation_only, solved, or filled if more than `MAX_FILLED` of it is not solved."
+        """What the shot is: static, rotation_only, solved, or filled if more than `MAX_FILLED` of it is not solved.
+
+        Returns
+        -------
+        str
+        """
         if (self.status == "static").any(): return "static"
         if np.isin(self.status, ("filled", "missing")).mean() > MAX_FILLED: return "filled"
         return "rotation_only" if (self.status == "rotation_only").any() else "solved"
@@ -76,7 +154,18 @@ class CameraTrack:
 def inverse(
     T: np.ndarray,  # (...,4,4) rigid motions
 ) -> np.ndarray:  # (...,4,4)
-    "The inverse motions."
+    """The inverse motions.
+
+    Parameters
+    ----------
+    T : np.ndarray
+        (...,4,4) rigid motions
+
+    Returns
+    -------
+    np.ndarray
+        (...,4,4)
+    """
     out = np.zeros_like(T)
     out[..., :3, :3] = np.swapaxes(T[..., :3, :3], -1, -2)
     out[..., :3, 3] = -np.einsum("...ji,...j->...i", T[..., :3, :3], T[..., :3, 3])
@@ -87,7 +176,20 @@ def pose(
     rotation: np.ndarray,  # (...,3,3), or (...,3) as axis times angle in radians; as many leading dimensions as t
     t: np.ndarray,         # (...,3)
 ) -> np.ndarray:  # (...,4,4)
-    "The motion X -> R X + t as a matrix."
+    """The motion X -> R X + t as a matrix.
+
+    Parameters
+    ----------
+    rotation : np.ndarray
+        (...,3,3), or (...,3) as axis times angle in radians; as many leading dimensions as t
+    t : np.ndarray
+        (...,3)
+
+    Returns
+    -------
+    np.ndarray
+        (...,4,4)
+    """
     t = np.asarray(t, float)
     R = rotation
     if np.ndim(rotation) <= t.ndim:
@@ -104,7 +206,22 @@ def project(
     cam_from_world: np.ndarray,  # (...,4,4)
     K: np.ndarray,               # (...,3,3)
 ) -> tuple[np.ndarray, np.ndarray]:  # (...,2) pixels and (...) depth, negative behind the camera
-    "The pixels where points are seen, and their depth."
+    """The pixels where points are seen, and their depth.
+
+    Parameters
+    ----------
+    points : np.ndarray
+        (...,3) in the world
+    cam_from_world : np.ndarray
+        (...,4,4)
+    K : np.ndarray
+        (...,3,3)
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (...,2) pixels and (...) depth, negative behind the camera
+    """
     X = np.einsum("...ij,...j->...i", cam_from_world[..., :3, :3], points) + cam_from_world[..., :3, 3]
     z = X[..., 2]
     safe = np.where(np.abs(z) < 1e-9, 1e-9, z)
@@ -116,7 +233,20 @@ def rays(
     xy: np.ndarray,  # (...,2) pixels
     K: np.ndarray,   # (...,3,3)
 ) -> np.ndarray:  # (...,3), z = 1
-    "The viewing direction of each pixel, in the camera's frame."
+    """The viewing direction of each pixel, in the camera's frame.
+
+    Parameters
+    ----------
+    xy : np.ndarray
+        (...,2) pixels
+    K : np.ndarray
+        (...,3,3)
+
+    Returns
+    -------
+    np.ndarray
+        (...,3), z = 1
+    """
     x = (xy[..., 0] - K[..., 0, 2]) / K[..., 0, 0]
     y = (xy[..., 1] - K[..., 1, 2]) / K[..., 1, 1]
     return np.stack([x, y, np.ones(xy.shape[:-1])], -1)
@@ -128,7 +258,24 @@ def unproject(
     cam_from_world: np.ndarray,  # (...,4,4)
     K: np.ndarray,               # (...,3,3)
 ) -> np.ndarray:  # (...,3) in the world
-    "The points at that depth behind the pixels: the inverse of `project`."
+    """The points at that depth behind the pixels: the inverse of `project`.
+
+    Parameters
+    ----------
+    xy : np.ndarray
+        (...,2) pixels
+    depth : np.ndarray
+        (...) along the camera's axis
+    cam_from_world : np.ndarray
+        (...,4,4)
+    K : np.ndarray
+        (...,3,3)
+
+    Returns
+    -------
+    np.ndarray
+        (...,3) in the world
+    """
     X = rays(xy, K) * np.asarray(depth)[..., None] - cam_from_world[..., :3, 3]
     return np.einsum("...ji,...j->...i", cam_from_world[..., :3, :3], X)
 
@@ -138,7 +285,21 @@ def directions(
     cam_from_world: np.ndarray,  # (T,4,4)
     K: np.ndarray,               # (T,3,3)
 ) -> np.ndarray:  # (O,3) unit vectors
-    "The viewing direction of each observation, in the world."
+    """The viewing direction of each observation, in the world.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    cam_from_world : np.ndarray
+        (T,4,4)
+    K : np.ndarray
+        (T,3,3)
+
+    Returns
+    -------
+    np.ndarray
+        (O,3) unit vectors
+    """
     d = np.einsum("oji,oj->oi", cam_from_world[tracks.frame, :3, :3], rays(tracks.xy, K[tracks.frame]))
     return d / np.linalg.norm(d, axis=-1, keepdims=True)
 
@@ -147,7 +308,21 @@ def triangulate(
     cam_from_world: np.ndarray,  # (T,4,4)
     K: np.ndarray,               # (T,3,3)
 ) -> np.ndarray:  # (n,3), far away where rays are parallel
-    "The point nearest to all rays of each track."
+    """The point nearest to all rays of each track.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    cam_from_world : np.ndarray
+        (T,4,4)
+    K : np.ndarray
+        (T,3,3)
+
+    Returns
+    -------
+    np.ndarray
+        (n,3), far away where rays are parallel
+    """
     d = directions(tracks, cam_from_world, K)
     centres = inverse(cam_from_world)[tracks.frame, :3, 3]
     P = np.eye(3) - d[:, :, None] * d[:, None]
@@ -161,7 +336,21 @@ def widest_angle(
     points: np.ndarray,          # (n,3)
     cam_from_world: np.ndarray,  # (T,4,4)
 ) -> np.ndarray:  # (n,) radians
-    "The widest angle between the first ray of each track and another; at least half of the widest of all pairs."
+    """The widest angle between the first ray of each track and another; at least half of the widest of all pairs.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    points : np.ndarray
+        (n,3)
+    cam_from_world : np.ndarray
+        (T,4,4)
+
+    Returns
+    -------
+    np.ndarray
+        (n,) radians
+    """
     to = inverse(cam_from_world)[tracks.frame, :3, 3] - points[tracks.track]
     to /= np.linalg.norm(to, axis=-1, keepdims=True) + 1e-12
     starts = np.flatnonzero(np.diff(tracks.track, prepend=-1))
@@ -173,7 +362,20 @@ def umeyama(
     a: np.ndarray,  # (n,3)
     b: np.ndarray,  # (n,3)
 ) -> tuple[float, np.ndarray, np.ndarray]:  # scale s, rotation R (3,3), shift t (3,)
-    "The similarity s R a + t that best aligns `a` to `b` (Umeyama 1991); of scale 1 where `a` is a single place."
+    """The similarity s R a + t that best aligns `a` to `b` (Umeyama 1991); of scale 1 where `a` is a single place.
+
+    Parameters
+    ----------
+    a : np.ndarray
+        (n,3)
+    b : np.ndarray
+        (n,3)
+
+    Returns
+    -------
+    tuple[float, np.ndarray, np.ndarray]
+        scale s, rotation R (3,3), shift t (3,)
+    """
     ma, mb = a.mean(0), b.mean(0)
     svd = np.linalg.svd((b - mb).T @ (a - ma) / len(a))
     sign = np.diag([1, 1, np.sign(np.linalg.det(svd.U) * np.linalg.det(svd.Vh)) or 1])

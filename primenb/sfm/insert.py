@@ -27,7 +27,14 @@ from ..media.video import encode, frame_numbers, iter_frames, read_frames
 
 # %% ../../nbs/sfm/10_insert.ipynb #b5ffc336
 class Ground(NamedTuple):
-    "The plane that things stand on: where up @ X equals level."
+    """The plane that things stand on: where up @ X equals level.
+
+    Parameters
+    ----------
+    up : np.ndarray
+        (3,) unit vector
+    level : float
+    """
     up: np.ndarray  # (3,) unit vector
     level: float
 
@@ -99,7 +106,20 @@ def find_ground(
     up: np.ndarray | None = None,     # (3,) about what is up in the track's world; None for the cameras' own up
     depth: np.ndarray | None = None,  # (T,h,w) depth maps, which `track.depth_scale` brings to units
 ) -> Ground:
-    "The plane that most points lie on and hardly any beneath; raises `PrimenbError` if there is none."
+    """The plane that most points lie on and hardly any beneath; raises `PrimenbError` if there is none.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    up : np.ndarray | None, default None
+        (3,) about what is up in the track's world; None for the cameras' own up
+    depth : np.ndarray | None, default None
+        (T,h,w) depth maps, which `track.depth_scale` brings to units
+
+    Returns
+    -------
+    Ground
+    """
     eye, up = track.centres[_posed(track)].mean(0), upright_rotation(track, up)[2]
     plane = _plane(_evidence(track, None), eye, up)
     if plane is None and depth is not None: plane = _plane(_evidence(track, _in_units(track, depth)), eye, up)
@@ -114,7 +134,21 @@ def find_ground(
 # %% ../../nbs/sfm/10_insert.ipynb #737a9b10
 @dataclass(frozen=True, eq=False)
 class Spot:
-    "Position, orientation and height of an object."
+    """Position, orientation and height of an object.
+
+    Parameters
+    ----------
+    position : np.ndarray
+        (3,) centre of its base, units
+    up : np.ndarray
+        (3,) unit vector, the normal of the ground
+    front : np.ndarray
+        (3,) direction of its front; only the horizontal part counts
+    height : float
+        units
+    frame : int
+        the frame it was chosen in
+    """
     position: np.ndarray  # (3,) centre of its base, units
     up: np.ndarray        # (3,) unit vector, the normal of the ground
     front: np.ndarray     # (3,) direction of its front; only the horizontal part counts
@@ -123,7 +157,13 @@ class Spot:
 
     @property
     def world_from_item(self) -> np.ndarray:  # (4,4), a similarity
-        "Takes an object one unit tall that stands on the origin, z up and front to -y, to its spot."
+        """Takes an object one unit tall that stands on the origin, z up and front to -y, to its spot.
+
+        Returns
+        -------
+        np.ndarray
+            (4,4), a similarity
+        """
         back = -self.front + (self.front @ self.up) * self.up
         back = back / np.linalg.norm(back)
         out = np.eye(4)
@@ -187,7 +227,26 @@ def find_spot(
     height: float = 0.3,              # of the object, as a share of the image height
     at: tuple = (0.5, 0.75),          # preferred place, as shares of the image width and height
 ) -> Spot:
-    "A good place for an object; raises `PrimenbError` if there is no ground, or none in the image."
+    """A good place for an object; raises `PrimenbError` if there is no ground, or none in the image.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    up : np.ndarray | None, default None
+        (3,) about what is up, as in `find_ground`
+    depth : np.ndarray | None, default None
+        (T,h,w) depth maps, which `track.depth_scale` brings to units
+    mask : np.ndarray | None, default None
+        (T,h,w) bool, true where people are
+    height : float, default 0.3
+        of the object, as a share of the image height
+    at : tuple, default (0.5, 0.75)
+        preferred place, as shares of the image width and height
+
+    Returns
+    -------
+    Spot
+    """
     floor, frames = find_ground(track, up, depth), _posed(track)
     frame = int(frames[len(frames) // 2])
     spots, penalties = _spots_in_image(track, floor, frames, frame, height, at)
@@ -212,7 +271,21 @@ def _spots_in_image(track, floor, frames, frame, height, at):
 
 # %% ../../nbs/sfm/10_insert.ipynb #1139ea2f
 class Lighting(NamedTuple):
-    "What footage tells of its light, its lens and its grain."
+    """What footage tells of its light, its lens and its grain.
+
+    Parameters
+    ----------
+    ambient : np.ndarray
+        (3,) linear light from everywhere; 1 is white
+    key : np.ndarray
+        (3,) linear light of the lamp
+    towards : np.ndarray
+        (3,) unit vector in the world, towards the lamp
+    blur : float
+        sigma of the blur an object needs, pixels
+    grain : float
+        spread of the noise, in steps of 1/255
+    """
     ambient: np.ndarray  # (3,) linear light from everywhere; 1 is white
     key: np.ndarray      # (3,) linear light of the lamp
     towards: np.ndarray  # (3,) unit vector in the world, towards the lamp
@@ -244,7 +317,20 @@ def estimate_lighting(
     track: CameraTrack,
     spot: Spot,          # its up, and the camera of its frame, define above and beside
 ) -> Lighting:
-    "Light, blur and grain of footage, estimated from a few of its frames."
+    """Light, blur and grain of footage, estimated from a few of its frames.
+
+    Parameters
+    ----------
+    frames : np.ndarray
+        (n,H,W,3) uint8, a few frames of the shot
+    track : CameraTrack
+    spot : Spot
+        its up, and the camera of its frame, define above and beside
+
+    Returns
+    -------
+    Lighting
+    """
     light = srgb_to_linear([cv2.resize(f, (48, 27), interpolation=cv2.INTER_AREA) for f in frames]).mean(0)
     luma = np.array([0.2126, 0.7152, 0.0722])
     grey, mean = light @ luma, light.mean((0, 1))
@@ -257,7 +343,12 @@ def estimate_lighting(
 
 # %% ../../nbs/sfm/10_insert.ipynb #57f96b08
 def traffic_cone() -> list[Item]:
-    "A traffic cone."
+    """A traffic cone.
+
+    Returns
+    -------
+    list[Item]
+    """
     bands = np.full((256, 8, 3), (250, 84, 22), np.uint8)
     for low, high in ((0.42, 0.6), (0.74, 0.88)):
         bands[round(256 * (1 - high)) : round(256 * (1 - low))] = (238, 238, 232)
@@ -380,7 +471,16 @@ def _both_shadows(meshes, towards):
 
 # %% ../../nbs/sfm/10_insert.ipynb #658ef251
 class Prop:
-    "An object on its spot, ready for every camera of a track."
+    """An object on its spot, ready for every camera of a track.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    spot : Spot
+    lighting : Lighting
+    item : default None
+        a PyVista mesh, an `Item` or a list of them; None for a traffic cone
+    """
     def __init__(self,
         track: CameraTrack,
         spot: Spot,
@@ -462,7 +562,18 @@ def _lit(self: Prop, albedo, n, v, z):
 def shade(self: Prop,
     t: int,  # the frame
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (h,w,3) linear light, (h,w) coverage, (h,w) depth in units
-    "The lit object in its part of the image: `crop` pixels from `corner` on."
+    """The lit object in its part of the image: `crop` pixels from `corner` on.
+
+    Parameters
+    ----------
+    t : int
+        the frame
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray, np.ndarray]
+        (h,w,3) linear light, (h,w) coverage, (h,w) depth in units
+    """
     K = self.track.K[t].copy()
     R = self.cam_from_item[t, :3, :3] / self.spot.height
     shift = self.cam_from_item[t, :3, 3] / self.spot.height
@@ -489,7 +600,18 @@ def shade(self: Prop,
 def shadow(self: Prop,
     t: int,  # the frame
 ) -> np.ndarray:  # (H,W,3) from 0 to 1
-    "The share of its light that the ground keeps, as if every pixel showed the ground."
+    """The share of its light that the ground keeps, as if every pixel showed the ground.
+
+    Parameters
+    ----------
+    t : int
+        the frame
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) from 0 to 1
+    """
     step = 2 * SHADOW_REACH / SHADOW_SIZE
     texel = np.array([[step, 0, -SHADOW_REACH], [0, step, -SHADOW_REACH], [0, 0, 1.0]])
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1.0]])  # OpenCV counts from the middle of the first pixel
@@ -592,7 +714,18 @@ def _cover(self: Prop, t, corner, size, frame, depth, mask):
 def linear_to_srgb(
     light: np.ndarray,  # (...) linear light; 1 is white
 ) -> np.ndarray:  # (...) 0 to 255
-    "The sRGB curve: `srgb_to_linear` backwards, too much light cut off."
+    """The sRGB curve: `srgb_to_linear` backwards, too much light cut off.
+
+    Parameters
+    ----------
+    light : np.ndarray
+        (...) linear light; 1 is white
+
+    Returns
+    -------
+    np.ndarray
+        (...) 0 to 255
+    """
     c = np.clip(light, 0, 1)
     return 255 * np.where(c <= 0.0031308, 12.92 * c, 1.055 * c ** (1 / 2.4) - 0.055)
 
@@ -625,7 +758,26 @@ def into(self: Prop,
     mask: np.ndarray | None = None,   # (h,w) bool, true where people are
     seed: int = 0,                    # of the grain
 ) -> np.ndarray:  # (H,W,3) uint8
-    "The frame with the object in it; the unchanged frame without a camera, or if the object is outside."
+    """The frame with the object in it; the unchanged frame without a camera, or if the object is outside.
+
+    Parameters
+    ----------
+    frame : np.ndarray
+        (H,W,3) uint8
+    t : int
+        which frame of the track it is
+    depth : np.ndarray | None, default None
+        (h,w) units, of any size; NaN where it is not known
+    mask : np.ndarray | None, default None
+        (h,w) bool, true where people are
+    seed : int, default 0
+        of the grain
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     if not self.seen[t]: return frame
     kept = self.shadow(t)
     (x, y), (w, h) = corner, size = self._part(t, kept)
@@ -686,7 +838,29 @@ def insert(
     spot: Spot | None = None,         # where it stands; None to let `find_spot` choose
     seed: int = 0,                    # of the grain
 ) -> np.ndarray:  # (T,H,W,3) uint8
-    "Renders an object into footage; raises `PrimenbError` for frames, maps or masks that do not fit the track."
+    """Renders an object into footage; raises `PrimenbError` for frames, maps or masks that do not fit the track.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    frames : np.ndarray
+        (T,H,W,3) uint8, the frames that were tracked
+    item : default None
+        a PyVista mesh, an `Item` or a list of them; None for a traffic cone
+    depth : np.ndarray | None, default None
+        (T,h,w) depth maps in the unit of the prior; None: only people occlude
+    mask : np.ndarray | None, default None
+        (T,h,w) bool, true where people are
+    spot : Spot | None, default None
+        where it stands; None to let `find_spot` choose
+    seed : int, default 0
+        of the grain
+
+    Returns
+    -------
+    np.ndarray
+        (T,H,W,3) uint8
+    """
     frames = np.asarray(frames)
     if frames.shape != (len(track.K), track.size[1], track.size[0], 3) or frames.dtype != np.uint8:
         raise PrimenbError(
@@ -707,7 +881,29 @@ def write_insert(
     crf: int = 16,                  # quality, as in `primenb.media.video.encode`
     **how,                          # depth, mask, spot, seed: as in `insert`
 ) -> Path:  # the file written
-    "Writes the footage with an object in it; raises `PrimenbError` if it does not fit the track."
+    """Writes the footage with an object in it; raises `PrimenbError` if it does not fit the track.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    video : str | Path
+        the footage
+    out : str | Path
+        the film to write
+    item : default None
+        as in `insert`
+    frames : tuple | None, default None
+        (first, stop) numbers of the frames that were tracked; None for all
+    crf : int, default 16
+        quality, as in `primenb.media.video.encode`
+    **how
+        depth, mask, spot, seed: as in `insert`
+
+    Returns
+    -------
+    Path
+        the file written
+    """
     numbers = frame_numbers(video, frames=frames)
     if len(numbers) != len(track.K):
         cause = f"{len(numbers)} frames were selected and the track has {len(track.K)} cameras"
@@ -725,7 +921,19 @@ def box_corners(
     spot: Spot,
     item=None,  # as in `insert`
 ) -> np.ndarray:  # (9,3) units: the foot, then the corners of the box around the object
-    "The points by which an object's drift is measured."
+    """The points by which an object's drift is measured.
+
+    Parameters
+    ----------
+    spot : Spot
+    item : default None
+        as in `insert`
+
+    Returns
+    -------
+    np.ndarray
+        (9,3) units: the foot, then the corners of the box around the object
+    """
     points = np.concatenate([m.points for m in _fitted(_as_items(item))])
     (x0, y0, _), (x1, y1, _) = points.min(0), points.max(0)
     ends = np.array([[0, 0, 0], *([x, y, z] for x in (x0, x1) for y in (y0, y1) for z in (0, 1))], float)
@@ -756,7 +964,26 @@ def insertion_drift(
     depth: np.ndarray,           # (T,h,w) the true depth in that world's units, of any size
     item=None,                   # as in `insert`
 ) -> np.ndarray:  # (T,9) pixels: the base, then the corners of the object's box; NaN where not visible
-    "How far an inserted object slides over its ground; raises `PrimenbError` if the depth at its base is unknown."
+    """How far an inserted object slides over its ground; raises `PrimenbError` if the depth at its base is unknown.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    spot : Spot
+    K : np.ndarray
+        (T,3,3) the true intrinsics
+    cam_from_world : np.ndarray
+        (T,4,4) the true cameras, in any world
+    depth : np.ndarray
+        (T,h,w) the true depth in that world's units, of any size
+    item : default None
+        as in `insert`
+
+    Returns
+    -------
+    np.ndarray
+        (T,9) pixels: the base, then the corners of the object's box; NaN where not visible
+    """
     X, r = box_corners(spot, item), spot.frame
     xy, z = project(X, track.cam_from_world[r], track.K[r])
     gt = _depth_at(np.asarray(depth)[r], xy[0], track.size)

@@ -41,7 +41,22 @@ def check_intrinsics(
     size: tuple[int, int],  # width and height of the images
     frames: int,    # how many
 ) -> np.ndarray:  # (T,3,3)
-    "The intrinsics of each frame; raises `PrimenbError` if they cannot be those of such images."
+    """The intrinsics of each frame; raises `PrimenbError` if they cannot be those of such images.
+
+    Parameters
+    ----------
+    K : np.ndarray
+        (3,3) or (T,3,3), pixels
+    size : tuple[int, int]
+        width and height of the images
+    frames : int
+        how many
+
+    Returns
+    -------
+    np.ndarray
+        (T,3,3)
+    """
     K = np.asarray(K, float)
     def refuse(cause):
         raise PrimenbError(
@@ -67,7 +82,22 @@ def guessed_intrinsics(
     frames: int,  # how many
     pixel: float = 1.0,  # height of a pixel over its width
 ) -> np.ndarray:  # (T,3,3)
-    "A lens of about 53 degrees, which films use much; the principal point in the middle."
+    """A lens of about 53 degrees, which films use much; the principal point in the middle.
+
+    Parameters
+    ----------
+    size : tuple[int, int]
+        width and height in pixels
+    frames : int
+        how many
+    pixel : float, default 1.0
+        height of a pixel over its width
+
+    Returns
+    -------
+    np.ndarray
+        (T,3,3)
+    """
     w, h = size
     f = max(w, h * pixel)
     return np.tile(np.array([[f, 0, w / 2], [0, f / pixel, h / 2], [0, 0, 1.]]), (frames, 1, 1))
@@ -77,7 +107,20 @@ def disparity_of(
     depth: DepthMaps | None,  # the prior, if there is one
     tracks: Tracks,           # of the same shot
 ) -> tuple[np.ndarray, float]:  # (O,) disparity in multiples of the median, NaN where none; and that median
-    "What the prior says at each observation, clear of edges; without a prior, that all is equally far."
+    """What the prior says at each observation, clear of edges; without a prior, that all is equally far.
+
+    Parameters
+    ----------
+    depth : DepthMaps | None
+        the prior, if there is one
+    tracks : Tracks
+        of the same shot
+
+    Returns
+    -------
+    tuple[np.ndarray, float]
+        (O,) disparity in multiples of the median, NaN where none; and that median
+    """
     if depth is None: return np.ones(len(tracks.frame)), 1.
     found = sample_depth(depth, tracks)
     d = np.where(found.valid & ~found.edge, found.value, np.nan)
@@ -93,7 +136,17 @@ MAX_KEY_FRAMES, MAX_PER_FRAME = 48, 400  # keyframes, and observations of each, 
 def select_key_frames(
     tracks: Tracks,
 ) -> np.ndarray:  # (k,) frame numbers
-    "Frames that see enough, evenly spread, at most `MAX_KEY_FRAMES`."
+    """Frames that see enough, evenly spread, at most `MAX_KEY_FRAMES`.
+
+    Parameters
+    ----------
+    tracks : Tracks
+
+    Returns
+    -------
+    np.ndarray
+        (k,) frame numbers
+    """
     seen = np.flatnonzero(np.bincount(tracks.frame, minlength=tracks.frames) >= MIN_POINTS)
     return seen if len(seen) <= MAX_KEY_FRAMES else seen[
         np.unique(np.linspace(0, len(seen) - 1, MAX_KEY_FRAMES).round().astype(int))
@@ -103,7 +156,19 @@ def restrict_frames(
     tracks: Tracks,
     keys: np.ndarray,  # (k,) frame numbers, rising
 ) -> tuple[Tracks, np.ndarray, np.ndarray]:  # numbered by keyframe; (O,) bool which rows; old track numbers
-    "The tracks as the keyframes see them."
+    """The tracks as the keyframes see them.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    keys : np.ndarray
+        (k,) frame numbers, rising
+
+    Returns
+    -------
+    tuple[Tracks, np.ndarray, np.ndarray]
+        numbered by keyframe; (O,) bool which rows; old track numbers
+    """
     rows = np.isin(tracks.frame, keys)
     some, old = tracks.keep(rows, 2)
     rows &= np.isin(tracks.track, old)
@@ -114,7 +179,19 @@ def thin_tracks(
     tracks: Tracks,
     max_per_frame: int,  # observations that each frame keeps
 ) -> np.ndarray:  # (O,) bool
-    "The longest tracks, as many as every frame needs."
+    """The longest tracks, as many as every frame needs.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    max_per_frame : int
+        observations that each frame keeps
+
+    Returns
+    -------
+    np.ndarray
+        (O,) bool
+    """
     count = np.bincount(tracks.frame, minlength=tracks.frames)
     held = np.zeros(tracks.frames, int)
     kept = np.zeros(len(tracks), bool)
@@ -130,7 +207,29 @@ def thin_tracks(
 # %% ../../nbs/sfm/06_mapper.ipynb #1454af19
 @dataclass(frozen=True, eq=False)
 class Shot:
-    "What was measured of a shot, and what is known of it so far."
+    """What was measured of a shot, and what is known of it so far.
+
+    Parameters
+    ----------
+    tracks : Tracks
+        all of them, in all frames
+    K : np.ndarray
+        (T,3,3) intrinsics to begin with, pixels
+    disparity : np.ndarray
+        (O,) of the prior at each observation, in multiples of `unit`; NaN where there is none
+    unit : float
+        the prior's median disparity, or 1 for a prior in metres
+    keys : np.ndarray
+        (k,) frames that are solved jointly, rising
+    problem : Adjustment
+        of these frames, with the tracks that are still inlier
+    names : np.ndarray
+        (n,) which tracks these are
+    scene : Reconstruction | None, default None
+        what has been found
+    facts : dict, default dict()
+        how it was found
+    """
     tracks: Tracks         # all of them, in all frames
     K: np.ndarray          # (T,3,3) intrinsics to begin with, pixels
     disparity: np.ndarray  # (O,) of the prior at each observation, in multiples of `unit`; NaN where there is none
@@ -151,7 +250,27 @@ def prepare(
     shift: bool = False,  # the prior's disparity has an unknown shift, one for the shot
     pixel: float = 1.0,   # height of a pixel over its width, where K is None
 ) -> Shot:  # without a scene
-    "The state of the solver from measurements; raises `PrimenbError` for what cannot be tracked."
+    """The state of the solver from measurements; raises `PrimenbError` for what cannot be tracked.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    K : np.ndarray | None, default None
+        (3,3) or (T,3,3) intrinsics in pixels; None to find the focal length
+    depth : DepthMaps | None, default None
+        the depth prior
+    zoom : bool, default False
+        the focal length changes within the shot
+    shift : bool, default False
+        the prior's disparity has an unknown shift, one for the shot
+    pixel : float, default 1.0
+        height of a pixel over its width, where K is None
+
+    Returns
+    -------
+    Shot
+        without a scene
+    """
     check_tracks(tracks)
     if depth is not None: check_fit(depth, tracks.frames, tracks.size)
     focal = "each" if zoom else "fixed" if K is not None else "one"
@@ -171,7 +290,12 @@ def prepare(
 def check_tracks(
     tracks: Tracks,
 ):
-    "Raises `PrimenbError` with the reason for tracks from which no camera can be found."
+    """Raises `PrimenbError` with the reason for tracks from which no camera can be found.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    """
     if tracks.frames < 2:
         raise PrimenbError("tracks", f"{tracks.frames} frame: a camera's motion needs two", "give a longer shot")
     if len(tracks) < 2 * MIN_POINTS:
@@ -226,7 +350,21 @@ def best_initialisation(
     use_depth: bool = True,   # may unproject points with the prior
     max_per_frame: int = 150, # observations of each frame in an attempt
 ) -> tuple[Adjustment, Reconstruction]:  # the problem with its anchor and focal length; cameras and all points
-    "The best of several first frames, and focal lengths where unknown, on some of the tracks."
+    """The best of several first frames, and focal lengths where unknown, on some of the tracks.
+
+    Parameters
+    ----------
+    problem : Adjustment
+    use_depth : bool, default True
+        may unproject points with the prior
+    max_per_frame : int, default 150
+        observations of each frame in an attempt
+
+    Returns
+    -------
+    tuple[Adjustment, Reconstruction]
+        the problem with its anchor and focal length; cameras and all points
+    """
     small, _ = problem.subset(thin_tracks(problem.tracks, max_per_frame))
     seen, tried = problem.seen, []
     def attempt(a, factor):
@@ -287,7 +425,18 @@ def initialise(
     shot: Shot,
     use_depth: bool = True,  # may unproject points with the prior
 ) -> Shot:
-    "The best of several initialisations with all tracks of the keyframes; raises `PrimenbError` if all fail."
+    """The best of several initialisations with all tracks of the keyframes; raises `PrimenbError` if all fail.
+
+    Parameters
+    ----------
+    shot : Shot
+    use_depth : bool, default True
+        may unproject points with the prior
+
+    Returns
+    -------
+    Shot
+    """
     problem, scene = best_initialisation(shot.problem, use_depth)
     return replace(
         shot, K=_scale_focal(shot.K, problem.K[0, 0, 0] / shot.problem.K[0, 0, 0]), problem=problem, scene=scene
@@ -299,7 +448,19 @@ def reject_outliers(
     scene: Reconstruction,
     rounds: int = 3,
 ) -> tuple[Adjustment, Reconstruction, np.ndarray]:  # the numbers of the inlier tracks
-    "Rejects what contradicts a rigid scene, and adjusts; raises `PrimenbError` if hardly anything is left."
+    """Rejects what contradicts a rigid scene, and adjusts; raises `PrimenbError` if hardly anything is left.
+
+    Parameters
+    ----------
+    problem : Adjustment
+    scene : Reconstruction
+    rounds : int, default 3
+
+    Returns
+    -------
+    tuple[Adjustment, Reconstruction, np.ndarray]
+        the numbers of the inlier tracks
+    """
     names = np.arange(len(problem.tracks))
     for _ in range(rounds):
         if problem.track_ratio is not None: problem.estimate_sigmas(scene)
@@ -325,7 +486,17 @@ def keep_inliers(
     shot: Shot,
     rounds: int = 3,
 ) -> Shot:
-    "The state without outlier tracks, as `reject_outliers`."
+    """The state without outlier tracks, as `reject_outliers`.
+
+    Parameters
+    ----------
+    shot : Shot
+    rounds : int, default 3
+
+    Returns
+    -------
+    Shot
+    """
     *kept, stayed = reject_outliers(shot.problem, shot.scene, rounds)
     problem, scene = kept
     return replace(shot, problem=problem, scene=scene, names=shot.names[stayed])
@@ -339,7 +510,19 @@ def readmit_inliers(
     initial: Shot,  # before outliers were rejected
     shot: Shot,     # after
 ) -> Shot:
-    "Makes observations that fit the final scene inliers again, with a wider robust loss."
+    """Makes observations that fit the final scene inliers again, with a wider robust loss.
+
+    Parameters
+    ----------
+    initial : Shot
+        before outliers were rejected
+    shot : Shot
+        after
+
+    Returns
+    -------
+    Shot
+    """
     inlier = np.isin(initial.names, shot.names)[initial.problem.tracks.track]
     every = _with(
         initial.problem,
@@ -366,7 +549,16 @@ MAX_FOCAL_SIGMA = 0.1    # beyond this standard deviation of its logarithm the d
 def default_focal(
     shot: Shot,
 ) -> Shot:
-    "The state with the default focal length; the points are stretched accordingly."
+    """The state with the default focal length; the points are stretched accordingly.
+
+    Parameters
+    ----------
+    shot : Shot
+
+    Returns
+    -------
+    Shot
+    """
     problem = shot.problem
     scene = shot.scene
     tracks = shot.tracks
@@ -386,7 +578,16 @@ def default_focal(
 def choose_focal(
     shot: Shot,
 ) -> Shot:
-    "Keeps the estimated focal length, or takes the default where `focal_sigma` is too large."
+    """Keeps the estimated focal length, or takes the default where `focal_sigma` is too large.
+
+    Parameters
+    ----------
+    shot : Shot
+
+    Returns
+    -------
+    Shot
+    """
     sigma = FOCAL_SIGMA_FACTOR * shot.problem.focal_sigma_estimate(shot.scene)
     if sigma > MAX_FOCAL_SIGMA and shot.problem.focal == "one": shot = keep_inliers(default_focal(shot), 2)
     return replace(shot, facts=shot.facts | dict(focal_sigma=sigma))
@@ -398,7 +599,18 @@ def fit_rotation_only(
     problem: Adjustment,
     scene: Reconstruction,
 ) -> tuple[Reconstruction, float]:  # the best rotation-only scene, and the ratio of its errors
-    "Fits a camera that only rotates."
+    """Fits a camera that only rotates.
+
+    Parameters
+    ----------
+    problem : Adjustment
+    scene : Reconstruction
+
+    Returns
+    -------
+    tuple[Reconstruction, float]
+        the best rotation-only scene, and the ratio of its errors
+    """
     home, cameras = scene.cam_from_world[problem.anchor], scene.cam_from_world.copy()
     cameras[:, :3, :3], cameras[:, :3, 3] = cameras[:, :3, :3] @ home[:3, :3].T, 0
     points = scene.points @ home[:3, :3].T + home[:3, 3]
@@ -409,7 +621,16 @@ def fit_rotation_only(
 def choose_motion(
     shot: Shot,
 ) -> Shot:
-    "Takes a camera that only rotates where it explains the shot as well, by `rotation_only_ratio`."
+    """Takes a camera that only rotates where it explains the shot as well, by `rotation_only_ratio`.
+
+    Parameters
+    ----------
+    shot : Shot
+
+    Returns
+    -------
+    Shot
+    """
     turned, ratio = fit_rotation_only(shot.problem, shot.scene)
     shot = replace(shot, facts=shot.facts | dict(rotation_only_ratio=ratio))
     return replace(shot, problem=_with(shot.problem, nodal=True), scene=turned) if ratio < ROTATION_ONLY_RATIO else shot
@@ -418,7 +639,17 @@ def choose_motion(
 def solve_all_frames(
     shot: Shot,
 ) -> tuple[Shot, np.ndarray]:  # problem and scene over all frames; (6T,6T) covariance of small motions of the cameras
-    "From the keyframes to all frames: points fixed, cameras refined."
+    """From the keyframes to all frames: points fixed, cameras refined.
+
+    Parameters
+    ----------
+    shot : Shot
+
+    Returns
+    -------
+    tuple[Shot, np.ndarray]
+        problem and scene over all frames; (6T,6T) covariance of small motions of the cameras
+    """
     rows = np.isin(shot.tracks.track, shot.names)
     some, old = shot.tracks.keep(rows)
     d, anchor = shot.disparity[rows], int(shot.keys[shot.problem.anchor])
@@ -457,7 +688,17 @@ def _fill_covariance(C, seen):
 def add_all_tracks(
     shot: Shot,  # over all frames
 ) -> Shot:
-    "Every track that fits the cameras, also those that were not needed to find them."
+    """Every track that fits the cameras, also those that were not needed to find them.
+
+    Parameters
+    ----------
+    shot : Shot
+        over all frames
+
+    Returns
+    -------
+    Shot
+    """
     every = _with(
         shot.problem, tracks=shot.tracks, disparity=shot.disparity, known=shot.disparity > 0, track_ratio=None
     )
@@ -478,7 +719,20 @@ def smooth_path(
     shot: Shot,              # over all frames
     covariance: np.ndarray,  # (6T,6T) of its cameras
 ) -> tuple[Shot, np.ndarray]:  # and their covariance afterwards
-    "The path without what the solver's own uncertainty explains of its jitter, as `primenb.sfm.path.smooth`."
+    """The path without what the solver's own uncertainty explains of its jitter, as `primenb.sfm.path.smooth`.
+
+    Parameters
+    ----------
+    shot : Shot
+        over all frames
+    covariance : np.ndarray
+        (6T,6T) of its cameras
+
+    Returns
+    -------
+    tuple[Shot, np.ndarray]
+        and their covariance afterwards
+    """
     *path, learnt = smooth(shot.scene.cam_from_world, covariance)
     cameras, covariance = path
     if shot.problem.nodal: cameras = pose(cameras[:, :3, :3], np.zeros((len(cameras), 3)))
@@ -492,7 +746,17 @@ MIN_EXPLAINED = 0.25  # share of the observations below which a scene is not rig
 def track_noise(
     tracks: Tracks,
 ) -> float:  # pixels; 0 where no track is seen in four frames on end
-    "How far off observations are at random, from the third differences along each track."
+    """How far off observations are at random, from the third differences along each track.
+
+    Parameters
+    ----------
+    tracks : Tracks
+
+    Returns
+    -------
+    float
+        pixels; 0 where no track is seen in four frames on end
+    """
     d = tracks.xy[3:] - 3 * tracks.xy[2:-1] + 3 * tracks.xy[1:-2] - tracks.xy[:-3]
     whole = (tracks.track[3:] == tracks.track[:-3]) & (tracks.frame[3:] == tracks.frame[:-3] + 3)
     return float(np.median(np.abs(d[whole]))) * 1.4826 / 20**0.5 if whole.any() else 0.
@@ -501,7 +765,18 @@ def track_noise(
 def check_rigid(
     shot: Shot,  # over all frames and points
 ) -> Shot:  # the same
-    "Raises `PrimenbError` where a rigid scene does not explain what is seen."
+    """Raises `PrimenbError` where a rigid scene does not explain what is seen.
+
+    Parameters
+    ----------
+    shot : Shot
+        over all frames and points
+
+    Returns
+    -------
+    Shot
+        the same
+    """
     sigma = shot.problem.sigma_px
     share = shot.facts["explained"]
     size = shot.tracks.size
@@ -533,7 +808,34 @@ def solve_tracks(
     depth_in_adjustment: bool = True, # adjusts with depth residuals
     smoothing: bool = True,    # smooths what the solver's uncertainty explains
 ) -> CameraTrack:
-    "A camera for every frame from tracks and depth; raises `PrimenbError` with the reason where there can be none."
+    """A camera for every frame from tracks and depth; raises `PrimenbError` with the reason where there can be none.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    K : np.ndarray | None, default None
+        (3,3) or (T,3,3) intrinsics in pixels; None to find the focal length
+    depth : DepthMaps | None, default None
+        the depth prior; None for none
+    zoom : bool, default False
+        the focal length changes within the shot
+    shift : bool, default False
+        the prior's disparity has an unknown shift, one for the shot
+    pixel : float, default 1.0
+        height of a pixel over its width, where K is None
+    rate : float, default 24.0
+        frames a second
+    depth_in_start : bool, default True
+        may initialise with points unprojected by the prior
+    depth_in_adjustment : bool, default True
+        adjusts with depth residuals
+    smoothing : bool, default True
+        smooths what the solver's uncertainty explains
+
+    Returns
+    -------
+    CameraTrack
+    """
     began = time.perf_counter()
     shot = prepare(tracks, K, depth, zoom=zoom, shift=shift, pixel=pixel)
     try: shot, covariance = _solve(shot, depth_in_start, depth_in_adjustment, smoothing)
@@ -567,7 +869,21 @@ def to_camera_track(
     covariance: np.ndarray,  # (6T,6T) of small motions of its cameras
     rate: float,             # frames a second
 ) -> CameraTrack:
-    "The result, in units of the prior."
+    """The result, in units of the prior.
+
+    Parameters
+    ----------
+    shot : Shot
+        over all frames and points
+    covariance : np.ndarray
+        (6T,6T) of small motions of its cameras
+    rate : float
+        frames a second
+
+    Returns
+    -------
+    CameraTrack
+    """
     problem, scene = shot.problem, shot.scene
     unit, T = shot.unit, shot.tracks.frames
     cameras, variance = scene.cam_from_world.copy(), covariance.diagonal().reshape(T, 2, 3).sum(2)
@@ -587,7 +903,19 @@ def as_depth(
     depth,                # `DepthMaps`, an array (T,h,w), a folder of maps, or a network (folder or hub name); or None
     frames: np.ndarray,   # (T,H,W,3) uint8, for a network
 ) -> DepthMaps | None:
-    "What is known of depth, from whichever source; raises as that source does."
+    """What is known of depth, from whichever source; raises as that source does.
+
+    Parameters
+    ----------
+    depth
+        `DepthMaps`, an array (T,h,w), a folder of maps, or a network (folder or hub name); or None
+    frames : np.ndarray
+        (T,H,W,3) uint8, for a network
+
+    Returns
+    -------
+    DepthMaps | None
+    """
     if depth is None or isinstance(depth, DepthMaps): return depth
     if isinstance(depth, np.ndarray): return DepthMaps(depth, "depth", source="the array given as depth")
     folder = Path(depth)
@@ -619,7 +947,35 @@ def track_camera(
     pixel: float = 1.0,    # height of a pixel over its width, where K is None
     rate: float | None = None,  # frames a second; None for the video's, or 24
 ) -> CameraTrack:
-    "A camera for every frame of a shot; raises `PrimenbError` with the reason where the shot cannot be tracked."
+    """A camera for every frame of a shot; raises `PrimenbError` with the reason where the shot cannot be tracked.
+
+    Parameters
+    ----------
+    source : np.ndarray | str | Path
+        (T,H,W,3) uint8, or a video
+    shot : default None
+        part of it: (first, stop) frame, or a row of the shot table; None for all
+    K : np.ndarray | None, default None
+        (3,3) or (T,3,3) intrinsics in pixels; None to find the focal length
+    depth : default None
+        as in `as_depth`
+    mask : np.ndarray | None, default None
+        (T,h,w) bool, true where things move; what moves is also found without it
+    tracker : str, default 'klt'
+        or "sift"
+    zoom : bool, default False
+        the focal length changes within the shot
+    shift : bool, default False
+        the prior's disparity has an unknown shift, one for the shot
+    pixel : float, default 1.0
+        height of a pixel over its width, where K is None
+    rate : float | None, default None
+        frames a second; None for the video's, or 24
+
+    Returns
+    -------
+    CameraTrack
+    """
     if tracker not in TRACKERS:
         raise PrimenbError(f"tracker {tracker!r}", "there is no such tracker", f"choose {' or '.join(TRACKERS)}")
     frames, own = _read_images(source, shot)
@@ -635,7 +991,18 @@ def coloured(
     track: CameraTrack,
     frames: np.ndarray,  # (T,H,W,3) uint8
 ) -> CameraTrack:
-    "The track with each point in the colour of the first pixel that shows it."
+    """The track with each point in the colour of the first pixel that shows it.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    frames : np.ndarray
+        (T,H,W,3) uint8
+
+    Returns
+    -------
+    CameraTrack
+    """
     first = np.flatnonzero(np.diff(track.tracks.track, prepend=-1))
     x, y = np.clip(track.tracks.xy[first].astype(int), 0, np.array(track.size) - 1).T
     return replace(track, colours=frames[track.tracks.frame[first], y, x])
@@ -695,7 +1062,21 @@ def draw_keypoints(
     frames: np.ndarray,  # (T,H,W,3) uint8
     most: int = 6,       # frames to draw
 ) -> np.ndarray:  # (H',W',3) uint8
-    "Frames over the shot with the keypoints that were kept, coloured by their depth: near is bright."
+    """Frames over the shot with the keypoints that were kept, coloured by their depth: near is bright.
+
+    Parameters
+    ----------
+    track : CameraTrack
+    frames : np.ndarray
+        (T,H,W,3) uint8
+    most : int, default 6
+        frames to draw
+
+    Returns
+    -------
+    np.ndarray
+        (H',W',3) uint8
+    """
     t, at = track.tracks, np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
     z = np.einsum(
         "oj,oj->o", track.cam_from_world[t.frame, 2, :3], track.points[t.track]
@@ -716,6 +1097,17 @@ def draw_keypoints(
 def render(self: CameraTrack,
     width: int = 320,  # of each of the four images, pixels
 ) -> np.ndarray:  # (H,W,3) uint8
-    "Cameras and points in 3-D, from four sides, as one image."
+    """Cameras and points in 3-D, from four sides, as one image.
+
+    Parameters
+    ----------
+    width : int, default 320
+        of each of the four images, pixels
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     here = self.posed
     return draw_scene(self.points, self.colours, self.cam_from_world[here], self.K[here], self.size, width)

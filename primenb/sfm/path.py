@@ -19,7 +19,18 @@ with extra("cameras"):
 def second_differences(
     cam_from_world: np.ndarray,  # (T,4,4)
 ) -> tuple[np.ndarray, np.ndarray]:  # (6(T-2),) of rotation (radians) and centres (units), and (6(T-2),6T) derivatives
-    "Second differences of a path, and their derivatives by small motions; zero for even motion."
+    """Second differences of a path, and their derivatives by small motions; zero for even motion.
+
+    Parameters
+    ----------
+    cam_from_world : np.ndarray
+        (T,4,4)
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (6(T-2),) of rotation (radians) and centres (units), and (6(T-2),6T) derivatives
+    """
     T, R = len(cam_from_world), cam_from_world[:, :3, :3]
     turns = Rotation.from_matrix(R[1:] @ R[:-1].transpose(0, 2, 1)).as_rotvec()
     centres = inverse(cam_from_world)[:, :3, 3]
@@ -38,7 +49,20 @@ def fit_path_prior(
     accelerations: np.ndarray,  # (6m,) from `second_differences`
     noise: np.ndarray,          # (6m,6m) their covariance by the covariance of the cameras
 ) -> tuple[float, float, float]:  # variance of true accelerations of rotation and of translation; factor on the noise
-    "Maximum-likelihood variances of the camera's own accelerations, beside the noise of the solver."
+    """Maximum-likelihood variances of the camera's own accelerations, beside the noise of the solver.
+
+    Parameters
+    ----------
+    accelerations : np.ndarray
+        (6m,) from `second_differences`
+    noise : np.ndarray
+        (6m,6m) their covariance by the covariance of the cameras
+
+    Returns
+    -------
+    tuple[float, float, float]
+        variance of true accelerations of rotation and of translation; factor on the noise
+    """
     rotation = np.tile(np.repeat([True, False], 3), len(accelerations) // 6)
     size = [max(np.mean(accelerations[k] ** 2), 1e-30) for k in (rotation, ~rotation)]
     scale = np.where(rotation, size[0], size[1]) ** 0.5
@@ -72,7 +96,22 @@ def smooth(
     covariance: np.ndarray,      # (6T,6T) of small motions, from `Adjustment.covariance`
     max_frames: int = 64,        # frames from which the standard deviations are estimated
 ) -> tuple[np.ndarray, np.ndarray, dict]:  # cameras (T,4,4); their covariance; the estimated standard deviations
-    "The most likely path, given the estimated cameras, their covariance and the smoothness of this shot."
+    """The most likely path, given the estimated cameras, their covariance and the smoothness of this shot.
+
+    Parameters
+    ----------
+    cam_from_world : np.ndarray
+        (T,4,4)
+    covariance : np.ndarray
+        (6T,6T) of small motions, from `Adjustment.covariance`
+    max_frames : int, default 64
+        frames from which the standard deviations are estimated
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray, dict]
+        cameras (T,4,4); their covariance; the estimated standard deviations
+    """
     T = len(cam_from_world)
     if T < 4: return cam_from_world, covariance, {}
     accelerations, B = second_differences(cam_from_world)

@@ -28,7 +28,26 @@ from .tracks import klt_tracks, sift_tracks
 # %% ../../nbs/sfm/11_protocol.ipynb #d7e70e2e
 @dataclass(eq=False)
 class Case:
-    "A shot to be solved, and its ground truth."
+    """A shot to be solved, and its ground truth.
+
+    Parameters
+    ----------
+    key : str
+    tracks : Tracks
+    K : np.ndarray
+        (T,3,3) pixels
+    gt_poses : dict[str, np.ndarray]
+        poses to compare with: name -> (T,4,4) cam_from_world
+    median_depth : float
+        of the scene, in the unit of the ground-truth cameras
+    priors : dict[str, DepthMaps]
+        depth priors by name
+    zoom : bool, default False
+    depth : np.ndarray | None, default None
+        (T,h,w) ground-truth depth, for the drift of an inserted object
+    facts : dict | None, default None
+        added to every row
+    """
     key: str
     tracks: Tracks
     K: np.ndarray                # (T,3,3) pixels
@@ -46,7 +65,23 @@ def starter_case(
     max_tracks: int = 200,   # at a time
     noises: tuple = (0.1,),  # of the "scaled" estimator; of "shifted" it is 0.1
 ) -> Case:
-    "A tracking shot of the starter corpus with its simulated depth estimators."
+    """A tracking shot of the starter corpus with its simulated depth estimators.
+
+    Parameters
+    ----------
+    key : str
+        of a tracking shot
+    folder : str | Path
+        the corpus
+    max_tracks : int, default 200
+        at a time
+    noises : tuple, default (0.1,)
+        of the "scaled" estimator; of "shifted" it is 0.1
+
+    Returns
+    -------
+    Case
+    """
     shot = next(s for s in tracking_shots(folder=folder, check=False) if s.key == key)
     priors = {f"scaled_{round(100 * n)}": depth_of(shot, "scaled", n) for n in noises}
     priors["shifted_10"] = depth_of(shot, "shifted", 0.1)
@@ -66,7 +101,17 @@ VARIANTS = dict(
 
 @dataclass(frozen=True)
 class MethodRun:
-    "One run of a method, with its inputs."
+    """One run of a method, with its inputs.
+
+    Parameters
+    ----------
+    method : str
+        a key of `VARIANTS`, or of `primenb.sfm.baselines.SFM_BASELINES`
+    prior : str | None, default None
+        of the case's priors
+    known_K : bool, default True
+        whether it gets the intrinsics
+    """
     method: str               # a key of `VARIANTS`, or of `primenb.sfm.baselines.SFM_BASELINES`
     prior: str | None = None  # of the case's priors
     known_K: bool = True      # whether it gets the intrinsics
@@ -76,7 +121,18 @@ def no_cameras(
     tracks: Tracks,
     K: np.ndarray,  # (T,3,3)
 ) -> CameraTrack:
-    "The result of a method that refused the shot."
+    """The result of a method that refused the shot.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    K : np.ndarray
+        (T,3,3)
+
+    Returns
+    -------
+    CameraTrack
+    """
     T, none = tracks.frames, tracks.keep(np.zeros(len(tracks.frame), bool))[0]
     return CameraTrack(
         tracks.size, K, np.full((T, 4, 4), np.nan), np.full(T, "missing"), np.zeros((0, 3)), none,
@@ -88,7 +144,20 @@ def run_method(
     entry: MethodRun,
     base=None,  # the case's tracks as `to_database` wrote them, to share between baselines
 ) -> tuple[CameraTrack, dict]:  # the result, and facts: seconds, reason
-    "Runs one method on one case; a refusal gives a track without cameras, and the reason."
+    """Runs one method on one case; a refusal gives a track without cameras, and the reason.
+
+    Parameters
+    ----------
+    case : Case
+    entry : MethodRun
+    base : default None
+        the case's tracks as `to_database` wrote them, to share between baselines
+
+    Returns
+    -------
+    tuple[CameraTrack, dict]
+        the result, and facts: seconds, reason
+    """
     K = case.K if entry.known_K else None
     if entry.method in SFM_BASELINES: return solve_baseline(case.tracks, entry.method, K, base=base)
     options = dict(VARIANTS[entry.method])
@@ -104,7 +173,17 @@ def object_drift(
     case: Case,
     track: CameraTrack,
 ) -> float | None:
-    "Median drift in pixels of an inserted object, None where it is not known."
+    """Median drift in pixels of an inserted object, None where it is not known.
+
+    Parameters
+    ----------
+    case : Case
+    track : CameraTrack
+
+    Returns
+    -------
+    float | None
+    """
     if case.depth is None or not track.posed.any(): return None
     try: found = insertion_drift(track, find_spot(track), case.K, case.gt_poses["exact"], case.depth)
     except PrimenbError: return None
@@ -116,7 +195,19 @@ def evaluate_case(
     entries: list[MethodRun],
     folder: str | Path,  # for COLMAP's databases
 ) -> list[dict]:
-    "A row for each method and each set of ground-truth poses of a case."
+    """A row for each method and each set of ground-truth poses of a case.
+
+    Parameters
+    ----------
+    case : Case
+    entries : list[MethodRun]
+    folder : str | Path
+        for COLMAP's databases
+
+    Returns
+    -------
+    list[dict]
+    """
     out, bases = [], {}
     for entry in entries:
         if entry.method in SFM_BASELINES and entry.known_K not in bases:
@@ -143,7 +234,22 @@ def run_starter(
     entries: list[MethodRun],
     out: str,            # the JSON file to write
 ):
-    "All methods on one tracking shot, into a file: a job of `primenb.learn.jobs.run_jobs`."
+    """All methods on one tracking shot, into a file: a job of `primenb.learn.jobs.run_jobs`.
+
+    Parameters
+    ----------
+    key : str
+        of a tracking shot
+    folder : str
+        the corpus
+    max_tracks : int
+        at a time
+    noises : tuple
+        of the "scaled" estimator
+    entries : list[MethodRun]
+    out : str
+        the JSON file to write
+    """
     case = starter_case(key, folder, max_tracks, noises)
     found = evaluate_case(case, [e for e in entries if not (case.zoom and e.method in SFM_BASELINES)], Path(out).parent)
     with atomic(out) as f: f.write_text(json.dumps(rounded(found)))
@@ -151,7 +257,24 @@ def run_starter(
 # %% ../../nbs/sfm/11_protocol.ipynb #02a66bc4
 @dataclass(eq=False)
 class Sequence:
-    "A real sequence, its published poses, and the reference made from all of its frames."
+    """A real sequence, its published poses, and the reference made from all of its frames.
+
+    Parameters
+    ----------
+    name : str
+    images : np.ndarray
+        (T,H,W,3) uint8
+    K : np.ndarray
+        (T,3,3)
+    published : np.ndarray
+        (T,4,4)
+    posed : list
+        of `primenb.data.records.PosedFrame`, for depth
+    reference : np.ndarray | None, default None
+        (T,4,4) in the published world, or None where the two systems do not agree
+    floors : dict | None, default None
+        differences of reference, published poses and the two systems, as shares of the path
+    """
     name: str
     images: np.ndarray     # (T,H,W,3) uint8
     K: np.ndarray          # (T,3,3)
@@ -173,7 +296,21 @@ def read_sequence(
     max_features: int = 1500,   # SIFT features of a frame for the reference
     agree: float = 0.02,    # the two systems may differ by this share of the path
 ) -> Sequence:
-    "A real sequence with its reference."
+    """A real sequence with its reference.
+
+    Parameters
+    ----------
+    folder : str | Path
+        in one of the layouts of `primenb.data.public.posed_frames`
+    max_features : int, default 1500
+        SIFT features of a frame for the reference
+    agree : float, default 0.02
+        the two systems may differ by this share of the path
+
+    Returns
+    -------
+    Sequence
+    """
     posed = list(posed_frames(folder))
     images, K = (np.stack([getattr(f, name) for f in posed]) for name in ("image", "K"))
     poses = np.stack([f.cam_from_world for f in posed])
@@ -194,7 +331,20 @@ def window_case(
     frames: int,
     max_features: int = 600,  # SIFT features of a frame
 ) -> Case:
-    "Some frames of a sequence as a case of their own: its tracks see nothing of the other frames."
+    """Some frames of a sequence as a case of their own: its tracks see nothing of the other frames.
+
+    Parameters
+    ----------
+    whole : Sequence
+    first : int
+    frames : int
+    max_features : int, default 600
+        SIFT features of a frame
+
+    Returns
+    -------
+    Case
+    """
     some = slice(first, first + frames)
     gt_poses = dict(published=whole.published[some]) | (
         dict(reference=whole.reference[some]) if whole.reference is not None else {}
@@ -220,7 +370,18 @@ def run_window(
     entries: list[MethodRun],
     out: str,  # the JSON file to write
 ):
-    "All methods on one window, into a file: a job of `primenb.learn.jobs.run_jobs`."
+    """All methods on one window, into a file: a job of `primenb.learn.jobs.run_jobs`.
+
+    Parameters
+    ----------
+    whole : Sequence
+    first : int
+    frames : int
+    max_features : int
+    entries : list[MethodRun]
+    out : str
+        the JSON file to write
+    """
     found = evaluate_case(window_case(whole, first, frames, max_features), entries, Path(out).parent)
     with atomic(out) as f: f.write_text(json.dumps(rounded(found)))
 
@@ -228,5 +389,15 @@ def run_window(
 def read_rows(
     files: list,  # JSON files of `run_starter` or `run_window`
 ) -> pd.DataFrame:
-    "The metrics, a row for each shot, method and set of ground-truth poses."
+    """The metrics, a row for each shot, method and set of ground-truth poses.
+
+    Parameters
+    ----------
+    files : list
+        JSON files of `run_starter` or `run_window`
+
+    Returns
+    -------
+    pd.DataFrame
+    """
     return pd.DataFrame([row for f in files for row in json.loads(Path(f).read_text())])

@@ -26,7 +26,17 @@ def _ransac(size, seed=0):
     return dict(max_error=inlier_tolerance(size), random_seed=seed, min_num_trials=100, max_num_trials=2000)
 
 def inlier_tolerance(size: tuple[int, int]) -> float:  # width, height -> pixels
-    "The reprojection error below which an observation is an inlier in RANSAC."
+    """The reprojection error below which an observation is an inlier in RANSAC.
+
+    Parameters
+    ----------
+    size : tuple[int, int]
+
+    Returns
+    -------
+    float
+        width, height -> pixels
+    """
     return max(1.0, 0.003 * max(size))
 
 # %% ../../nbs/sfm/04_start.ipynb #8a4ff3fc
@@ -37,7 +47,26 @@ def resect(
     size: tuple[int, int],  # width and height in pixels
     seed: int = 0,  # of the random samples
 ) -> tuple[np.ndarray | None, np.ndarray]:  # cam_from_world (4,4), and (n,) bool inliers
-    "The camera that sees the points at these pixels (P3P RANSAC and refinement by COLMAP); None where none does."
+    """The camera that sees the points at these pixels (P3P RANSAC and refinement by COLMAP); None where none does.
+
+    Parameters
+    ----------
+    points : np.ndarray
+        (n,3) in the world
+    xy : np.ndarray
+        (n,2) pixels
+    K : np.ndarray
+        (3,3)
+    size : tuple[int, int]
+        width and height in pixels
+    seed : int, default 0
+        of the random samples
+
+    Returns
+    -------
+    tuple[np.ndarray | None, np.ndarray]
+        cam_from_world (4,4), and (n,) bool inliers
+    """
     none = None, np.zeros(len(points), bool)
     if len(points) < MIN_POINTS: return none
     options = dict(ransac=_ransac(size, seed))
@@ -59,7 +88,23 @@ def relative_pose(
     a: int,         # a frame
     b: int,         # another
 ) -> tuple[np.ndarray | None, int]:  # camera b from camera a (4,4), unit translation; well-triangulated points
-    "The motion between two frames by the essential matrix, and how many points it triangulates well."
+    """The motion between two frames by the essential matrix, and how many points it triangulates well.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    K : np.ndarray
+        (T,3,3)
+    a : int
+        a frame
+    b : int
+        another
+
+    Returns
+    -------
+    tuple[np.ndarray | None, int]
+        camera b from camera a (4,4), unit translation; well-triangulated points
+    """
     rows = _common(tracks, a, b)
     if len(rows[0]) < MIN_POINTS: return None, 0
     first, second = _camera(K[a], tracks.size), _camera(K[b], tracks.size)
@@ -86,7 +131,18 @@ def second_frame(
     tracks: Tracks,
     a: int,  # a frame
 ) -> int:
-    "The frame with the largest displacement of the tracks of frame a, among those that share two fifths of them."
+    """The frame with the largest displacement of the tracks of frame a, among those that share two fifths of them.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    a : int
+        a frame
+
+    Returns
+    -------
+    int
+    """
     enough = max(MIN_POINTS, 0.4 * (tracks.frame == a).sum())
     best, far = a, -1.
     for b in range(tracks.frames):
@@ -103,7 +159,25 @@ def initial_pair(
     a: int,                 # the first frame
     use_depth: bool = True,     # may unproject points with the prior; else only triangulated ones
 ) -> tuple[np.ndarray, np.ndarray]:  # cameras (T,4,4), NaN but for two; points (n,3), NaN where unknown
-    "Two cameras and their points, by depth of frame a, or by the essential matrix if that has more support."
+    """Two cameras and their points, by depth of frame a, or by the essential matrix if that has more support.
+
+    Parameters
+    ----------
+    tracks : Tracks
+    K : np.ndarray
+        (T,3,3)
+    disparity : np.ndarray
+        (O,) of the depth prior, NaN where there is none
+    a : int
+        the first frame
+    use_depth : bool, default True
+        may unproject points with the prior; else only triangulated ones
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        cameras (T,4,4), NaN but for two; points (n,3), NaN where unknown
+    """
     b = second_frame(tracks, a)
     cameras, points = np.full((tracks.frames, 4, 4), np.nan), np.full((len(tracks), 3), np.nan)
     cameras[a] = np.eye(4)
@@ -171,7 +245,22 @@ def refine(
     use_depth: bool = True,  # may keep points that are only unprojected
     steps: int = 3,          # of the solver
 ) -> Reconstruction:
-    "Triangulates new points, and adjusts all cameras and points known so far."
+    """Triangulates new points, and adjusts all cameras and points known so far.
+
+    Parameters
+    ----------
+    problem : Adjustment
+    scene : Reconstruction
+        NaN where not known
+    use_depth : bool, default True
+        may keep points that are only unprojected
+    steps : int, default 3
+        of the solver
+
+    Returns
+    -------
+    Reconstruction
+    """
     t = problem.tracks
     posed = np.isfinite(scene.cam_from_world[:, 0, 0])
     rows = posed[t.frame]
@@ -193,7 +282,23 @@ def register_frames(
     points: np.ndarray,   # (n,3), NaN where not known yet
     use_depth: bool = True,   # may unproject points with the prior
 ) -> Reconstruction:  # with NaN where nothing was found
-    "Registers frame after frame, nearest first, with bundle adjustment whenever their number has doubled."
+    """Registers frame after frame, nearest first, with bundle adjustment whenever their number has doubled.
+
+    Parameters
+    ----------
+    problem : Adjustment
+    cameras : np.ndarray
+        (T,4,4), NaN where not known yet
+    points : np.ndarray
+        (n,3), NaN where not known yet
+    use_depth : bool, default True
+        may unproject points with the prior
+
+    Returns
+    -------
+    Reconstruction
+        with NaN where nothing was found
+    """
     t = problem.tracks
     rows = np.split(problem.order, problem.of_frame[1:])
     scene = refine(problem, Reconstruction(cameras, points, np.zeros(t.frames), np.zeros(t.frames)), use_depth)

@@ -25,7 +25,20 @@ def check_frames(
     frames: np.ndarray,               # (T,H,W,3) uint8
     mask: np.ndarray | None = None,   # (T,h,w) bool, true where things move (people); any size of the same shape
 ) -> np.ndarray | None:  # (T,H,W) bool, or None
-    "The mask in the size of the frames; raises `PrimenbError` for input that cannot be tracked."
+    """The mask in the size of the frames; raises `PrimenbError` for input that cannot be tracked.
+
+    Parameters
+    ----------
+    frames : np.ndarray
+        (T,H,W,3) uint8
+    mask : np.ndarray | None, default None
+        (T,h,w) bool, true where things move (people); any size of the same shape
+
+    Returns
+    -------
+    np.ndarray | None
+        (T,H,W) bool, or None
+    """
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
         raise PrimenbError("frames", f"an array {frames.dtype} {frames.shape} is no shot", "give (T,H,W,3) uint8")
@@ -124,7 +137,25 @@ def klt_tracks(
     min_distance: int = 7,  # pixels between two of them
     min_length: int = 3,    # frames that must see a track
 ) -> Tracks:
-    "Tracks of corners, followed from frame to frame and checked backwards (Lucas, Kanade, Tomasi)."
+    """Tracks of corners, followed from frame to frame and checked backwards (Lucas, Kanade, Tomasi).
+
+    Parameters
+    ----------
+    frames : np.ndarray
+        (T,H,W,3) uint8
+    mask : np.ndarray | None, default None
+        (T,h,w) bool, true where things move
+    max_tracks : int, default 400
+        tracks at a time
+    min_distance : int, default 7
+        pixels between two of them
+    min_length : int, default 3
+        frames that must see a track
+
+    Returns
+    -------
+    Tracks
+    """
     mask = check_frames(frames, mask)
     rows = _follow_corners(frames, [None] * len(frames) if mask is None else mask, max_tracks, min_distance)
     columns = [np.concatenate(c) for c in zip(*rows)]  # frames, tracks and pixels
@@ -184,7 +215,23 @@ def join_matches(
     size: tuple[int, int],     # width and height in pixels
     min_length: int = 3,       # frames that must see a track
 ) -> Tracks:
-    "Tracks as connected components of matches, without observations where a track is at two places of one frame."
+    """Tracks as connected components of matches, without observations where a track is at two places of one frame.
+
+    Parameters
+    ----------
+    points : list[np.ndarray]
+        of each frame (n,2) pixels
+    matches : np.ndarray
+        (m,4) int: frame, point, another frame, its point
+    size : tuple[int, int]
+        width and height in pixels
+    min_length : int, default 3
+        frames that must see a track
+
+    Returns
+    -------
+    Tracks
+    """
     first = np.cumsum([0, *map(len, points)])
     a, b = first[matches[:, 0]] + matches[:, 1], first[matches[:, 2]] + matches[:, 3]
     _, track = connected_components(coo_matrix((np.ones(len(a)), (a, b)), (first[-1], first[-1])), directed=False)
@@ -202,7 +249,25 @@ def sift_tracks(
     neighbours: int = 6,  # each frame is matched with this many next ones, and with those 2, 4, 8, ... further on
     min_length: int = 3,  # frames that must see a track
 ) -> Tracks:
-    "Tracks from SIFT features, matched between near and far frames and verified (COLMAP)."
+    """Tracks from SIFT features, matched between near and far frames and verified (COLMAP).
+
+    Parameters
+    ----------
+    frames : np.ndarray
+        (T,H,W,3) uint8
+    mask : np.ndarray | None, default None
+        (T,h,w) bool, true where things move
+    max_features : int, default 1500
+        features of a frame
+    neighbours : int, default 6
+        each frame is matched with this many next ones, and with those 2, 4, 8, ... further on
+    min_length : int, default 3
+        frames that must see a track
+
+    Returns
+    -------
+    Tracks
+    """
     mask = check_frames(frames, mask)
     with quiet_colmap(), tempfile.TemporaryDirectory() as folder:
         points, matches = _matches(_features(Path(folder), frames, mask, max_features), neighbours)

@@ -17,26 +17,59 @@ from ..core import PrimenbError
 # %% ../../nbs/studio/02_camera.ipynb #e6cc3d0a
 @dataclass(frozen=True, eq=False)
 class Camera:
-    "A pinhole camera at one moment."
+    """A pinhole camera at one moment.
+
+    Parameters
+    ----------
+    K : np.ndarray
+        (3,3) intrinsics, pixels
+    cam_from_world : np.ndarray
+        (4,4) rigid transform, metres
+    size : tuple
+        (width, height) of the image, pixels
+    """
     K: np.ndarray               # (3,3) intrinsics, pixels
     cam_from_world: np.ndarray  # (4,4) rigid transform, metres
     size: tuple                 # (width, height) of the image, pixels
 
     @property
     def world_from_cam(self) -> np.ndarray:  # (4,4)
-        "The inverse transform: the camera's axes and place in the world."
+        """The inverse transform: the camera's axes and place in the world.
+
+        Returns
+        -------
+        np.ndarray
+            (4,4)
+        """
         R, t = self.cam_from_world[:3, :3], self.cam_from_world[:3, 3]
         return np.block([[R.T, -(R.T @ t)[:, None]], [np.zeros(3), 1.0]])
 
     @property
     def centre(self) -> np.ndarray:  # (3,) metres
-        "Where the camera stands."
+        """Where the camera stands.
+
+        Returns
+        -------
+        np.ndarray
+            (3,) metres
+        """
         return self.world_from_cam[:3, 3]
 
     def project(self,
         points: np.ndarray,  # (...,3) metres
     ) -> tuple[np.ndarray, np.ndarray]:  # (...,2) pixels, and (...) depth along the optical axis in metres
-        "Where points of the world appear, and how far in front of the camera they are."
+        """Where points of the world appear, and how far in front of the camera they are.
+
+        Parameters
+        ----------
+        points : np.ndarray
+            (...,3) metres
+
+        Returns
+        -------
+        tuple[np.ndarray, np.ndarray]
+            (...,2) pixels, and (...) depth along the optical axis in metres
+        """
         seen = points @ self.cam_from_world[:3, :3].T + self.cam_from_world[:3, 3]
         return (seen @ self.K.T)[..., :2] / seen[..., 2:], seen[..., 2]
 
@@ -45,7 +78,20 @@ def intrinsics(
     size: tuple,  # (width, height) of the image, pixels
     lens: float = 35.0,  # focal length in mm for a sensor 36 mm wide
 ) -> np.ndarray:  # (3,3)
-    "The matrix `K` of a lens whose axis meets the middle of the image; pixels are square."
+    """The matrix `K` of a lens whose axis meets the middle of the image; pixels are square.
+
+    Parameters
+    ----------
+    size : tuple
+        (width, height) of the image, pixels
+    lens : float, default 35.0
+        focal length in mm for a sensor 36 mm wide
+
+    Returns
+    -------
+    np.ndarray
+        (3,3)
+    """
     f = lens / 36 * size[0]
     return np.array([[f, 0, size[0] / 2], [0, f, size[1] / 2], [0, 0, 1.0]])
 
@@ -55,7 +101,22 @@ def look_at(
     target: np.ndarray,  # (3,) what it looks at, metres
     roll: float = 0.0,   # turn about the optical axis, radians
 ) -> np.ndarray:  # (4,4) cam_from_world
-    "The pose of an upright camera; raises `PrimenbError` if it would look straight up or down."
+    """The pose of an upright camera; raises `PrimenbError` if it would look straight up or down.
+
+    Parameters
+    ----------
+    eye : np.ndarray
+        (3,) where the camera stands, metres
+    target : np.ndarray
+        (3,) what it looks at, metres
+    roll : float, default 0.0
+        turn about the optical axis, radians
+
+    Returns
+    -------
+    np.ndarray
+        (4,4) cam_from_world
+    """
     z = np.asarray(target, float) - eye
     if np.linalg.norm(z[:2]) < 1e-6 * max(np.linalg.norm(z), 1e-9):
         raise PrimenbError(
@@ -73,7 +134,22 @@ def rotation(
     tilt: float,  # radians, positive upwards
     roll: float,  # radians, positive clockwise as seen in the picture
 ) -> np.ndarray:  # (3,3) new camera axes from old camera axes
-    "Turns a camera on its head: first pan, then tilt, then roll."
+    """Turns a camera on its head: first pan, then tilt, then roll.
+
+    Parameters
+    ----------
+    pan : float
+        radians, positive to the right
+    tilt : float
+        radians, positive upwards
+    roll : float
+        radians, positive clockwise as seen in the picture
+
+    Returns
+    -------
+    np.ndarray
+        (3,3) new camera axes from old camera axes
+    """
     (cp, ct, cr), (sp, st, sr) = np.cos([pan, tilt, roll]), np.sin([pan, tilt, roll])
     about_y = np.array([[cp, 0, -sp], [0, 1, 0], [sp, 0, cp]])
     about_x = np.array([[1, 0, 0], [0, ct, st], [0, -st, ct]])
@@ -88,14 +164,41 @@ def distance(
     K: np.ndarray,   # (3,3) intrinsics
     size: tuple,     # (width, height), pixels
 ) -> float:  # metres
-    "How far away the camera must stand for this shot size; raises `PrimenbError` for an unknown one."
+    """How far away the camera must stand for this shot size; raises `PrimenbError` for an unknown one.
+
+    Parameters
+    ----------
+    shot_size : str
+        a key of `SHOT_SIZES`
+    tall : float
+        height of the person, metres
+    K : np.ndarray
+        (3,3) intrinsics
+    size : tuple
+        (width, height), pixels
+
+    Returns
+    -------
+    float
+        metres
+    """
     if shot_size not in SHOT_SIZES:
         raise PrimenbError(shot_size, "no such shot size", f"use one of {', '.join(SHOT_SIZES)}")
     return SHOT_SIZES[shot_size][0] * tall * K[1, 1] / size[1]
 
 # %% ../../nbs/studio/02_camera.ipynb #546563cf
 class Move(NamedTuple):
-    "What a camera does over a shot, relative to its first frame."
+    """What a camera does over a shot, relative to its first frame.
+
+    Parameters
+    ----------
+    shift : np.ndarray
+        (n,3) metres along the first camera's right, down, forward
+    turn : np.ndarray
+        (n,3) pan, tilt and roll in radians
+    zoom : np.ndarray
+        (n,) factor of the focal length
+    """
     shift: np.ndarray  # (n,3) metres along the first camera's right, down, forward
     turn: np.ndarray   # (n,3) pan, tilt and roll in radians
     zoom: np.ndarray   # (n,) factor of the focal length
@@ -103,7 +206,18 @@ class Move(NamedTuple):
 def smoothstep(
     s: np.ndarray,  # 0 to 1
 ) -> np.ndarray:  # 0 to 1
-    "A soft start and a soft stop."
+    """A soft start and a soft stop.
+
+    Parameters
+    ----------
+    s : np.ndarray
+        0 to 1
+
+    Returns
+    -------
+    np.ndarray
+        0 to 1
+    """
     return s * s * (3 - 2 * s)
 def _still(s): return Move(np.zeros((len(s), 3)), np.zeros((len(s), 3)), np.ones(len(s)))
 def _along(s, axis): return np.outer(smoothstep(s), axis)
@@ -140,7 +254,18 @@ def _hand_held(s, path, seconds, rng):
 def path_length(
     centres: np.ndarray,  # (n,3) places of a camera, metres
 ) -> float:  # metres
-    "How far the camera travelled."
+    """How far the camera travelled.
+
+    Parameters
+    ----------
+    centres : np.ndarray
+        (n,3) places of a camera, metres
+
+    Returns
+    -------
+    float
+        metres
+    """
     return float(np.linalg.norm(np.diff(centres, axis=0), axis=1).sum())
 
 # %% ../../nbs/studio/02_camera.ipynb #41ca1392
@@ -161,7 +286,25 @@ TRAVELLING = ["hand_held", "dolly", "push_in", "truck", "pedestal", "orbit"]  # 
 # %% ../../nbs/studio/02_camera.ipynb #a5a28ec6
 @dataclass
 class Amount:
-    "How much of a move."
+    """How much of a move.
+
+    Parameters
+    ----------
+    path : float, default 0.5
+        metres travelled, for the moves in `TRAVELLING`
+    turn : float, default 0.3
+        radians, for pans and tilts; the sign chooses the way
+    zoom : float, default 1.6
+        factor of the focal length at the end of a zoom
+    reach : float, default 4.0
+        metres to the axis of an orbit
+    sign : int, default 1
+        1 or -1: forward or back, right or left, up or down
+    seconds : float, default 4.0
+        duration, for hand-held sway
+    rng : np.random.Generator | None, default None
+        for hand-held sway
+    """
     path: float = 0.5     # metres travelled, for the moves in `TRAVELLING`
     turn: float = 0.3     # radians, for pans and tilts; the sign chooses the way
     zoom: float = 1.6     # factor of the focal length at the end of a zoom
@@ -177,7 +320,24 @@ def film(
     n: int,          # frames
     amount: Amount,  # how much of it
 ) -> list[Camera]:  # n cameras; the first equals `first`
-    "One camera per frame; raises `PrimenbError` for an unknown move."
+    """One camera per frame; raises `PrimenbError` for an unknown move.
+
+    Parameters
+    ----------
+    first : Camera
+        the camera of the first frame
+    move : str
+        a key of `MOVES`
+    n : int
+        frames
+    amount : Amount
+        how much of it
+
+    Returns
+    -------
+    list[Camera]
+        n cameras; the first equals `first`
+    """
     if move not in MOVES: raise PrimenbError(move, "no such camera move", f"use one of {', '.join(MOVES)}")
     cameras = []
     for d, q, z in zip(*MOVES[move](np.linspace(0, 1, n), amount)):

@@ -83,14 +83,31 @@ def _object(rng):
 class Drifter:
     """An object four times, so that one of them is always in the image: what leaves comes in on the other side.
 
-    A copy changes places only while it is out of sight."""
+    A copy changes places only while it is out of sight.
+
+    Parameters
+    ----------
+    item : Item
+        (frames,4,4,4): where each of the four is in each frame
+    poses : np.ndarray
+        (frames,4,4,4): where each of the four is in each frame
+    """
     def __init__(self,
         item: Item, poses: np.ndarray,  # (frames,4,4,4): where each of the four is in each frame
     ):
         self.parts, self._poses = [item] * 4, poses
 
     def poses(self, t: float) -> np.ndarray:
-        "Where the four are."
+        """Where the four are.
+
+        Parameters
+        ----------
+        t : float
+
+        Returns
+        -------
+        np.ndarray
+        """
         return self._poses[min(round(t * RATE), len(self._poses) - 1)]
 
 # %% ../../nbs/studio/08_clips.ipynb #6d24c954
@@ -102,7 +119,27 @@ def torus_poses(
     across: float,          # metres: its size
     rng: np.random.Generator,
 ) -> np.ndarray:  # (frames,4,4,4)
-    "Poses of an object and its three doubles on the torus."
+    """Poses of an object and its three doubles on the torus.
+
+    Parameters
+    ----------
+    cameras : list[Camera]
+        of every frame
+    start : np.ndarray
+        (2,) pixels: the place in the first frame
+    steps : np.ndarray
+        (frames-1,2) pixels: how far it goes in the picture from frame to frame
+    depth : float
+        metres in front of the camera
+    across : float
+        metres: its size
+    rng : np.random.Generator
+
+    Returns
+    -------
+    np.ndarray
+        (frames,4,4,4)
+    """
     side = np.array(cameras[0].size)
     paths = np.vstack([start, start + np.cumsum(steps, 0)])
     axis = rng.normal(size=3)
@@ -126,7 +163,20 @@ def sweep(
     first: Camera, n: int,
     pace: np.ndarray,  # (2,) pixels a frame by which the background moves, x then y
 ) -> list[Camera]:  # n cameras
-    "A camera that turns about its lens so that the middle of the background moves steadily."
+    """A camera that turns about its lens so that the middle of the background moves steadily.
+
+    Parameters
+    ----------
+    first : Camera
+    n : int
+    pace : np.ndarray
+        (2,) pixels a frame by which the background moves, x then y
+
+    Returns
+    -------
+    list[Camera]
+        n cameras
+    """
     f, R = first.K[0, 0], first.cam_from_world[:3, :3]
     step, cameras = rotation(-pace[0] / f, pace[1] / f, 0), []
     for _ in range(n):
@@ -156,7 +206,17 @@ def _outlook(place, rng):
 
 # %% ../../nbs/studio/08_clips.ipynb #e456947f
 def object_clip(rng: np.random.Generator, place) -> tuple:  # Stage, cameras, labels
-    "Something drifts through a place."
+    """Something drifts through a place.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+
+    Returns
+    -------
+    tuple
+        Stage, cameras, labels
+    """
     moving = bool(rng.random() < 0.4)
     direction = int(rng.integers(8))
     speed = str(rng.choice(list(SPEEDS)))
@@ -175,7 +235,23 @@ def object_clip(rng: np.random.Generator, place) -> tuple:  # Stage, cameras, la
 
 # %% ../../nbs/studio/08_clips.ipynb #6cfeaa32
 class Excerpt:
-    "The middle of a performance; whoever moves over the floor is on the mark at half time."
+    """The middle of a performance; whoever moves over the floor is on the mark at half time.
+
+    Parameters
+    ----------
+    who : Identity
+    action : str
+    mark : np.ndarray
+        (2,) metres
+    facing : float
+        radians; share of a cycle
+    phase : float
+        radians; share of a cycle
+    seconds : float
+        how long
+    how : dict
+        further arguments of `Performance`
+    """
     def __init__(self,
         who: Identity, action: str,
         mark: np.ndarray,  # (2,) metres
@@ -194,15 +270,43 @@ class Excerpt:
         self.who, self.parts = who, self.play.parts
 
     def poses(self, t: float) -> np.ndarray:
-        "Where the parts are."
+        """Where the parts are.
+
+        Parameters
+        ----------
+        t : float
+
+        Returns
+        -------
+        np.ndarray
+        """
         return self.play.poses(self.since + t)
     def centre(self, t: float) -> np.ndarray:
-        "The middle of the hips."
+        """The middle of the hips.
+
+        Parameters
+        ----------
+        t : float
+
+        Returns
+        -------
+        np.ndarray
+        """
         return self.play.centre(self.since + t)
 
 # %% ../../nbs/studio/08_clips.ipynb #35e14922
 def people_clip(rng: np.random.Generator, place) -> tuple:  # Stage, cameras, labels
-    "Somebody does something at a place, seen from any side; who walks, runs or carries is followed."
+    """Somebody does something at a place, seen from any side; who walks, runs or carries is followed.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+
+    Returns
+    -------
+    tuple
+        Stage, cameras, labels
+    """
     sways, label = bool(rng.random() < 0.4), str(rng.choice(list(DEEDS)))
     action, how = DEEDS[label]
     seconds = FRAMES / RATE
@@ -248,7 +352,27 @@ def make_clip(
     known: bool = True, # whether to compute the true motion as well
     crf: int = 26,
 ) -> tuple[dict, tuple | None]:  # labels, and (field, mover) as `motion_cells` gives them
-    "Draws a clip and writes it."
+    """Draws a clip and writes it.
+
+    Parameters
+    ----------
+    seed : list
+        decides everything
+    path : str | Path
+        the .mp4 to write
+    place
+        a Place
+    kind : str
+        "objects" or "people"
+    known : bool, default True
+        whether to compute the true motion as well
+    crf : int, default 26
+
+    Returns
+    -------
+    tuple[dict, tuple | None]
+        labels, and (field, mover) as `motion_cells` gives them
+    """
     rng = np.random.default_rng(seed)
     *shot, labels = (object_clip if kind == "objects" else people_clip)(rng, place)
     stage, cameras = shot
@@ -276,7 +400,21 @@ def make_batch(
     seed: int,            # of the corpus
     notes: str | Path,    # the .npz to write when all is done: labels, and true motion outside the training set
 ):
-    "A batch of clips: one in two shows people."
+    """A batch of clips: one in two shows people.
+
+    Parameters
+    ----------
+    batch : int
+        its number
+    folder : str | Path
+        gets the clips, in a folder named after the split
+    split : str
+        "train", "validation" or "test"
+    seed : int
+        of the corpus
+    notes : str | Path
+        the .npz to write when all is done: labels, and true motion outside the training set
+    """
     rng, known = np.random.default_rng([seed, 9, batch]), split != "train"
     rows, cells = [], []
     kind, number = str(rng.choice(list(PLACES))), int(rng.integers(10**9))

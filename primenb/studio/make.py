@@ -35,7 +35,12 @@ TRACK_RATE = 24
 TRACK_FRAMES = 32
 
 def track_list() -> list[tuple[str, float]]:
-    "Moves and shares of path over depth, of all shots."
+    """Moves and shares of path over depth, of all shots.
+
+    Returns
+    -------
+    list[tuple[str, float]]
+    """
     moves = [(TRAVELLING[(i + j) % len(TRAVELLING)], ratio) for i, ratio in enumerate(RATIOS) for j in (0, 1, 3, 4)]
     return moves + [("nodal_pan", 0.0), ("nodal_pan", 0.0), ("zoom", 0.0), ("zoom", 0.0), ("pan", 0.0), ("tilt", 0.0)]
 
@@ -105,7 +110,22 @@ def make_track(
     folder: str | Path,   # gets `<key>.mp4`, `<key>.npz` and, last, `<key>.json`
     seed: int,            # of the corpus
 ) -> dict:  # the facts about the shot
-    "Shoots a tracking shot with its ground truth and two simulated estimates of its depth."
+    """Shoots a tracking shot with its ground truth and two simulated estimates of its depth.
+
+    Parameters
+    ----------
+    number : int
+        which of `track_list()`
+    folder : str | Path
+        gets `<key>.mp4`, `<key>.npz` and, last, `<key>.json`
+    seed : int
+        of the corpus
+
+    Returns
+    -------
+    dict
+        the facts about the shot
+    """
     move, ratio = track_list()[number]
     rng, key = np.random.default_rng([seed, 4, number]), f"track_{number:02d}"
     kind, time = list(PLACES)[number % len(PLACES)], str(rng.choice(["day", "dusk"], p=(0.75, 0.25)))
@@ -144,7 +164,29 @@ def _save_track(path, cameras, depth, mask, seed):
 # %% ../../nbs/studio/09_make.ipynb #dfdc69a0
 @dataclass
 class CorpusSizes:
-    "How much of everything; raises `PrimenbError` for a size out of range."
+    """How much of everything; raises `PrimenbError` for a size out of range.
+
+    Parameters
+    ----------
+    films : int, default 36
+        of `seconds` each
+    seconds : float, default 90.0
+    film_width : int, default 256
+        pixels; the height is 9/16 of it
+    film_rate : int, default 12
+        frames per second
+    film_motion : int, default 16
+        side of the cells whose true motion is kept of test films, pixels; 0 for none
+    tracks : int, default 30
+        at most the length of `track_list()`
+    still_groups : int, default 668
+        of `LOOKS` stills each
+    rendition_groups : int, default 12
+        of `LOOKS` stills each, in every style
+    clip_batches : int, default 66
+        of `BATCH` clips each
+    seed : int, default 0
+    """
     films: int = 36       # of `seconds` each
     seconds: float = 90.0
     film_width: int = 256  # pixels; the height is 9/16 of it
@@ -192,7 +234,14 @@ def _split(number, of, tested=10, tuned=20):
 
 # %% ../../nbs/studio/09_make.ipynb #e7413316
 def make_films(out: Path, sizes: CorpusSizes, workers: int):
-    "`films/`: films, timelines, cameras, and `films.json` as a catalogue."
+    """`films/`: films, timelines, cameras, and `films.json` as a catalogue.
+
+    Parameters
+    ----------
+    out : Path
+    sizes : CorpusSizes
+    workers : int
+    """
     plans, folder = plan_films(sizes.films, list(PLACES), sizes.seconds, sizes.film_rate, sizes.seed), out / "films"
     size, crf = (sizes.film_width, sizes.film_width * 9 // 16), 33
     run_jobs(
@@ -213,7 +262,14 @@ def make_films(out: Path, sizes: CorpusSizes, workers: int):
 
 # %% ../../nbs/studio/09_make.ipynb #0da13a57
 def make_tracks(out: Path, sizes: CorpusSizes, workers: int):
-    "`tracking/`: shots with cameras, depth, masks and guesses, and `shots.json` with the facts."
+    """`tracking/`: shots with cameras, depth, masks and guesses, and `shots.json` with the facts.
+
+    Parameters
+    ----------
+    out : Path
+    sizes : CorpusSizes
+    workers : int
+    """
     folder = out / "tracking"
     run_jobs(
         [(folder / f"track_{i:02d}.json", make_track, (i, folder, sizes.seed)) for i in range(sizes.tracks)],
@@ -226,7 +282,14 @@ def make_tracks(out: Path, sizes: CorpusSizes, workers: int):
 SHARD = 1500  # stills in a shard
 
 def make_shards(out: Path, sizes: CorpusSizes, workers: int):
-    "`stills/`: shards of stills, and of renditions of stills that are in no other shard; `shards.json` counts them."
+    """`stills/`: shards of stills, and of renditions of stills that are in no other shard; `shards.json` counts them.
+
+    Parameters
+    ----------
+    out : Path
+    sizes : CorpusSizes
+    workers : int
+    """
     parts, n = out / ".parts", sizes.still_groups
     run_jobs(
         [
@@ -252,7 +315,14 @@ def make_shards(out: Path, sizes: CorpusSizes, workers: int):
 CLIP_COLUMNS = ["key", "split", "kind", "action", "family", "direction", "speed", "shape", "place", "time", "camera"]
 
 def make_clips(out: Path, sizes: CorpusSizes, workers: int):
-    "`clips/`: clips by split, `clips.csv` with labels, `truth.npz` with the true motion outside the training set."
+    """`clips/`: clips by split, `clips.csv` with labels, `truth.npz` with the true motion outside the training set.
+
+    Parameters
+    ----------
+    out : Path
+    sizes : CorpusSizes
+    workers : int
+    """
     parts, folder = out / ".parts", out / "clips"
     jobs, n = [], sizes.clip_batches
     for b in range(n):
@@ -280,7 +350,17 @@ def make_corpus(
     sizes: CorpusSizes = CorpusSizes(), # how much of everything
     workers: int | None = None,  # processes; None for one on each core, 0 for none but this
 ):
-    "Makes everything, or what is missing of it; raises `PrimenbError` for a folder that was begun with other sizes."
+    """Makes everything, or what is missing of it; raises `PrimenbError` for a folder that was begun with other sizes.
+
+    Parameters
+    ----------
+    out : str | Path
+        the folder, `data` as a rule
+    sizes : CorpusSizes, default CorpusSizes()
+        how much of everything
+    workers : int | None, default None
+        processes; None for one on each core, 0 for none but this
+    """
     out, workers = Path(out), os.cpu_count() if workers is None else workers
     begun, wanted = out / "corpus.json", asdict(sizes)
     if begun.exists() and asdict(CorpusSizes()) | json.loads(begun.read_text()) != wanted:
@@ -351,7 +431,18 @@ def data_card(
     out: Path,
     sizes: CorpusSizes,
 ) -> str:  # markdown
-    "What is in the folder, counted."
+    """What is in the folder, counted.
+
+    Parameters
+    ----------
+    out : Path
+    sizes : CorpusSizes
+
+    Returns
+    -------
+    str
+        markdown
+    """
     def weight(part):
         files = [f for f in (out / part).rglob("*") if f.is_file()]
         return f"{sum(f.stat().st_size for f in files) / 1e6:.1f} MB in {len(files)} files"
@@ -372,7 +463,13 @@ def data_card(
 
 # %% ../../nbs/studio/09_make.ipynb #6ade05c7
 def main(arguments: list[str] | None = None):  # None for those of the command line
-    "`python -m primenb.studio.make FOLDER [starter|tiny|clips|films]`: makes what is missing of a corpus."
+    """`python -m primenb.studio.make FOLDER [starter|tiny|clips|films]`: makes what is missing of a corpus.
+
+    Parameters
+    ----------
+    arguments : list[str] | None, default None
+        None for those of the command line
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not 1 <= len(arguments) <= 2 or not {*arguments[1:]} <= {*CORPUS_SIZES} or arguments[0].startswith("-"):
         sys.exit(f"usage: python -m primenb.studio.make FOLDER [{'|'.join(CORPUS_SIZES)}]")

@@ -46,7 +46,41 @@ def _nearest(colour, names):
 # %% ../../nbs/studio/01_people.ipynb #3d1a86be
 @dataclass(frozen=True)
 class Identity:
-    "All that makes a person recognisable, as plain numbers and words; raises `PrimenbError` for an unknown word."
+    """All that makes a person recognisable, as plain numbers and words; raises `PrimenbError` for an unknown word.
+
+    Parameters
+    ----------
+    name : str
+        what the cast list calls them
+    height : float
+        metres, soles to crown, without hat
+    build : float
+        0.85 slender to 1.3 stout
+    legs : float
+        their share of the height, 1 is the average
+    skin : tuple
+        colours are (r,g,b), 0 to 1
+    hair : tuple
+    hair_style : str
+        one of HAIR_STYLES
+    shirt : tuple
+    trim : tuple
+        the pattern's second colour
+    pattern : str
+        one of PATTERNS
+    sleeves : str
+        one of SLEEVES
+    trousers : tuple
+    bottom : str
+        one of BOTTOMS
+    shoes : tuple
+    hat : str
+        one of HATS
+    hat_colour : tuple
+    accessory : str
+        one of ACCESSORIES
+    accessory_colour : tuple
+    """
     name: str  # what the cast list calls them
     height: float  # metres, soles to crown, without hat
     build: float  # 0.85 slender to 1.3 stout
@@ -98,7 +132,18 @@ def draw(cls: Identity,
     rng: np.random.Generator,
     name: str,  # what the cast list calls them
 ) -> Identity:
-    "A person drawn at random."
+    """A person drawn at random.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+    name : str
+        what the cast list calls them
+
+    Returns
+    -------
+    Identity
+    """
     shirt = _dye(rng, [c for c in COLOURS if c not in ("brown", "beige", "black")])
     trim = _dye(rng, [c for c in ("white", "black", "yellow", "beige") if c != _nearest(shirt, COLOURS)])
     hat = _pick(rng, ("none", "none", *HATS))
@@ -140,7 +185,17 @@ def _worn_words(who, detail):
 def words(self: Identity,
     detail: int = 1,  # 0 the figure, 1 the shirt and what is on the head, 2 everything
 ) -> str:
-    "A noun phrase for captions."
+    """A noun phrase for captions.
+
+    Parameters
+    ----------
+    detail : int, default 1
+        0 the figure, 1 the shirt and what is on the head, 2 everything
+
+    Returns
+    -------
+    str
+    """
     size = "tall " if self.height >= 1.82 else "short " if self.height <= 1.6 else ""
     size += "stout " if self.build >= 1.2 else "slim " if self.build <= .9 else ""
     if not detail: return f"a {size}person"
@@ -151,7 +206,12 @@ def words(self: Identity,
 
 # %% ../../nbs/studio/01_people.ipynb #cad136d8
 class Body:
-    "The measures of a person in metres."
+    """The measures of a person in metres.
+
+    Parameters
+    ----------
+    who : Identity
+    """
     def __init__(self, who: Identity):
         h = who.height
         self.wide = .5 + .5 * who.build  # a stout person is wider, by half as much in the bones as in the flesh
@@ -181,7 +241,12 @@ BONES = (
 _mirrored = [0, 1, 2, 6, 7, 8, 3, 4, 5, 12, 13, 14, 9, 10, 11, 15]
 
 class Posture:
-    "What a body does at one instant."
+    """What a body does at one instant.
+
+    Parameters
+    ----------
+    body : Body
+    """
     def __init__(self, body: Body):
         self.hips = np.array([0., 0., body.stand])  # (3,) metres
         self.yaw = 0.  # where the hips face
@@ -197,7 +262,23 @@ class Posture:
         elbow: float = .2,  # bend
         wrist: float = 0.,  # bend towards the thumb
     ):
-        "Sets the three joints of an arm; both sides take the same numbers."
+        """Sets the three joints of an arm; both sides take the same numbers.
+
+        Parameters
+        ----------
+        side : int
+            0 left, 1 right
+        flex : float
+            forward
+        out : float, default 0.1
+            away from the body
+        twist : float, default 0.0
+            about its own length, outwards
+        elbow : float, default 0.2
+            bend
+        wrist : float, default 0.0
+            bend towards the thumb
+        """
         s = 1 - 2 * side
         self.joints[3 + 3 * side : 6 + 3 * side] = (s * out, -flex, s * twist), (0, -elbow, 0), (0, -wrist, 0)
 
@@ -273,7 +354,17 @@ SPEED = dict(
 def smootherstep(
     x: float,  # below 0 gives 0, above 1 gives 1
 ) -> float:
-    "From 0 to 1 with neither speed nor acceleration at the ends."
+    """From 0 to 1 with neither speed nor acceleration at the ends.
+
+    Parameters
+    ----------
+    x : float
+        below 0 gives 0, above 1 gives 1
+
+    Returns
+    -------
+    float
+    """
     x = min(max(x, 0.), 1.)
     return x * x * x * (10 + x * (6 * x - 15))
 
@@ -897,7 +988,28 @@ def _paint(who):
 
 # %% ../../nbs/studio/01_people.ipynb #bded046d
 class Performance:
-    "A person who does something: rigid parts and where they are at every instant."
+    """A person who does something: rigid parts and where they are at every instant.
+
+    Parameters
+    ----------
+    who : Identity
+    action : str
+        a key of `ACTIONS`
+    at : tuple, default (0.0, 0.0)
+        metres: where it begins
+    facing : float, default 0.0
+        radians, 0 looks along +x
+    phase : float, default 0.0
+        cycles by which what repeats is ahead
+    tempo : float, default 1.0
+        2 is twice as fast
+    duration : float, default 4.0
+        seconds in which what happens once has happened
+    mirror : bool, default False
+        left and right exchanged
+    backwards : bool, default False
+        the last second first
+    """
     def __init__(self,
         who: Identity,
         action: str,  # a key of `ACTIONS`
@@ -951,7 +1063,18 @@ _flip = np.outer((1, -1, 1, 1), (1, -1, 1, 1))
 def poses(self: Performance,
     t: float,  # seconds
 ) -> np.ndarray:  # (n_parts,4,4) world_from_part
-    "Where every part is."
+    """Where every part is.
+
+    Parameters
+    ----------
+    t : float
+        seconds
+
+    Returns
+    -------
+    np.ndarray
+        (n_parts,4,4) world_from_part
+    """
     if self.backwards: t = self.duration - t
     m = self._do(t * self.tempo, self.body, self.phase, self.duration * self.tempo, 9.81 / self.tempo**2)
     T = _solve(m, self.body)
@@ -974,12 +1097,34 @@ def _thing(self: Performance, T):
 def head(self: Performance,
     t: float,  # seconds
 ) -> np.ndarray:  # (3,) metres
-    "The middle of the head."
+    """The middle of the head.
+
+    Parameters
+    ----------
+    t : float
+        seconds
+
+    Returns
+    -------
+    np.ndarray
+        (3,) metres
+    """
     return self.poses(t)[2, :3] @ (0, 0, .085 * self.body.height, 1)
 
 @patch
 def centre(self: Performance,
     t: float,  # seconds
 ) -> np.ndarray:  # (3,) metres
-    "The middle of the hips."
+    """The middle of the hips.
+
+    Parameters
+    ----------
+    t : float
+        seconds
+
+    Returns
+    -------
+    np.ndarray
+        (3,) metres
+    """
     return self.poses(t)[0, :3, 3]

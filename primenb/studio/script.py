@@ -21,7 +21,24 @@ from .words import synopsis
 # %% ../../nbs/studio/05_script.ipynb #b2caa2ed
 @dataclass
 class Director:
-    "A person's way of making pictures."
+    """A person's way of making pictures.
+
+    Parameters
+    ----------
+    name : str
+    gain : tuple
+        (r,g,b) factors of the colours
+    contrast : float
+        1 leaves it as it is
+    saturation : float
+        1 leaves it as it is
+    lens : float
+        mm, the middle of the range used
+    tempo : float
+        factor of shot lengths
+    moves : list
+        favourite camera moves
+    """
     name: str
     gain: tuple        # (r,g,b) factors of the colours
     contrast: float    # 1 leaves it as it is
@@ -32,7 +49,16 @@ class Director:
 
 @dataclass
 class Writer:
-    "A person's way of telling."
+    """A person's way of telling.
+
+    Parameters
+    ----------
+    name : str
+    talk : float
+        share of scenes that are conversations
+    voice : int
+        how synopses are built
+    """
     name: str
     talk: float        # share of scenes that are conversations
     voice: int         # how synopses are built
@@ -54,7 +80,16 @@ MOVES_LIKED = [
 def _name(rng): return f"{rng.choice(FIRST)} {rng.choice(LAST)}"
 
 def draw_director(rng, number: int = 0) -> Director:
-    "A director with a manner that is easy to tell from most others."
+    """A director with a manner that is easy to tell from most others.
+
+    Parameters
+    ----------
+    number : int, default 0
+
+    Returns
+    -------
+    Director
+    """
     gain = tuple(np.round(np.exp(rng.normal(0, 0.07, 3)), 3).tolist())
     return Director(
         f"{_name(rng)}", gain,
@@ -66,13 +101,37 @@ def draw_director(rng, number: int = 0) -> Director:
     )
 
 def draw_writer(rng, number: int = 0) -> Writer:
-    "A writer with a share of talk and a voice."
+    """A writer with a share of talk and a voice.
+
+    Parameters
+    ----------
+    number : int, default 0
+
+    Returns
+    -------
+    Writer
+    """
     return Writer(_name(rng), round(float(rng.uniform(0.25, 0.75)), 3), number % 3)
 
 # %% ../../nbs/studio/05_script.ipynb #4c242dbc
 @dataclass
 class Genre:
-    "What a kind of film leans towards."
+    """What a kind of film leans towards.
+
+    Parameters
+    ----------
+    places : list
+        kinds of place
+    actions : list
+        what people do
+    times : tuple
+        shares of day, dusk, night
+    gain : tuple
+        (r,g,b) factors of the colours
+    saturation : float
+    tempo : float
+        factor of shot lengths
+    """
     places: list      # kinds of place
     actions: list     # what people do
     times: tuple      # shares of day, dusk, night
@@ -108,7 +167,24 @@ def lognormal(
     rng: np.random.Generator,
     low: float, high: float,     # values outside are drawn again
 ) -> float:
-    "A draw from the log-normal law between two bounds; raises `PrimenbError` for a mean not above the median."
+    """A draw from the log-normal law between two bounds; raises `PrimenbError` for a mean not above the median.
+
+    Parameters
+    ----------
+    median : float
+        of the law
+    mean : float
+        of the law
+    rng : np.random.Generator
+    low : float
+        values outside are drawn again
+    high : float
+        values outside are drawn again
+
+    Returns
+    -------
+    float
+    """
     if mean <= median:
         raise PrimenbError("lognormal", f"mean {mean} is not above median {median}", "give a mean above the median")
     while True:
@@ -121,7 +197,26 @@ PACE = 0.55  # our films are 90 s long: everything goes faster, so that one of t
 # %% ../../nbs/studio/05_script.ipynb #aa8f3e9a
 @dataclass
 class Act:
-    "What one person does during a shot."
+    """What one person does during a shot.
+
+    Parameters
+    ----------
+    who : int
+        index into the film's cast
+    action : str
+        a key of `ACTIONS`
+    mark : int
+        which mark of the place
+    toward : int | None, default None
+        whom the person faces; None keeps the facing of the mark
+    phase : float, default 0.0
+        of a cyclic action
+    tempo : float, default 1.0
+        factor of its speed
+    mirror : bool, default False
+    since : float, default 0.0
+        when it began, on the scene's clock, seconds
+    """
     who: int            # index into the film's cast
     action: str         # a key of `ACTIONS`
     mark: int           # which mark of the place
@@ -133,7 +228,29 @@ class Act:
 
 @dataclass
 class Setup:
-    "Where the camera stands and what it looks at."
+    """Where the camera stands and what it looks at.
+
+    Parameters
+    ----------
+    size : str
+        a key of `SHOT_SIZES`
+    subject : int | None
+        whom it looks at; None: all of them, or a thing if `insert`
+    over : int | None, default None
+        over whose shoulder
+    azimuth : float, default 0.0
+        radians from the subject's front
+    height : float, default 0.0
+        metres above the subject's eyes
+    lens : float, default 35.0
+        mm
+    move : str, default 'static'
+        a key of `MOVES`
+    amount : float, default 0.5
+        0 to 1, how much of it
+    insert : bool, default False
+        looks at a thing instead of a person
+    """
     size: str                  # a key of `SHOT_SIZES`
     subject: int | None        # whom it looks at; None: all of them, or a thing if `insert`
     over: int | None = None    # over whose shoulder
@@ -147,7 +264,22 @@ class Setup:
 # %% ../../nbs/studio/05_script.ipynb #0a314860
 @dataclass
 class ShotPlan:
-    "One take."
+    """One take.
+
+    Parameters
+    ----------
+    setup : str
+        name of the set-up within the scene
+    frames : int
+        how many
+    clock : float
+        seconds since the scene began
+    acts : list[Act]
+    opening : str, default 'cut'
+        "cut", "fade" or "dissolve": how the shot before it gives way
+    sign : int, default 1
+        the way a move goes
+    """
     setup: str       # name of the set-up within the scene
     frames: int      # how many
     clock: float     # seconds since the scene began
@@ -157,7 +289,21 @@ class ShotPlan:
 
 @dataclass
 class ScenePlan:
-    "Shots at one place and time that belong together."
+    """Shots at one place and time that belong together.
+
+    Parameters
+    ----------
+    kind : str
+        "dialogue", "deeds", "performance", "alone"
+    place : str
+        kind of place
+    place_seed : int
+        which one of its kind
+    time : str
+        "day", "dusk", "night"
+    setups : dict[str, Setup]
+    shots : list[ShotPlan]
+    """
     kind: str        # "dialogue", "deeds", "performance", "alone"
     place: str       # kind of place
     place_seed: int  # which one of its kind
@@ -168,7 +314,24 @@ class ScenePlan:
 # %% ../../nbs/studio/05_script.ipynb #5e5325a7
 @dataclass
 class FilmPlan:
-    "All that is decided before the camera runs."
+    """All that is decided before the camera runs.
+
+    Parameters
+    ----------
+    key : str
+    title : str
+    year : int
+    genre : str
+    director : Director
+    writer : Writer
+    cast : list[Identity]
+    scenes : list[ScenePlan]
+    synopsis : str
+    taste : list[float]
+    seed : int
+    split : str, default 'train'
+    similar : list[str], default list()
+    """
     key: str
     title: str
     year: int
@@ -299,7 +462,27 @@ def plan_scenes(
     cast: int, kinds: list[str],  # size of the cast, and all kinds of place there are
     rng: np.random.Generator,
 ) -> list[ScenePlan]:
-    "Scenes until the film is long enough; the last one is cut short so that the length is exact."
+    """Scenes until the film is long enough; the last one is cut short so that the length is exact.
+
+    Parameters
+    ----------
+    seconds : float
+        length of the film, frames per second
+    rate : int
+        length of the film, frames per second
+    genre : Genre
+    director : Director
+    writer : Writer
+    cast : int
+        size of the cast, and all kinds of place there are
+    kinds : list[str]
+        size of the cast, and all kinds of place there are
+    rng : np.random.Generator
+
+    Returns
+    -------
+    list[ScenePlan]
+    """
     usual = []
     for _ in range(rng.integers(4, 7)):
         usual.append((str(rng.choice(genre.places if rng.random() < 0.75 else kinds)), int(rng.integers(10**6))))
@@ -345,7 +528,28 @@ def plan_films(
 ) -> list[FilmPlan]:
     """Films of one company; the split is by film and, with 18 films or more, the same for every genre.
 
-    Raises `PrimenbError` for a company without films, and for films too short for three shots."""
+    Raises `PrimenbError` for a company without films, and for films too short for three shots.
+
+    Parameters
+    ----------
+    n : int
+        how many
+    kinds : list[str]
+        kinds of place
+    seconds : float, default 90.0
+        each
+    rate : int, default 12
+        frames per second
+    seed : int, default 0
+    test : float, default 0.3
+        shares of the films
+    validation : float, default 0.1
+        shares of the films
+
+    Returns
+    -------
+    list[FilmPlan]
+    """
     if n < 1: raise PrimenbError("films", f"n is {n}", "give at least one")
     if seconds * rate < 3 * SHORTEST:
         cause = f"{seconds} s at {rate} frames a second leave no room for three shots"
@@ -409,7 +613,21 @@ def watch_together(
     viewers: int = 300,
     listed: int = 5,  # films in each list
 ) -> list[FilmPlan]:  # the same, each with the keys of the films most watched by its audience
-    "Fills in what the audience of each film also watched (cosine of the two audiences)."
+    """Fills in what the audience of each film also watched (cosine of the two audiences).
+
+    Parameters
+    ----------
+    films : list[FilmPlan]
+    rng : np.random.Generator
+    viewers : int, default 300
+    listed : int, default 5
+        films in each list
+
+    Returns
+    -------
+    list[FilmPlan]
+        the same, each with the keys of the films most watched by its audience
+    """
     taste = np.array([f.taste for f in films])
     leaning = 3 * rng.normal(0, 1, (viewers, taste.shape[1])) @ taste.T
     watched = (rng.random(leaning.shape) < 1 / (1 + np.exp(1 - leaning))).astype(float)

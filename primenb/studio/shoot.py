@@ -28,7 +28,20 @@ from ..media.video import encode
 # %% ../../nbs/studio/06_shoot.ipynb #25d7d562
 @dataclass(eq=False)
 class Player:
-    "A performance that began at some moment of the scene."
+    """A performance that began at some moment of the scene.
+
+    Parameters
+    ----------
+    who : object
+        Identity
+    act : Act
+        what is really done
+    performance : Performance
+    facing : float
+        radians
+    at : tuple
+        where it began, metres
+    """
     who: object               # Identity
     act: Act                  # what is really done
     performance: Performance
@@ -37,16 +50,48 @@ class Player:
 
     @property
     def parts(self) -> list:
-        "The rigid parts of the person."
+        """The rigid parts of the person.
+
+        Returns
+        -------
+        list
+        """
         return self.performance.parts
     def poses(self, t: float) -> np.ndarray:
-        "Where the parts are at a time of the scene."
+        """Where the parts are at a time of the scene.
+
+        Parameters
+        ----------
+        t : float
+
+        Returns
+        -------
+        np.ndarray
+        """
         return self.performance.poses(t - self.act.since)
     def head(self, t: float) -> np.ndarray:
-        "The middle of the head."
+        """The middle of the head.
+
+        Parameters
+        ----------
+        t : float
+
+        Returns
+        -------
+        np.ndarray
+        """
         return self.performance.head(t - self.act.since)
     def centre(self, t: float) -> np.ndarray:
-        "The middle of the hips."
+        """The middle of the hips.
+
+        Parameters
+        ----------
+        t : float
+
+        Returns
+        -------
+        np.ndarray
+        """
         return self.performance.centre(t - self.act.since)
 
 # %% ../../nbs/studio/06_shoot.ipynb #4a0ab65c
@@ -84,7 +129,26 @@ def cast_player(
     place: Place,
     clock: float, seconds: float,  # when the shot begins on the scene's clock, and how long it lasts
 ) -> Player:
-    "Somebody on a mark, doing what the act says, or standing there where that needs more room than there is."
+    """Somebody on a mark, doing what the act says, or standing there where that needs more room than there is.
+
+    Parameters
+    ----------
+    act : Act
+        as planned
+    acts : list[Act]
+        everyone's, to know whom to face
+    cast : list
+        identities
+    place : Place
+    clock : float
+        when the shot begins on the scene's clock, and how long it lasts
+    seconds : float
+        when the shot begins on the scene's clock, and how long it lasts
+
+    Returns
+    -------
+    Player
+    """
     spots, facing = _spots(acts, place), float(place.marks[act.mark % len(place.marks)][2])
     at = spots[act.who]
     if act.toward is not None: facing = float(np.arctan2(*(spots[act.toward] - at)[::-1]))
@@ -140,7 +204,27 @@ def frame_people(
     size: tuple,          # (width, height), pixels
     swing: float = 0.0,   # radians added to the set-up's azimuth
 ) -> Camera:
-    "A camera that frames people as the set-up says."
+    """A camera that frames people as the set-up says.
+
+    Parameters
+    ----------
+    setup : Setup
+    seen : list[Player]
+        whom the camera looks at
+    over : Player | None
+        over whose shoulder
+    place : Place
+    t : float
+        scene clock, seconds
+    size : tuple
+        (width, height), pixels
+    swing : float, default 0.0
+        radians added to the set-up's azimuth
+
+    Returns
+    -------
+    Camera
+    """
     K, heads = intrinsics(size, setup.lens), np.array([p.head(t) for p in seen])
     tall, head = np.mean([p.who.height for p in seen]), heads.mean(0)
     aim = head * [1, 1, SHOT_SIZES[setup.size][1] / 0.93]
@@ -157,7 +241,18 @@ def frame_thing(
     place: Place,
     size: tuple,  # (width, height), pixels
 ) -> Camera:
-    "A close camera on one of the smaller things of a place."
+    """A close camera on one of the smaller things of a place.
+
+    Parameters
+    ----------
+    place : Place
+    size : tuple
+        (width, height), pixels
+
+    Returns
+    -------
+    Camera
+    """
     def extent(item):
         b = np.array(item.mesh.transform(item.pose, inplace=False).bounds).reshape(3, 2)
         return b.mean(1), np.linalg.norm(np.ptp(b, axis=1))
@@ -176,7 +271,22 @@ def sees(
     players: list[Player],  # all of whom must be seen
     whole: bool,            # hips as well as heads
 ) -> bool:
-    "Whether the camera has a free view of the people."
+    """Whether the camera has a free view of the people.
+
+    Parameters
+    ----------
+    stage : Stage
+    camera : Camera
+    t : float
+    players : list[Player]
+        all of whom must be seen
+    whole : bool
+        hips as well as heads
+
+    Returns
+    -------
+    bool
+    """
     known = ground_truth(stage, camera, t)
     def free(point, room):
         (u, v), z = camera.project(point)
@@ -194,7 +304,24 @@ def find_view(
     roll,  # (first camera, move) -> cameras of the whole shot
     clocks: np.ndarray,  # (n,) scene clock of every frame
 ) -> tuple[Camera, Setup, float]:  # first camera, the set-up as it was really used, share of moments with a free view
-    "The first way of filming a set-up that has a free view at all moments, or else the best."
+    """The first way of filming a set-up that has a free view at all moments, or else the best.
+
+    Parameters
+    ----------
+    stage : Stage
+    setup : Setup
+    seen : list[Player]
+    over : Player | None
+    roll
+        (first camera, move) -> cameras of the whole shot
+    clocks : np.ndarray
+        (n,) scene clock of every frame
+
+    Returns
+    -------
+    tuple[Camera, Setup, float]
+        first camera, the set-up as it was really used, share of moments with a free view
+    """
     best, moments = (-1, None, None), (0, len(clocks) // 2, len(clocks) - 1)
     wider = {"close": ["full"], "medium": ["full"], "full": ["wide"], "wide": []}[setup.size]
     for size, move in [(setup.size, setup.move), (setup.size, "static"), *((w, "static") for w in wider)]:
@@ -215,7 +342,25 @@ def run_camera(
     reach: float,        # metres from the camera to its subject
     rng: np.random.Generator,
 ) -> list[Camera]:
-    "The cameras of a take."
+    """The cameras of a take.
+
+    Parameters
+    ----------
+    first : Camera
+    move : str
+    amount : float
+    sign : int
+    clocks : np.ndarray
+        (n,) scene clock of every frame
+    follow : Player | None
+    reach : float
+        metres from the camera to its subject
+    rng : np.random.Generator
+
+    Returns
+    -------
+    list[Camera]
+    """
     much = Amount(
         path=reach * amount * (0.03 if move == "hand_held" else 0.22), turn=sign * 0.22 * amount, zoom=1 + 0.6 * amount,
         reach=reach, sign=sign,
@@ -234,7 +379,24 @@ def grade(
     contrast: float = 1.0,    # about middle grey
     saturation: float = 1.0,  # 0 is grey
 ) -> np.ndarray:  # (H,W,3) uint8
-    "The colours of a film: the laboratory's work."
+    """The colours of a film: the laboratory's work.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    gain : tuple, default (1, 1, 1)
+        (r,g,b) factors
+    contrast : float, default 1.0
+        about middle grey
+    saturation : float, default 1.0
+        0 is grey
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     x = image.astype(np.float32) * np.float32(gain)
     grey = x @ np.float32([0.299, 0.587, 0.114])
     x = grey[..., None] + np.float32(saturation) * (x - grey[..., None])
@@ -242,7 +404,13 @@ def grade(
 
 # %% ../../nbs/studio/06_shoot.ipynb #d9f45a09
 def traits(who) -> dict:  # an Identity; name, shirt, hat, accessory, build
-    "What captions may say of a person's looks."
+    """What captions may say of a person's looks.
+
+    Returns
+    -------
+    dict
+        an Identity; name, shirt, hat, accessory, build
+    """
     shirt = min(COLOURS, key=lambda name: np.square(np.subtract(COLOURS[name], who.shirt)).sum())
     return dict(
         name=who.name, shirt=shirt, hat=who.hat, accessory=who.accessory,
@@ -256,7 +424,25 @@ def shown_in(
     subject: Player | None = None,  # whom the shot size is about; None: whoever is seen
     least: float = 0.002,  # share of the picture that a person must fill to count
 ) -> Claims:
-    "What a frame shows."
+    """What a frame shows.
+
+    Parameters
+    ----------
+    stage : Stage
+    camera : Camera
+    t : float
+    time : str
+    size : str | None
+        of the shot, None for an insert
+    subject : Player | None, default None
+        whom the shot size is about; None: whoever is seen
+    least : float, default 0.002
+        share of the picture that a person must fill to count
+
+    Returns
+    -------
+    Claims
+    """
     instance = ground_truth(stage, camera, t).instance.ravel()
     pixels = np.bincount(instance, minlength=stage.first_actor + len(stage.actors))
     share = pixels[stage.first_actor :] / np.prod(camera.size)
@@ -267,7 +453,24 @@ def shown_in(
 # %% ../../nbs/studio/06_shoot.ipynb #3c483351
 @dataclass
 class Take:
-    "One shot as it was made."
+    """One shot as it was made.
+
+    Parameters
+    ----------
+    cameras : list
+        one Camera for every frame
+    stage : Stage
+    clocks : np.ndarray
+        (n,) scene clock of every frame, seconds
+    shown : Claims
+        at the middle frame
+    subject : str | None
+        name of whom it is about
+    setup : Setup
+        as it was really used
+    clear : float
+        share of three moments at which the view was free when the set-up was first used
+    """
     cameras: list          # one Camera for every frame
     stage: Stage
     clocks: np.ndarray     # (n,) scene clock of every frame, seconds
@@ -278,7 +481,16 @@ class Take:
 
 # %% ../../nbs/studio/06_shoot.ipynb #841e83dd
 class Set:
-    "A scene's place, with its stages and cameras as they are needed."
+    """A scene's place, with its stages and cameras as they are needed.
+
+    Parameters
+    ----------
+    scene : ScenePlan
+    cast : list
+    size : tuple
+    rate : int
+    seed : list
+    """
     def __init__(self, scene: ScenePlan, cast: list, size: tuple, rate: int, seed: list):
         self.scene = scene
         self.cast = cast
@@ -290,7 +502,16 @@ class Set:
         self.views = {}
 
     def stage(self, plan: ShotPlan) -> Stage:
-        "The stage with everyone at what they do in a shot; the same doings give the same stage."
+        """The stage with everyone at what they do in a shot; the same doings give the same stage.
+
+        Parameters
+        ----------
+        plan : ShotPlan
+
+        Returns
+        -------
+        Stage
+        """
         players = [
             cast_player(a, plan.acts, self.cast, self.place, plan.clock, plan.frames / self.rate) for a in plan.acts
         ]
@@ -324,7 +545,19 @@ def view(self: Set, plan, stage, seen, roll, inside):
 # %% ../../nbs/studio/06_shoot.ipynb #d5c4fe0b
 @patch
 def take(self: Set, plan: ShotPlan, number: int, before: int = 0, after: int = 0) -> Take:
-    "Sets everything up for a shot, with some frames more at either end for dissolves."
+    """Sets everything up for a shot, with some frames more at either end for dissolves.
+
+    Parameters
+    ----------
+    plan : ShotPlan
+    number : int
+    before : int, default 0
+    after : int, default 0
+
+    Returns
+    -------
+    Take
+    """
     setup, stage = self.scene.setups[plan.setup], self.stage(plan)
     subject = None if setup.subject is None else {p.act.who: p for p in stage.actors}[setup.subject]
     seen = stage.actors if subject is None else [subject]
@@ -374,7 +607,21 @@ def shoot_film(
     size=(256, 144),  # (width, height), pixels
     rate: int = 12,   # frames per second
 ):  # yields (shot number, scene number, Take, (n,H,W,3) uint8 frames that are shown during the shot)
-    "The shots of a film in order."
+    """The shots of a film in order.
+
+    Parameters
+    ----------
+    plan : FilmPlan
+    size : tuple, default (256, 144)
+        (width, height), pixels
+    rate : int, default 12
+        frames per second
+
+    Returns
+    -------
+    value
+        yields (shot number, scene number, Take, (n,H,W,3) uint8 frames that are shown during the shot)
+    """
     shots = [(k, scene, p) for k, scene in enumerate(plan.scenes) for p in scene.shots]
     shared = held = None
     for i, (k, scene, p) in enumerate(shots):
@@ -417,7 +664,17 @@ def save_cameras(
     cameras: list[Camera],  # of every frame
     **more,  # further arrays
 ):
-    "Writes `K` and `cam_from_world` of every frame."
+    """Writes `K` and `cam_from_world` of every frame.
+
+    Parameters
+    ----------
+    path : str | Path
+        an .npz
+    cameras : list[Camera]
+        of every frame
+    **more
+        further arrays
+    """
     with atomic(path) as f:
         np.savez_compressed(
             f, K=np.array([c.K for c in cameras]), cam_from_world=np.array([c.cam_from_world for c in cameras]), **more
@@ -428,7 +685,19 @@ def save_cells(
     field: np.ndarray, mover: np.ndarray,  # as `motion_cells` gives them
     **more,  # further arrays
 ):
-    "Writes true motion small."
+    """Writes true motion small.
+
+    Parameters
+    ----------
+    path : str | Path
+        an .npz
+    field : np.ndarray
+        as `motion_cells` gives them
+    mover : np.ndarray
+        as `motion_cells` gives them
+    **more
+        further arrays
+    """
     whole = np.clip(np.rint(field * 8), -32767, 32767).astype(np.int16)
     with atomic(path) as f: np.savez_compressed(f, field=whole, mover=np.uint8(np.rint(mover * 255)), **more)
 
@@ -461,7 +730,24 @@ def make_film(
     size=(256, 144), rate: int = 12, crf: int = 28,
     motion: int = 0,     # side of the cells whose true motion goes to `<key>.motion.npz`, pixels; 0 for none
 ) -> dict:  # the timeline
-    "Shoots a film and stores it; the timeline is written last, so a film that has one is complete."
+    """Shoots a film and stores it; the timeline is written last, so a film that has one is complete.
+
+    Parameters
+    ----------
+    plan : FilmPlan
+    folder : str | Path
+        gets `<key>.mp4`, `<key>.npz` with the cameras and `<key>.json` with the timeline
+    size : tuple, default (256, 144)
+    rate : int, default 12
+    crf : int, default 28
+    motion : int, default 0
+        side of the cells whose true motion goes to `<key>.motion.npz`, pixels; 0 for none
+
+    Returns
+    -------
+    dict
+        the timeline
+    """
     path, log = Path(folder) / plan.key, _Log(plan, size, rate, motion)
     encode(f"{path}.mp4", log.frames(), rate, crf=crf, preset="slow", options={"threads": "1"})
     save_cameras(f"{path}.npz", log.cameras)

@@ -29,7 +29,15 @@ def aim(
     view: vtk.vtkCamera,  # VTK's camera
     camera: Camera,       # ours
 ):
-    "Makes VTK's camera see what ours sees; raises `PrimenbError` for a lens whose axis misses the image's middle."
+    """Makes VTK's camera see what ours sees; raises `PrimenbError` for a lens whose axis misses the image's middle.
+
+    Parameters
+    ----------
+    view : vtk.vtkCamera
+        VTK's camera
+    camera : Camera
+        ours
+    """
     w, h = camera.size
     K, pose = camera.K, camera.world_from_cam
     if abs(K[0, 2] - w / 2) > 1e-6 or abs(K[1, 2] - h / 2) > 1e-6 or abs(K[0, 0] - K[1, 1]) > 1e-6 * K[0, 0]:
@@ -44,7 +52,13 @@ def aim(
 
 # %% ../../nbs/studio/03_stage.ipynb #c49b76a8
 class StageWindow(Window):
-    "A window onto a stage: it knows what moves, the patches of shadow, and the dome of the sky."
+    """A window onto a stage: it knows what moves, the patches of shadow, and the dome of the sky.
+
+    Parameters
+    ----------
+    size : tuple
+        (width, height), pixels
+    """
     def __init__(self,
         size: tuple,  # (width, height), pixels
     ):
@@ -56,7 +70,12 @@ class StageWindow(Window):
     def render(self,
         camera: Camera,
     ):
-        "Draws what the camera sees."
+        """Draws what the camera sees.
+
+        Parameters
+        ----------
+        camera : Camera
+        """
         if self.dome: self.dome.SetPosition(*camera.centre)
         aim(self.plotter.renderer.GetActiveCamera(), camera)
         self.plotter.render_window.Render()
@@ -135,14 +154,36 @@ def _shadow():
 
 # %% ../../nbs/studio/03_stage.ipynb #3b6fe340
 class GroundTruth(NamedTuple):
-    "The ground truth of each pixel."
+    """The ground truth of each pixel.
+
+    Parameters
+    ----------
+    depth : np.ndarray
+        (H,W) float32, metres along the optical axis; inf for the sky
+    part : np.ndarray
+        (H,W) int32, which rigid part; 0 for the sky
+    instance : np.ndarray
+        (H,W) int32, which thing or person; 0 for the sky
+    """
     depth: np.ndarray     # (H,W) float32, metres along the optical axis; inf for the sky
     part: np.ndarray      # (H,W) int32, which rigid part; 0 for the sky
     instance: np.ndarray  # (H,W) int32, which thing or person; 0 for the sky
 
 # %% ../../nbs/studio/03_stage.ipynb #d8ad4e28
 class Stage:
-    "A dressed set that can be looked at through any camera at any time."
+    """A dressed set that can be looked at through any camera at any time.
+
+    Parameters
+    ----------
+    place : Place
+        what stands still
+    actors : list, default ()
+        what moves: anything with `parts` and `poses(t)`
+    size : tuple, default (256, 144)
+        (width, height) of the images, pixels
+    finer : float, default 1.5
+        factor by which images are drawn larger, then averaged down; rounded up to whole pixels
+    """
     def __init__(self,
         place: Place,        # what stands still
         actors: list = (),   # what moves: anything with `parts` and `poses(t)`
@@ -161,7 +202,17 @@ class Stage:
         self.instances = np.r_[np.arange(self.first_actor), moving].astype(np.int32)  # part -> instance
 
     def poses(self, t: float) -> np.ndarray:  # (parts,4,4) world_from_part, the sky and all that stands still included
-        "Where everything is at a time."
+        """Where everything is at a time.
+
+        Parameters
+        ----------
+        t : float
+
+        Returns
+        -------
+        np.ndarray
+            (parts,4,4) world_from_part, the sky and all that stands still included
+        """
         still = np.broadcast_to(np.eye(4), (len(self.place.items) + 1, 4, 4))
         return np.concatenate([still, *(a.poses(t) for a in self.actors)])
 
@@ -268,7 +319,21 @@ def shoot(
     camera: Camera,   # of the stage's size
     t: float = 0.0,   # seconds
 ) -> np.ndarray:  # (H,W,3) uint8
-    "The image."
+    """The image.
+
+    Parameters
+    ----------
+    stage : Stage
+    camera : Camera
+        of the stage's size
+    t : float, default 0.0
+        seconds
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     _fits(stage, camera)
     if stage._colour is None: stage._colour = _dress(stage)
     window = stage._colour
@@ -283,7 +348,20 @@ def ground_truth(
     camera: Camera,   # of the stage's size
     t: float = 0.0,   # seconds
 ) -> GroundTruth:
-    "Depth, part and instance of each pixel's middle."
+    """Depth, part and instance of each pixel's middle.
+
+    Parameters
+    ----------
+    stage : Stage
+    camera : Camera
+        of the stage's size
+    t : float, default 0.0
+        seconds
+
+    Returns
+    -------
+    GroundTruth
+    """
     _fits(stage, camera)
     if stage._ids is None: stage._ids = _dress_truth(stage)
     window = stage._ids
@@ -298,7 +376,19 @@ def lift_depth(
     depth: np.ndarray,  # (H,W) metres along the optical axis
     camera: Camera,
 ) -> np.ndarray:  # (H,W,3) metres, in the world
-    "The point of the world that each pixel shows."
+    """The point of the world that each pixel shows.
+
+    Parameters
+    ----------
+    depth : np.ndarray
+        (H,W) metres along the optical axis
+    camera : Camera
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) metres, in the world
+    """
     h, w = depth.shape
     v, u = np.mgrid[:h, :w] + 0.5
     rays = np.stack([(u - camera.K[0, 2]) / camera.K[0, 0], (v - camera.K[1, 2]) / camera.K[1, 1], np.ones((h, w))], -1)
@@ -316,7 +406,27 @@ def gt_flow(
     later: Camera, after: float,  # the frame they go to, and its time
     known: GroundTruth | None = None,   # the ground truth of the first frame, if it is there already
 ) -> np.ndarray:  # (H,W,2) float32 pixels, x then y
-    "Where each pixel's point goes from one frame to another, whether or not it can be seen there."
+    """Where each pixel's point goes from one frame to another, whether or not it can be seen there.
+
+    Parameters
+    ----------
+    stage : Stage
+    now : Camera
+        the frame of the pixels, and its time
+    t : float
+        the frame of the pixels, and its time
+    later : Camera
+        the frame they go to, and its time
+    after : float
+        the frame they go to, and its time
+    known : GroundTruth | None, default None
+        the ground truth of the first frame, if it is there already
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,2) float32 pixels, x then y
+    """
     known = known or ground_truth(stage, now, t)
     there, _ = reproject(known.depth, now, later, _moved(stage, known.part, t, after))
     v, u = np.mgrid[: there.shape[0], : there.shape[1]] + 0.5
@@ -328,7 +438,23 @@ def motion_cells(
     cameras: list[Camera], times: np.ndarray,  # of the frames of one shot
     cell: int,  # side of the squares, pixels
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,h,w,2) displacement [pixels]; (n,h,w) share of actors
-    "True motion since the frame before on a grid of cells, 0 for the first frame, and where actors are."
+    """True motion since the frame before on a grid of cells, 0 for the first frame, and where actors are.
+
+    Parameters
+    ----------
+    stage : Stage
+    cameras : list[Camera]
+        of the frames of one shot
+    times : np.ndarray
+        of the frames of one shot
+    cell : int
+        side of the squares, pixels
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (n,h,w,2) displacement [pixels]; (n,h,w) share of actors
+    """
     w, h = (side // cell for side in stage.size)
     mean = lambda x: x[: h * cell, : w * cell].reshape(h, cell, w, cell, *x.shape[2:]).mean((1, 3))
     field, mover = np.zeros((len(cameras), h, w, 2), np.float32), np.zeros((len(cameras), h, w), np.float32)

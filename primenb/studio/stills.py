@@ -33,7 +33,19 @@ def gather(
     rng: np.random.Generator,
     size: tuple,  # (width, height) of the images, pixels
 ) -> tuple[Stage, str]:  # the stage, and the time of day
-    "A place drawn at random, and up to three people who do something there."
+    """A place drawn at random, and up to three people who do something there.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+    size : tuple
+        (width, height) of the images, pixels
+
+    Returns
+    -------
+    tuple[Stage, str]
+        the stage, and the time of day
+    """
     time = str(rng.choice(["day", "dusk", "night"], p=(0.5, 0.25, 0.25)))
     place = build_place(str(rng.choice(list(PLACES))), int(rng.integers(10**9)), time)
     cast = [Identity.draw(rng, f"person {i}") for i in range(rng.choice(4, p=(0.08, 0.5, 0.3, 0.12)))]
@@ -61,7 +73,20 @@ def random_view(
     rng: np.random.Generator,
     tries: int = 5,  # angles to try until the person can be seen
 ) -> tuple:  # Camera, moment in seconds, shot size, Player or None: whom the shot size is about
-    "A camera on one of the people, from any side; or into the empty place."
+    """A camera on one of the people, from any side; or into the empty place.
+
+    Parameters
+    ----------
+    stage : Stage
+    rng : np.random.Generator
+    tries : int, default 5
+        angles to try until the person can be seen
+
+    Returns
+    -------
+    tuple
+        Camera, moment in seconds, shot size, Player or None: whom the shot size is about
+    """
     t = float(rng.uniform(0, 2.5))
     if not stage.actors: return _empty_view(stage, rng), t, "wide", None
     for _ in range(tries):
@@ -85,7 +110,18 @@ def _webp(image):
 def make_group(
     seed: list,  # decides everything
 ) -> list[tuple[np.ndarray, Claims]]:  # `LOOKS` pictures (2*STILL_SIDE,2*STILL_SIDE,3), and what each shows
-    "The stills of one gathering."
+    """The stills of one gathering.
+
+    Parameters
+    ----------
+    seed : list
+        decides everything
+
+    Returns
+    -------
+    list[tuple[np.ndarray, Claims]]
+        `LOOKS` pictures (2*STILL_SIDE,2*STILL_SIDE,3), and what each shows
+    """
     rng = np.random.default_rng(seed)
     stage, time = gather(rng, (2 * STILL_SIDE, 2 * STILL_SIDE))
     stills = []
@@ -129,7 +165,21 @@ def render_as(
     style: str,         # a key of `RENDITIONS`
     rng: np.random.Generator,
 ) -> np.ndarray:  # (H,W,3) uint8
-    "The image in another style; raises `PrimenbError` for an unknown one."
+    """The image in another style; raises `PrimenbError` for an unknown one.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    style : str
+        a key of `RENDITIONS`
+    rng : np.random.Generator
+
+    Returns
+    -------
+    np.ndarray
+        (H,W,3) uint8
+    """
     if style not in RENDITIONS: raise PrimenbError(style, "no such style", f"use one of {', '.join(RENDITIONS)}")
     return RENDITIONS[style](image, rng)
 
@@ -139,7 +189,25 @@ def shard_files(
     rng: np.random.Generator,  # draws the captions
     style: str = "photo", of: str = "",  # of renditions: the style, and the key of the plain still
 ) -> dict:  # name -> bytes
-    "A still as the files of a shard."
+    """A still as the files of a shard.
+
+    Parameters
+    ----------
+    key : str
+    image : np.ndarray
+    shown : Claims
+    rng : np.random.Generator
+        draws the captions
+    style : str, default 'photo'
+        of renditions: the style, and the key of the plain still
+    of : str, default ''
+        of renditions: the style, and the key of the plain still
+
+    Returns
+    -------
+    dict
+        name -> bytes
+    """
     said = [caption(shown, rng, fullness) for fullness in ("sparse", "partial", "partial", "full", "full")]
     about = dict(captions=[dict(text=t, claims=c.as_dict()) for t, c in said], shown=shown.as_dict(), style=style) | (
         dict(of=of) if of else {}
@@ -155,7 +223,15 @@ def write_tar(
     path: str | Path,  # .tar, or .tar.gz
     files: dict,       # name -> bytes, in the order in which they are to stand
 ):
-    "A tar file whose bytes depend on nothing but names and contents."
+    """A tar file whose bytes depend on nothing but names and contents.
+
+    Parameters
+    ----------
+    path : str | Path
+        .tar, or .tar.gz
+    files : dict
+        name -> bytes, in the order in which they are to stand
+    """
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in files.items():
@@ -168,7 +244,17 @@ def write_tar(
 def read_tar(
     path: str | Path,
 ) -> dict:  # name -> bytes
-    "The files of a tar file."
+    """The files of a tar file.
+
+    Parameters
+    ----------
+    path : str | Path
+
+    Returns
+    -------
+    dict
+        name -> bytes
+    """
     with tarfile.open(path) as tar: return {m.name: tar.extractfile(m).read() for m in tar}
 
 # %% ../../nbs/studio/07_stills.ipynb #22eafa8b
@@ -178,7 +264,19 @@ def make_stills(
     seed: int,      # of the corpus
     styles: bool = False,  # whether to add all renditions instead of the plain stills
 ):
-    "The stills of one group, as part of a shard."
+    """The stills of one group, as part of a shard.
+
+    Parameters
+    ----------
+    group : int
+        its number
+    path : str | Path
+        the .tar to write
+    seed : int
+        of the corpus
+    styles : bool, default False
+        whether to add all renditions instead of the plain stills
+    """
     files = {}
     for i, (image, shown) in enumerate(make_group([seed, 7, group])):
         key, rng = f"{group:05d}{i:02d}", np.random.default_rng([seed, 8, group, i])

@@ -59,7 +59,22 @@ def caption(
     rng: np.random.Generator,  # draws what is said and how
     fullness: str = "partial", # "sparse", "partial" or "full"
 ) -> tuple[str, Claims]:  # the sentence, and what it claims
-    "One true sentence about an image; raises `PrimenbError` for an unknown fullness."
+    """One true sentence about an image; raises `PrimenbError` for an unknown fullness.
+
+    Parameters
+    ----------
+    shown : Claims
+        the image
+    rng : np.random.Generator
+        draws what is said and how
+    fullness : str, default 'partial'
+        "sparse", "partial" or "full"
+
+    Returns
+    -------
+    tuple[str, Claims]
+        the sentence, and what it claims
+    """
     if fullness not in ("sparse", "partial", "full"):
         raise PrimenbError(fullness, "no such fullness of a caption", "use sparse, partial or full")
     topics, claims = _topics(shown, rng, fullness), Claims()
@@ -111,7 +126,26 @@ def synopsis(
     rng: np.random.Generator,
     voice: int = 0,     # the writer's habit of telling
 ) -> str:
-    "A few sentences about a film, as a catalogue prints them."
+    """A few sentences about a film, as a catalogue prints them.
+
+    Parameters
+    ----------
+    genre : str
+        a key of `GENRE_WORDS`
+    cast : list[str]
+        names, at least two
+    places : list[str]
+        kinds of place, in order of appearance
+    actions : list[str]
+        what people do most
+    rng : np.random.Generator
+    voice : int, default 0
+        the writer's habit of telling
+
+    Returns
+    -------
+    str
+    """
     (mood, hook), (line, turn) = GENRE_WORDS[genre][:2], GENRE_WORDS[genre][2:]
     a, b = rng.choice(cast, 2, replace=False)
     told = " ".join(VOICES[voice % len(VOICES)]).format(

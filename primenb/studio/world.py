@@ -25,7 +25,19 @@ with extra("studio"):
 # %% ../../nbs/studio/00_world.ipynb #5382e5ca
 @dataclass(frozen=True)
 class Lamp:
-    "A light that throws no shadow."
+    """A light that throws no shadow.
+
+    Parameters
+    ----------
+    position : tuple
+        metres; for the sun a far point in its direction
+    colour : tuple
+        0..1
+    intensity : float
+        1 lights a white wall that faces it fully
+    sun : bool, default False
+        parallel light
+    """
     position: tuple  # metres; for the sun a far point in its direction
     colour: tuple  # 0..1
     intensity: float  # 1 lights a white wall that faces it fully
@@ -33,7 +45,31 @@ class Lamp:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    "Everything that stands still in a scene, and its light."
+    """Everything that stands still in a scene, and its light.
+
+    Parameters
+    ----------
+    kind : str
+        key of `PLACES`, as a caption says it
+    time : str
+        "day", "dusk" or "night"
+    items : list[Item]
+        what stands there
+    lamps : list[Lamp]
+        at most three
+    ambient : tuple
+        (r,g,b) light that comes from everywhere
+    sky : tuple
+        two colours: at the top and at the horizon
+    floor : tuple
+        (x0, x1, y0, y1) metres: a free rectangle around the origin in which people move
+    room : tuple | None
+        (x0, x1, y0, y1, height) of the walls; None outdoors
+    marks : np.ndarray
+        (n,3) x, y and facing [radians, 0 looks along +x]: where people stand
+    light : str
+        the word for it in a caption
+    """
     kind: str  # key of `PLACES`, as a caption says it
     time: str  # "day", "dusk" or "night"
     items: list[Item]  # what stands there
@@ -63,7 +99,23 @@ def noise(
     across: float = 1,  # how many times longer than high the pattern is
     down: float = 1,  # how many times higher than long
 ) -> np.ndarray:  # (SIZE,SIZE) float32, zero mean, unit deviation, tileable
-    "Fractal noise."
+    """Fractal noise.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+    power : float, default 1.2
+        0 is white, 2 is smooth
+    across : float, default 1
+        how many times longer than high the pattern is
+    down : float, default 1
+        how many times higher than long
+
+    Returns
+    -------
+    np.ndarray
+        (SIZE,SIZE) float32, zero mean, unit deviation, tileable
+    """
     variant, *shift = rng.integers((8, SIZE, SIZE))
     return np.roll(_field(int(variant), power, across, down), shift, (0, 1))
 
@@ -109,7 +161,25 @@ def surface(
     span: tuple | None = None,  # (width, height) metres; None for the usual one
     **more,  # what this sort knows beyond a colour, such as `rows` of books
 ) -> Surface:
-    "Draws a surface; raises `PrimenbError` for an unknown name."
+    """Draws a surface; raises `PrimenbError` for an unknown name.
+
+    Parameters
+    ----------
+    name : str
+        a key of `SURFACES`
+    rng : np.random.Generator
+        decides the variant
+    colour : tuple | None, default None
+        0..1; None for the usual one
+    span : tuple | None, default None
+        (width, height) metres; None for the usual one
+    **more
+        what this sort knows beyond a colour, such as `rows` of books
+
+    Returns
+    -------
+    Surface
+    """
     if name not in SURFACES:
         raise PrimenbError(f"surface {name!r}", "it is not known", f"choose one of {', '.join(SURFACES)}")
     draw = SURFACES[name][0]
@@ -485,7 +555,23 @@ def blob(
     rough: float = 0.15,  # how far the radius wavers
     sides: int = 10,
 ) -> Shape:
-    "A lump that lies on the origin."
+    """A lump that lies on the origin.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+    radius : float
+        metres
+    height : float
+        metres from bottom to top
+    rough : float, default 0.15
+        how far the radius wavers
+    sides : int, default 10
+
+    Returns
+    -------
+    Shape
+    """
     a = np.linspace(-np.pi / 2, np.pi / 2, sides // 2 + 2)
     ball = lathe(np.column_stack([np.cos(a).round(9), np.sin(a)]), sides, smooth=True)
     waves = rng.normal(0, 3, (4, 3)), rng.uniform(0, 6, 4)
@@ -503,7 +589,26 @@ def ridge(
     count: int = 48,  # points around
     sharp: float = 1.0,  # 0 for downs, 1 for mountains
 ) -> Shape:
-    "A ring of hills or mountains that faces inwards."
+    """A ring of hills or mountains that faces inwards.
+
+    Parameters
+    ----------
+    rng : np.random.Generator
+    radius : float
+        metres from the origin
+    low : float
+        metres
+    high : float
+        metres
+    count : int, default 48
+        points around
+    sharp : float, default 1.0
+        0 for downs, 1 for mountains
+
+    Returns
+    -------
+    Shape
+    """
     a = np.linspace(0, 2 * np.pi, count + 1)
     k = np.arange(1, 9)
     h = (np.sin(a[:, None] * k + rng.uniform(0, 2 * np.pi, 8)) * k ** -(1.6 - 0.7 * sharp)).sum(1)
@@ -642,7 +747,13 @@ def _curtain(look, w, h, folds=7, deep=0.08):
 # %% ../../nbs/studio/00_world.ipynb #a995b06c
 @lru_cache(maxsize=None)
 def photographs() -> tuple:  # (h,w,3) uint8 arrays of about 200 pixels
-    "The public-domain photographs that hang on walls."
+    """The public-domain photographs that hang on walls.
+
+    Returns
+    -------
+    tuple
+        (h,w,3) uint8 arrays of about 200 pixels
+    """
     small = []
     for image in (data.chelsea(), data.coffee(), data.rocket(), data.hubble_deep_field()):
         k = max(image.shape) // 220
@@ -900,7 +1011,21 @@ def build_place(
     seed: int,  # which of its variants
     time: str = "day",  # "day", "dusk" or "night"
 ) -> Place:
-    "A place of this kind; the same numbers give the same bytes. Raises `PrimenbError` for an unknown kind or time."
+    """A place of this kind; the same numbers give the same bytes. Raises `PrimenbError` for an unknown kind or time.
+
+    Parameters
+    ----------
+    kind : str
+        a key of `PLACES`
+    seed : int
+        which of its variants
+    time : str, default 'day'
+        "day", "dusk" or "night"
+
+    Returns
+    -------
+    Place
+    """
     if kind not in PLACES:
         raise PrimenbError(f"place {kind!r}", "it is not known", f"choose one of {', '.join(PLACES)}")
     if time not in ("day", "dusk", "night"):
