@@ -6,7 +6,6 @@ It is found as the package `bpy` of this Python or of the one that PRIMENB_BLEND
 import functools, json, os, subprocess, sys
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np

@@ -361,7 +361,8 @@ def test_table(tmp_path):
     track.table().to_csv(tmp_path / "a.csv", index=False)
     table = pd.read_csv(tmp_path / "a.csv")
     assert list(table.columns) == [
-        "frame", "film_frame", "time", "status", "x", "y", "z", "qx", "qy", "qz", "qw", "focal", "sigma_centre", "sigma_rotation"
+        "frame", "film_frame", "time", "status", "x", "y", "z", "qx", "qy", "qz", "qw", "focal",
+        "sigma_centre", "sigma_rotation",
     ]
     assert table.film_frame.tolist() == list(range(76, 82))
     assert table.x.isna().tolist() == [t == 2 for t in range(6)] and np.isclose(table.time[5], 5 / 23.976)

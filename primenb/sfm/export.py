@@ -137,7 +137,8 @@ IMAGE_KINDS = dict(png=dict(compress_level=1), jpg=dict(quality=95, subsampling=
 
 def _write_images(track, folder, frames, images, kind):
     "Writes the images of the frames that have a camera; raises `PrimenbError` where they are not those of the track."
-    wanted, T, shape = set(frames.tolist()), len(track.K), (*track.size[::-1], 3)
+    wanted, shape = set(frames.tolist()), (*track.size[::-1], 3)
+    T = len(track.K)
     count = 0
     for image in map(np.asarray, images):
         if image.shape != shape or image.dtype != np.uint8:
@@ -363,13 +364,14 @@ def _usd_points(stage, points, colours, size):
 
 # %% ../../nbs/sfm/09_export.ipynb #28a012ee
 def _usd_units(stage, rate, first, last):
-    "What the numbers of a stage mean."
+    "What the numbers of a stage mean, and where its things are."
     UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.z)
     UsdGeom.SetStageMetersPerUnit(stage, CENTIMETRE)
     stage.SetTimeCodesPerSecond(rate)
     stage.SetFramesPerSecond(rate)
     stage.SetStartTimeCode(first)
     stage.SetEndTimeCode(last)
+    stage.SetDefaultPrim(UsdGeom.Xform.Define(stage, "/track").GetPrim())
 
 def _reach(placed, points):
     "A typical distance between camera and points; 1 without points."
@@ -404,12 +406,12 @@ def to_usd(self: CameraTrack,
     path = Path(path)
     if path.suffix not in (".usd", ".usda", ".usdc"):
         raise PrimenbError(path, "USD does not know this ending", "use .usda, .usdc or .usd")
-    frames, placed, *rest = _for_films(self, path, up)
-    (points, colours), stage = rest, Usd.Stage.CreateInMemory()
+    films, stage = _for_films(self, path, up), Usd.Stage.CreateInMemory()
+    frames, placed = films[:2]
+    points, colours = films[2:]
     placed[:, :3, 3] *= metres / CENTIMETRE
     points *= metres / CENTIMETRE
     _usd_units(stage, self.rate, first, first + len(self.K) - 1)
-    stage.SetDefaultPrim(UsdGeom.Xform.Define(stage, "/track").GetPrim())
     _usd_camera(stage, self, frames, placed, (frames + first).tolist())
     reach = _reach(placed, points)
     UsdGeom.Camera.Get(stage, "/track/camera").CreateClippingRangeAttr(Gf.Vec2f(reach / 1000, reach * 1000))
@@ -444,13 +446,13 @@ def _for_nuke(track, where, up):
 
 def _chan(track, path, up, first):
     "The text of a .chan file; raises `PrimenbError` for a lens it cannot describe."
-    frames, places, angles = _for_nuke(track, path, up)
+    frames, *placed = _for_nuke(track, path, up)
     _pixel_aspect(track, frames, path)
     if not _is_centred(track, frames):
         cause = "a .chan file knows no shifted lens, and this camera has one"
         raise PrimenbError(path, cause, "name a .nk file, or use `to_usd`, which Nuke reads too")
     view = np.degrees(2 * np.arctan(track.size[1] / 2 / track.K[frames, 1, 1]))
-    rows = np.c_[frames + first, places, angles, view]
+    rows = np.c_[frames + first, *placed, view]
     return "\n".join(" ".join(f"{value:.10g}" for value in row) for row in rows) + "\n"
 
 # %% ../../nbs/sfm/09_export.ipynb #7a1c0e20
@@ -469,9 +471,8 @@ def _plate(video):
     if path.is_dir(): path = _first_image(path)
     found = _sequence.fullmatch(path.stem) if path.suffix.lower() in IMAGE_ENDINGS else None
     if not found: return path, path.as_posix(), 1  # a film: its frames are counted from 1
-    before, number, after = found.groups()
-    name = f"{before}%0{len(number)}d{after}{path.suffix}"
-    return path, path.with_name(name).as_posix(), int(number)
+    name = f"{found[1]}%0{len(found[2])}d{found[3]}{path.suffix}"
+    return path, path.with_name(name).as_posix(), int(found[2])
 
 # %% ../../nbs/sfm/09_export.ipynb #7a1c0e21
 def _knob(codes, *columns):
@@ -489,7 +490,7 @@ def _quoted(text): return '"' + re.sub(r'([\\"$\[\]])', r"\\\1", text) + '"'
 
 def _read_node(track, video, first, form):
     "A Read node that shows the shot's part of its film."
-    _, name, zero = _plate(video)
+    name, zero = _plate(video)[1:]
     begin = track.start + zero
     end, ahead = begin + len(track.K) - 1, begin - first
     shown = dict(frame_mode="expression", frame=f'"frame{ahead:+d}"', format=form, name="Plate")
@@ -499,7 +500,8 @@ def _read_node(track, video, first, form):
 # %% ../../nbs/sfm/09_export.ipynb #7a1c0e22
 def _nk(track, path, up, first, video):
     "The text of a .nk script: format, rate, plate and camera."
-    frames, places, angles = _for_nuke(track, path, up)
+    frames, *placed = _for_nuke(track, path, up)
+    places, angles = placed
     (W, H), lens = track.size, _lens(track, frames)
     codes = (frames + first).tolist()
     form = f'"{W} {H} 0 0 {W} {H} {_pixel_aspect(track, frames, path):.9g} plate"'

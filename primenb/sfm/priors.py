@@ -436,7 +436,8 @@ def _resume(cache, about):
 def _network_maps(frames, model, kind, device, batch_size, cache):
     "The maps of a network (T,h,w), and what they are; those that the cache lacks are made."
     about = dict(model=str(model), images=[zlib.crc32(f.tobytes()) for f in frames])
-    folder, done, stated = _resume(cache, about)
+    *kept, stated = _resume(cache, about)
+    folder, done = kept
     if len(done) < len(frames):
         note = dict(metric=False, frames=len(frames), **about)
         job = dict(model=str(model), device=device, kind=kind or stated, kinds=NETWORK_KINDS, note=note)
