@@ -1,5 +1,5 @@
 "Cameras leave for other tools and come back unchanged."
-import os, sys, types, warnings
+import json, os, re, subprocess, sys, types, warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import pandas as pd
 import pycolmap
 import pytest
 from hypothesis import given, settings, strategies as st
+from PIL import Image
 from pxr import Usd, UsdGeom
 from scipy.spatial.transform import Rotation
 
@@ -49,6 +50,7 @@ def made(seed=0, T=6, P=40, size=(480, 270), lens=True, missing=(2,), zoom=True)
         rng.random((T, 2)),
         np.ones(T),
         23.976,
+        start=76,
     )
 
 
@@ -62,7 +64,7 @@ def usd_pixels(path, code, size):
     return (seen[:, :2] / seen[:, 3:] * [1, -1] + 1) / 2 * size
 
 
-def chan_pixels(path, code, X, size):
+def chan_pixels(path, code, X, size, aspect=1.):
     "Through 4x4 matrices multiplied one by one, as Nuke's rotation order ZXY has it: Z first."
     row = next(
         r for r in map(lambda line: np.array(line.split(), float), Path(path).read_text().splitlines()) if r[0] == code
@@ -77,11 +79,43 @@ def chan_pixels(path, code, X, size):
     half = np.tan(np.radians(row[7] / 2))
     return np.stack(
         [
-            size[0] / 2 * (1 + seen[0] / -seen[2] / (half * size[0] / size[1])),
+            size[0] / 2 * (1 + seen[0] / -seen[2] / (half * size[0] / size[1] * aspect)),
             size[1] / 2 * (1 - seen[1] / -seen[2] / half),
         ],
         -1,
     )
+
+
+def nk_node(path, kind):
+    "The knobs of a node of a script, as text."
+    node = re.search(rf"^{kind} {{\n(.*?)^}}", Path(path).read_text(), re.S | re.M)[1]
+    return dict(line.strip().split(" ", 1) for line in node.splitlines())
+
+
+def nk_pixels(path, code, X):
+    """Through Nuke's own chain of matrices: camera, projection by focal length and horizontal aperture alone, window.
+
+    The window is moved in units of its half width, before it is stretched to the format.
+    """
+    def numbers(text):
+        found = re.findall(r"\{curve L ([^}]*)\}|(-?[\d.e+-]+)", text)
+        return [float(dict(zip(*[iter(curve.split())] * 2))[f"x{code}"] if curve else one) for curve, one in found]
+    camera = nk_node(path, "Camera2")
+    assert camera["rot_order"] == "ZXY"
+    world = np.eye(4)
+    world[:3, 3] = numbers(camera["translate"])
+    angles = dict(zip("xyz", numbers(camera["rotate"])))
+    for axis in "yxz":
+        turn = np.eye(4)
+        turn[:3, :3] = Rotation.from_euler(axis, angles[axis], degrees=True).as_matrix()
+        world = world @ turn
+    X, Y, Z, _ = np.linalg.inv(world) @ np.c_[X, np.ones(len(X))].T
+    zoom = 2 * numbers(camera["focal"])[0] / float(camera["haperture"])
+    u, v = numbers(camera["win_translate"])
+    w, h, *_, aspect, _ = nk_node(path, "Root")["format"].strip('"').split()
+    w, h, aspect = float(w), float(h), float(aspect)
+    up = h / 2 + (zoom * Y / -Z - v) * w / 2 * aspect
+    return np.stack([w / 2 + (zoom * X / -Z - u) * w / 2, h - up], -1)
 
 
 class Blender(types.SimpleNamespace):
@@ -109,7 +143,8 @@ class Blender(types.SimpleNamespace):
             new=lambda name: self.mesh
         ), movieclips=new(load=load),
                         objects=new(new=lambda name, data: self.camera if data is self.lens else new(data=data)))
-        self.context = new(scene=new(render=new(), collection=new(objects=new(link=self.linked.append))))
+        scene = new(render=new(), collection=new(objects=new(link=self.linked.append)), frame_set=lambda frame: None)
+        self.context = new(scene=scene)
 
     def run(self, path):
         sys.modules["bpy"] = self
@@ -140,15 +175,17 @@ def test_every_tool_sees_the_same_pixels(tmp_path_factory, seed, lens, zoom, siz
     track, folder = made(seed, lens=lens, zoom=zoom, size=size), tmp_path_factory.mktemp("tools")
     usd = track.to_usd(folder / "a.usdc", first=1001)
     blender = Blender().run(track.to_blender(folder / "a.py", first=1001))
+    nk = track.to_nuke(folder / "a.nk", first=1001)
+    y_up = (track.points @ upright_rotation(track).T)[:, [0, 2, 1]] * [1, 1, -1]
     if lens:
         with pytest.raises(PrimenbError, match="to_usd"): track.to_nuke(folder / "a.chan")
     else:
         chan = track.to_nuke(folder / "a.chan", first=1001)
-        y_up = (track.points @ upright_rotation(track).T)[:, [0, 2, 1]] * [1, 1, -1]
         assert len(chan.read_text().splitlines()) == 5
     for t in (0, 1, 3, 5):
         assert np.abs(usd_pixels(usd, 1001 + t, size) - ours(track, t)).max() < 1e-3
         assert np.abs(blender.pixels(1001 + t) - ours(track, t)).max() < 1e-3
+        assert np.abs(nk_pixels(nk, 1001 + t, y_up) - ours(track, t)).max() < 1e-3
         if not lens: assert np.abs(chan_pixels(chan, 1001 + t, y_up, size) - ours(track, t)).max() < 1e-3
     assert ("location", 1003) not in blender.keys
 
@@ -157,11 +194,11 @@ def test_every_tool_sees_the_same_pixels(tmp_path_factory, seed, lens, zoom, siz
 def test_colmap_reads_what_we_wrote(tmp_path, binary):
     track = made(3)
     track.to_colmap(tmp_path / "a/model", not binary)
-    model = pycolmap.Reconstruction(track.to_colmap(tmp_path / "a/model", binary))
+    model = pycolmap.Reconstruction(track.to_colmap(tmp_path / "a/model", binary) / "sparse/0")
     assert {
-        f.suffix for f in (tmp_path / "a/model").iterdir()
+        f.suffix for f in (tmp_path / "a/model/sparse/0").iterdir()
     } == {".bin" if binary else ".txt"}, "the other format is gone"
-    assert sorted(i.name for i in model.images.values()) == [f"frame_{t:04d}.png" for t in (0, 1, 3, 4, 5)]
+    assert sorted(i.name for i in model.images.values()) == [f"frame_{76 + t:06d}.png" for t in (0, 1, 3, 4, 5)]
     for t in (0, 1, 3, 4, 5):
         image = model.image(t + 1)
         np.testing.assert_allclose(image.cam_from_world().matrix(), track.cam_from_world[t, :3], atol=1e-9)
@@ -181,7 +218,7 @@ def test_colmap_text_by_hand(tmp_path):
     "The text says the same to a reader that knows nothing of pycolmap."
     track = made(5, zoom=False)
     track.tracks.xy[:] += np.random.default_rng(0).normal(0, 0.5, track.tracks.xy.shape)
-    folder = track.to_colmap(tmp_path, binary=False)
+    folder = track.to_colmap(tmp_path, binary=False) / "sparse/0"
     def lines(name):
         return [line.split() for line in (folder / name).read_text().splitlines() if not line.startswith("#")]
     cameras = {c[0]: np.array(c[4:], float) for c in lines("cameras.txt")}
@@ -208,7 +245,7 @@ def test_points_that_cannot_go_are_left_out(tmp_path):
     track = made(7)
     track.points[4] = np.nan
     only = track.tracks.keep((track.tracks.track != 9) | (track.tracks.frame == 2))[0]  # frame 2 has no camera
-    model = pycolmap.Reconstruction(replace(track, tracks=only).to_colmap(tmp_path / "model"))
+    model = pycolmap.Reconstruction(replace(track, tracks=only).to_colmap(tmp_path / "model") / "sparse/0")
     assert len(model.points3D) == 38
     assert len(
         UsdGeom.Points.Get(
@@ -221,7 +258,7 @@ def test_points_that_cannot_go_are_left_out(tmp_path):
         colours=np.zeros((0, 3), np.uint8),
         tracks=Tracks(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2)), 6, track.size),
     )
-    assert len(pycolmap.Reconstruction(none.to_colmap(tmp_path / "none")).images) == 5
+    assert len(pycolmap.Reconstruction(none.to_colmap(tmp_path / "none") / "sparse/0").images) == 5
     none.to_usd(tmp_path / "none.usda")
     Blender().run(none.to_blender(tmp_path / "none.py"))
     assert len(load_camera_track(none.save(tmp_path / "none.npz")).points) == 0
@@ -229,8 +266,11 @@ def test_points_that_cannot_go_are_left_out(tmp_path):
 
 def test_nothing_left_is_refused(tmp_path):
     lost = made(missing=range(6))
-    for write in (lost.to_colmap, lost.to_usd, lost.to_nuke, lost.to_blender):
-        with pytest.raises(PrimenbError, match="no frame of the track has a camera"): write(tmp_path / "a.usda")
+    for write, name in (
+        (lost.to_colmap, "a"), (lost.to_transforms, "a.json"), (lost.to_usd, "a.usda"), (lost.to_nuke, "a.chan"),
+        (lost.to_nuke, "a.nk"), (lost.to_blender, "a.py"),
+    ):
+        with pytest.raises(PrimenbError, match="no frame of the track has a camera"): write(tmp_path / name)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
@@ -238,9 +278,11 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     track, taken = made(lens=False), tmp_path / "taken"
     taken.write_text("mine")
     with pytest.raises(PrimenbError, match="name a folder"): track.to_colmap(taken)
-    with pytest.raises(PrimenbError, match="ending"): track.to_usd(tmp_path / "a.abc")
+    for write in (track.to_usd, track.to_nuke):
+        with pytest.raises(PrimenbError, match="ending"): write(tmp_path / "a.abc")
     for write, name in (
-        (track.to_usd, "a.usda"), (track.to_nuke, "a.chan"), (track.to_blender, "a.py"), (track.save, "a.npz")
+        (track.to_usd, "a.usda"), (track.to_nuke, "a.chan"), (track.to_nuke, "a.nk"), (track.to_blender, "a.py"),
+        (track.save, "a.npz"),
     ):
         path = write(tmp_path / "deep/er" / name)
         before = path.read_bytes()
@@ -253,13 +295,16 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
 
 
 def test_stage_says_what_its_numbers_mean(tmp_path):
-    stage = Usd.Stage.Open(str(made().to_usd(tmp_path / "a.usda", metres=0.01, first=1001)))
+    stage = Usd.Stage.Open(str(made().to_usd(tmp_path / "a.usda", metres=2., first=1001)))
     assert (
         UsdGeom.GetStageUpAxis(stage), UsdGeom.GetStageMetersPerUnit(stage), stage.GetTimeCodesPerSecond()
     ) == ("Z", 0.01, 23.976)
     assert (
         stage.GetStartTimeCode(), stage.GetEndTimeCode(), stage.GetDefaultPrim().GetPath()
     ) == (1001, 1006, "/track")
+    points = np.array(UsdGeom.Points.Get(stage, "/track/points").GetPointsAttr().Get())
+    sizes = [np.ptp(made().points @ upright_rotation(made()).T, axis=0) * 2, np.ptp(points, axis=0) * 0.01]
+    np.testing.assert_allclose(*sizes, rtol=1e-5)
     camera = UsdGeom.Camera.Get(stage, "/track/camera")
     assert camera.GetFocalLengthAttr().GetTimeSamples() == [
         1001, 1002, 1004, 1005, 1006
@@ -304,7 +349,8 @@ def test_nuke_straight_down(tmp_path):
 def test_blender_script_shows_the_footage(tmp_path):
     odd = tmp_path / 'it\'s a "film" ä.mp4'
     blender = Blender().run(made().to_blender(tmp_path / "a.py", video=odd, first=5))
-    assert blender.video == str(odd) and blender.clip.frame_start == 5 and blender.lens.show_background_images
+    assert blender.video == str(odd) and blender.lens.show_background_images
+    assert (blender.clip.frame_start, blender.clip.frame_offset) == (5, 76)
     assert np.isclose(blender.context.scene.render.fps / blender.context.scene.render.fps_base, 23.976)
     assert (blender.context.scene.frame_start, blender.context.scene.frame_end, len(blender.linked)) == (5, 10, 2)
     np.testing.assert_allclose([p.color[:3] for p in blender.paint], srgb_to_linear(made().colours), atol=1e-4)
@@ -315,8 +361,10 @@ def test_table(tmp_path):
     track.table().to_csv(tmp_path / "a.csv", index=False)
     table = pd.read_csv(tmp_path / "a.csv")
     assert list(table.columns) == [
-        "frame", "time", "status", "x", "y", "z", "qx", "qy", "qz", "qw", "focal", "sigma_centre", "sigma_rotation"
+        "frame", "film_frame", "time", "status", "x", "y", "z", "qx", "qy", "qz", "qw", "focal",
+        "sigma_centre", "sigma_rotation",
     ]
+    assert table.film_frame.tolist() == list(range(76, 82))
     assert table.x.isna().tolist() == [t == 2 for t in range(6)] and np.isclose(table.time[5], 5 / 23.976)
     row = table.iloc[4]
     R = Rotation.from_quat(row[["qx", "qy", "qz", "qw"]].to_numpy(float)).as_matrix()
@@ -378,5 +426,188 @@ def test_known_cameras_of_real_footage(real, tmp_path):
     assert track.tracks.lengths.mean() > 4 and (track.tracks.lengths > 0).all()
     path = track.to_usd(tmp_path / "a.usdc")
     for t in (0, 7): assert np.abs(usd_pixels(path, t + 1, track.size) - ours(track, t)).max() < 1e-3
-    model = pycolmap.Reconstruction(track.to_colmap(tmp_path / "model"))
+    model = pycolmap.Reconstruction(track.to_colmap(tmp_path / "model") / "sparse/0")
     assert len(model.images) == 8 and len(model.cameras) == 1 and model.compute_mean_reprojection_error() < 1e-6
+
+
+# ---- frame numbers, plates and pixels
+
+def scaled(track, size):
+    "The track as if it was made at another size and its K scaled to the film's."
+    K = track.K * (np.array([size[0] / track.size[0], size[1] / track.size[1], 1])[:, None])
+    return replace(track, size=size, K=K)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(200, 4096), st.integers(200, 4096), st.sampled_from([240, 320, 480]))
+def test_a_camera_from_a_working_size_is_never_refused(tmp_path_factory, W, H, most):
+    "Sides are rounded to even numbers at the working size; the focal length is the same in both directions there."
+    working = [max(200, 2 * round(side * most / max(W, H) / 2)) for side in (W, H)]
+    track = scaled(made(lens=False, zoom=False, size=tuple(working)), (W, H))
+    track.to_nuke(tmp_path_factory.mktemp("chan") / "a.chan")
+    middle = track.K.copy()  # one factor for both sides, and the middle of the even ones
+    middle[:, :2, 2] = np.array(working) / 2 * W / working[0]
+    if abs(W / working[0] * working[1] - H) <= W / working[0]:
+        replace(track, K=middle).to_nuke(tmp_path_factory.mktemp("chan") / "a.chan")
+
+
+def test_oblong_pixels_with_a_centred_axis_fit_a_chan(tmp_path):
+    "PAL wide: 720x576 with pixels of 64:45."
+    track = made(lens=False, size=(720, 576))
+    track.K[:, 1, 1] = track.K[:, 0, 0] * 64 / 45
+    y_up = (track.points @ upright_rotation(track).T)[:, [0, 2, 1]] * [1, 1, -1]
+    chan, nk = track.to_nuke(tmp_path / "a.chan"), track.to_nuke(tmp_path / "a.nk")
+    assert float(nk_node(nk, "Root")["format"].split()[6]) == pytest.approx(64 / 45)
+    for t in (0, 5):
+        assert np.abs(chan_pixels(chan, 1 + t, y_up, track.size, 64 / 45) - ours(track, t)).max() < 1e-3
+        assert np.abs(nk_pixels(nk, 1 + t, y_up) - ours(track, t)).max() < 1e-3
+    blender = Blender().run(track.to_blender(tmp_path / "a.py"))
+    assert np.abs(blender.pixels(6) - ours(track, 5)).max() < 1e-3
+
+
+def test_pixels_that_change_their_shape_are_refused_by_name(tmp_path):
+    track = made(lens=False)
+    track.K[:, 1, 1] *= np.linspace(1, 1.1, 6)
+    for write, name in ((track.to_nuke, "a.chan"), (track.to_nuke, "a.nk"), (track.to_blender, "a.py")):
+        with pytest.raises(PrimenbError, match="shape of its pixels changes"): write(tmp_path / name)
+    usd = track.to_usd(tmp_path / "a.usda")
+    for t in (0, 5): assert np.abs(usd_pixels(usd, 1 + t, track.size) - ours(track, t)).max() < 1e-3
+
+
+def plate_frame(path, code):
+    "The number that a script's Read node reads at a frame of the scene, and its file."
+    read = nk_node(path, "Read")
+    assert read["frame_mode"] == "expression"
+    number = code + int(re.fullmatch(r'"frame([+-]\d+)"', read["frame"])[1])
+    assert int(read["first"]) <= number <= int(read["last"]) and int(read["last"]) - int(read["first"]) == 5
+    return number, re.sub(r"\\(.)", r"\1", read["file"].strip('"'))
+
+
+@pytest.mark.parametrize("first", [1, 76, 1001])
+def test_the_plate_of_a_script_is_in_step(tmp_path, first):
+    odd = tmp_path / 'a [film] $x "q".mov'
+    number, file = plate_frame(made().to_nuke(tmp_path / "a.nk", odd, first=first), first + 3)
+    assert (number, file) == (76 + 3 + 1, str(odd))
+    (tmp_path / "plates").mkdir()
+    for n in (1000, 1001, 1002): (tmp_path / f"plates/v2_shot.{n}_l.exr").touch()
+    (tmp_path / "plates/notes.txt").touch()
+    for video in (tmp_path / "plates", tmp_path / "plates/v2_shot.1000_l.exr"):
+        number, file = plate_frame(made().to_nuke(tmp_path / "a.nk", video, first=first), first + 3)
+        assert (number, Path(file).name) == (1000 + 76 + 3, "v2_shot.%04d_l.exr")
+        blender = Blender().run(made().to_blender(tmp_path / "a.py", video, first=first))
+        assert Path(blender.video).name == "v2_shot.1000_l.exr"
+    (tmp_path / "none").mkdir()
+    for write, name in ((made().to_nuke, "b.nk"), (made().to_blender, "b.py")):
+        with pytest.raises(PrimenbError, match="no numbered image"): write(tmp_path / name, tmp_path / "none")
+        assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("rate, fps, base", [
+    (24, 24, 1), (30000 / 1001, 30, 1.001), (24000 / 1001, 24, 1.001), (12.5, 12, 0.96), (0.5, 1, 2), (120, 120, 1)])
+def test_blender_has_the_rate(tmp_path, rate, fps, base):
+    render = Blender().run(replace(made(), rate=rate).to_blender(tmp_path / "a.py")).context.scene.render
+    assert (render.fps, render.fps_base) == (fps, pytest.approx(base, rel=1e-12))
+
+
+# ---- images
+
+def plates(track): return np.random.default_rng(1).integers(0, 256, (6, *track.size[::-1], 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_colmap_with_images(tmp_path, kind):
+    "Each image that the model names is there, is that film frame, and shows the points where the model says."
+    track = made(8, size=(96, 54))
+    images = plates(track)
+    taken = []
+    folder = track.to_colmap(tmp_path / "a", images=(taken.append(1) or i for i in images), image_kind=kind)
+    model = pycolmap.Reconstruction(folder / "sparse/0")
+    assert len(taken) == 6 and len(model.images) == 5
+    assert {i.name for i in model.images.values()} == {p.name for p in (folder / "images").iterdir()}
+    for image in model.images.values():
+        t = image.image_id - 1
+        assert image.name == f"frame_{76 + t:06d}.{kind}"
+        stored = Image.open(folder / "images" / image.name)
+        if kind == "png": np.testing.assert_array_equal(np.asarray(stored), images[t])
+        else: assert [c[1:3] for c in stored.layer] == [(1, 1)] * 3, "no chroma subsampling"
+        for p in image.points2D:
+            seen = image.project_point(model.points3D[p.point3D_id].xyz)
+            assert np.abs(seen - p.xy).max() < 0.1
+
+
+def test_images_that_do_not_fit_change_nothing(tmp_path):
+    track = made(size=(96, 54))
+    images = plates(track)
+    folder = track.to_colmap(tmp_path / "a", images=images)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    def failing():
+        yield from images[:4]
+        raise OSError("the film ends here")
+    other = replace(track, start=500)
+    for wrong, error, cause in (
+        (images[:5], PrimenbError, "5 for 6"), ([*images, images[0]], PrimenbError, "7 for 6"),
+        (images[:, :27], PrimenbError, "image 0"), (images.astype(float), PrimenbError, "float64"),
+        (failing(), OSError, "ends here"),
+    ):
+        for write in (lambda i: other.to_colmap(folder, images=i), lambda i: other.to_transforms(folder / "t.json", i)):
+            with pytest.raises(error, match=cause): write(wrong if isinstance(wrong, list) else iter(wrong))
+            if wrong is not None and error is OSError: wrong = failing()
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    assert sorted(p.name for p in folder.iterdir()) == ["images", "sparse"]
+    with pytest.raises(PrimenbError, match="png or jpg"): track.to_colmap(folder, images=images, image_kind="gif")
+    (folder / "images/mine.png").write_bytes(b"")
+    with pytest.raises(PrimenbError, match="mine.png"): track.to_colmap(folder, images=images)
+
+
+def test_a_second_run_leaves_no_image_of_the_first(tmp_path):
+    track = made(size=(96, 54))
+    images = plates(track)
+    folder = track.to_colmap(tmp_path / "a", images=images)
+    fewer = replace(track, status=np.array(["solved"] * 2 + ["missing"] * 4), start=77)
+    fewer.to_colmap(folder, images=images, image_kind="jpg")
+    assert sorted(p.name for p in (folder / "images").iterdir()) == ["frame_000077.jpg", "frame_000078.jpg"]
+    assert {i.name for i in pycolmap.Reconstruction(folder / "sparse/0").images.values()} == {
+        "frame_000077.jpg", "frame_000078.jpg"
+    }
+
+
+@pytest.mark.parametrize("zoom", [True, False])
+def test_transforms_are_nerfstudios(tmp_path, zoom):
+    "Poses look along -z with y up; the lens is at the top only if it is fixed; points and world are turned alike."
+    track = made(9, size=(96, 54), zoom=zoom)
+    path = track.to_transforms(tmp_path / "a/transforms.json", plates(track))
+    whole = json.loads(path.read_text())
+    assert (whole["w"], whole["h"], "fl_x" in whole) == (96, 54, not zoom) and len(whole["frames"]) == 5
+    head, data = (path.parent / whole["ply_file_path"]).read_bytes().split(b"end_header\n", 1)
+    assert head.startswith(b"ply\nformat binary_little_endian 1.0\nelement vertex 40\n")
+    ply = np.frombuffer(data, [("xyz", "<f4", 3), ("rgb", "u1", 3)])
+    np.testing.assert_array_equal(ply["rgb"], track.colours)
+    turn = np.array(whole["applied_transform"])
+    np.testing.assert_allclose(ply["xyz"], track.points @ turn[:, :3].T + turn[:, 3], atol=1e-5)
+    for frame, t in zip(whole["frames"], (0, 1, 3, 4, 5)):
+        assert frame["file_path"] == f"images/frame_{76 + t:06d}.png" and (path.parent / frame["file_path"]).exists()
+        lens = whole | frame
+        X, Y, Z, _ = np.linalg.inv(frame["transform_matrix"]) @ np.c_[ply["xyz"], np.ones(40)].T
+        seen = np.stack([lens["cx"] + lens["fl_x"] * X / -Z, lens["cy"] - lens["fl_y"] * Y / -Z], -1)
+        assert np.abs(seen - ours(track, t)).max() < 0.01
+
+
+# ---- wherever a track comes from
+
+@pytest.mark.parametrize("program", [
+    "from primenb import load_camera_track as load; load(NPZ)",
+    "import primenb; primenb.load_camera_track(NPZ)",
+    "from primenb.sfm.mapper import solve_tracks; from primenb import load_camera_track as load; load(NPZ)",
+    "import pickle; pickle.load(open(PICKLE, 'rb'))",
+    "import copy, pickle; copy.deepcopy(pickle.load(open(PICKLE, 'rb')))",
+])
+def test_a_track_can_be_written_in_a_fresh_process(tmp_path, program):
+    import pickle
+    made().save(tmp_path / "a.npz")
+    (tmp_path / "a.pickle").write_bytes(pickle.dumps(made()))
+    *rest, last = program.split("; ")
+    lines = [f"NPZ, PICKLE, OUT = {[str(tmp_path / n) for n in ('a.npz', 'a.pickle', 'a.usdc')]}"]
+    lines += [*rest, f"track = {last}", "track.to_usd(OUT)", "print(track.start, type(track).__name__)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.stdout == "76 CameraTrack\n", done.stderr
+    assert np.abs(usd_pixels(tmp_path / "a.usdc", 1, made().size) - ours(made(), 0)).max() < 1e-3

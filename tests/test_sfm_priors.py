@@ -1,5 +1,7 @@
 "Depth priors: sampled as by a slow loop, exact on planes, files and networks that resume, errors of known size."
+import signal, subprocess, sys, time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from primenb.data.corpus import tracking_shots
 from primenb.data.public import posed_frames
 from primenb.sfm.geometry import Tracks, project, triangulate, widest_angle
 from primenb.sfm.priors import (
-    DepthMaps, check_fit, depth_folder, depth_network, depth_of, design_effect, error_sigmas, fit_scale,
+    DepthMaps, check_depth, check_fit, depth_folder, depth_network, depth_of, design_effect, error_sigmas, fit_scale,
     fit_shift, observation_weights, sample_depth, save_depths, sensor_depth,
 )
 from primenb.sfm.tracks import klt_tracks
@@ -191,6 +193,71 @@ def test_pictures_are_millimetres_and_their_void_is_void(tmp_path):
     refused(lambda: depth_folder(tmp_path, [0, 1]), "4 files have 2 numbers", "pattern")
 
 
+@pytest.mark.parametrize("ending", [".png", ".PNG", ".tif", ".TIFF"])
+def test_millimetres_in_any_case_of_ending(tmp_path, ending):
+    stored = np.array([[0, 65535, 1, 1500], [2500, 40000, 65534, 7]], np.uint16)
+    kind = "PNG" if "n" in ending.lower() else "TIFF"
+    for n in range(2): Image.fromarray(stored).save(tmp_path / f"{n}{ending}", kind)
+    depths = depth_folder(tmp_path)
+    assert depths.metric and depths.kind == "depth"
+    expected = np.where((stored == 0) | (stored == 65535), np.nan, stored / 1000)
+    np.testing.assert_allclose(depths.maps, [expected] * 2, rtol=1e-6)
+
+
+def test_arrays_in_any_case_of_ending(tmp_path):
+    for n, one in enumerate(maps_of(2)):
+        with open(tmp_path / f"{n}.NPY", "wb") as file: np.save(file, one)
+    np.testing.assert_array_equal(depth_folder(tmp_path).maps, maps_of(2))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate"])
+def test_floating_point_tiff_is_what_it_says(tmp_path, compression):
+    maps = maps_of(2)
+    maps[0, 0, 0], maps[1, 0, 0] = np.nan, 1e10
+    for n, one in enumerate(maps): Image.fromarray(one).save(tmp_path / f"{n}.tif", compression=compression)
+    depths = depth_folder(tmp_path)
+    np.testing.assert_array_equal(depths.maps, np.where(maps < 1e9, maps, np.nan))
+    assert not depths.metric and depth_folder(tmp_path, metric=True).metric
+    (tmp_path / "depths.json").write_text('{"kind": "disparity", "metric": false}')
+    assert depth_folder(tmp_path).kind == "disparity"
+
+
+@pytest.mark.parametrize("dtype, nothing", [(np.float32, 1e10), (np.float16, np.inf), (np.float16, 65504)])
+@pytest.mark.parametrize("channel", ["Z", "depth", "V", "R", "Y", "ViewLayer.Depth.Z"])
+def test_exr_holds_depth_in_a_channel(tmp_path, dtype, nothing, channel):
+    OpenEXR = pytest.importorskip("OpenEXR")
+    maps = maps_of(2).astype(dtype)
+    maps[:, 0, 0] = nothing
+    for n, one in enumerate(maps):
+        channels = {channel: one, "B": np.zeros_like(one), "G": np.zeros_like(one)}
+        OpenEXR.File(dict(compression=OpenEXR.ZIP_COMPRESSION), channels).write(str(tmp_path / f"z{n}.exr"))
+    depths = depth_folder(tmp_path)
+    expected = maps.astype(np.float32)
+    expected[:, 0, 0] = np.nan
+    np.testing.assert_array_equal(depths.maps, expected)
+    assert not depths.metric and depth_folder(tmp_path, metric=True).metric
+
+
+def test_exr_without_depth_or_broken_is_named(tmp_path):
+    OpenEXR = pytest.importorskip("OpenEXR")
+    one = maps_of(1)[0]
+    OpenEXR.File({}, {"B": one, "G": one}).write(str(tmp_path / "a.exr"))
+    refused(lambda: depth_folder(tmp_path), "a.exr", "channels are B, G", "named Z")
+    (tmp_path / "a.exr").write_bytes(b"no image")
+    refused(lambda: depth_folder(tmp_path), "a.exr", "cannot be decoded")
+
+
+def test_eight_bits_are_disparity_or_refused(tmp_path):
+    stored = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    Image.fromarray(stored).save(tmp_path / "0.png")
+    refused(lambda: depth_folder(tmp_path), "0.png", "8 bits", 'kind="disparity"')
+    depths = depth_folder(tmp_path, kind="disparity")
+    np.testing.assert_array_equal(depths.maps[0], np.where(stored == 0, np.nan, stored))
+    assert (depths.kind, depths.metric) == ("disparity", False)
+    Image.fromarray(np.repeat(stored[..., None], 3, 2)).save(tmp_path / "0.png")
+    refused(lambda: depth_folder(tmp_path, kind="disparity"), "0.png", "kind RGB")
+
+
 def test_names_are_sorted_as_people_do_and_gaps_are_named(tmp_path):
     maps = maps_of(12)
     for n, one in enumerate(maps): np.savez(tmp_path / f"shot2_{n}.npz", depth=one, confidence=one)
@@ -233,7 +300,7 @@ def test_a_damaged_map_is_named(tmp_path, damage, words):
 
 
 def test_an_empty_or_absent_folder_is_refused(tmp_path):
-    refused(lambda: depth_folder(tmp_path), "no .npy, .npz or .png")
+    refused(lambda: depth_folder(tmp_path), "no .npy, .npz, .png, .tif or .exr")
     refused(lambda: depth_folder(tmp_path / "none"), "no such folder")
 
 
@@ -293,12 +360,11 @@ frames = np.random.default_rng(0).integers(0, 256, (5, 54, 96, 3), dtype=np.uint
 
 
 @pytest.mark.parametrize("name, kind", [("relative", "disparity"), ("metric", "depth"), ("dpt", "disparity")])
-def test_a_network_says_what_it_answers_with_and_batches_do_not_matter(networks, name, kind):
-    one, three = (depth_network(frames, networks / name, device="cpu", batch_size=batch) for batch in (1, 3))
+def test_a_network_says_what_it_answers_with(networks, tmp_path, name, kind):
+    one = depth_network(frames, networks / name, device="cpu", batch_size=3, cache=tmp_path / "cache")
     assert (one.kind, one.metric, one.maps.shape) == (kind, False, (5, 54, 96)) and one.maps.dtype == np.float32
-    np.testing.assert_allclose(one.maps, three.maps, rtol=1e-4, atol=1e-6)
     other = dict(depth="disparity", disparity="depth")[kind]
-    assert depth_network(frames[:1], networks / name, other, device="cpu").kind == other
+    assert depth_network(frames, networks / name, other, cache=tmp_path / "cache").kind == other
 
 
 def test_the_answer_is_the_models_own(networks):
@@ -313,29 +379,16 @@ def test_the_answer_is_the_models_own(networks):
     )
 
 
-def test_a_run_that_was_stopped_goes_on_and_a_finished_one_needs_no_network(networks, tmp_path, monkeypatch):
-    import primenb.sfm.priors as priors
+def test_a_finished_run_needs_no_network_and_is_not_taken_for_another(networks, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    seen = []
-    load = priors._network
-    def counting(model, device):
-        net = load(model, device)
-        def call(images, **how):
-            if len(seen) >= 3 and not monkeypatch_done: raise KeyboardInterrupt
-            seen.extend(images)
-            return net(images, **how)
-        call.model = net.model
-        return call
-    monkeypatch.setattr(priors, "_network", counting)
-    monkeypatch_done = False
-    with pytest.raises(KeyboardInterrupt):
-        depth_network(frames, networks / "relative", device="cpu", batch_size=1, cache=cache)
-    assert len(list(cache.glob("*.npy"))) == 3
-    monkeypatch_done = True
     whole = depth_network(frames, networks / "relative", device="cpu", batch_size=1, cache=cache)
-    assert len(seen) == 5
-    monkeypatch.setattr(priors, "_network", lambda *_: pytest.fail("there is nothing to do"))
-    np.testing.assert_array_equal(depth_network(frames, networks / "relative", cache=cache).maps, whole.maps)
+    for n in (3, 4): (cache / f"0000{n}.npy").unlink()
+    before = {p: p.stat().st_mtime_ns for p in cache.glob("*.npy")}
+    again = depth_network(frames, networks / "relative", device="cpu", batch_size=2, cache=cache)
+    np.testing.assert_allclose(again.maps, whole.maps, rtol=1e-4, atol=1e-6)  # in batches of another size
+    assert len(before) == 3 and before.items() <= {p: p.stat().st_mtime_ns for p in cache.glob("*.npy")}.items()
+    monkeypatch.setattr("primenb.sfm.priors._in_own_process", lambda *_, **__: pytest.fail("there is nothing to do"))
+    np.testing.assert_array_equal(depth_network(frames, networks / "relative", cache=cache).maps, again.maps)
     assert depth_folder(cache).kind == "disparity"
     for what in (frames[:4], frames[::-1]):
         refused(lambda: depth_network(what, networks / "relative", cache=cache), "other images or of another model")
@@ -344,20 +397,98 @@ def test_a_run_that_was_stopped_goes_on_and_a_finished_one_needs_no_network(netw
     refused(lambda: depth_network(frames, networks / "relative", cache=cache), "00001.npy")
 
 
+def children(pid):
+    "The processes that a process has started."
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(n) for n in found.split()]
+
+
+def test_an_interrupted_run_ends_its_process_and_goes_on(networks, tmp_path):
+    "Ctrl-C comes while maps are made: what is done is kept, and no process is left behind."
+    cache = tmp_path / "cache"
+    np.save(tmp_path / "many.npy", np.random.default_rng(1).integers(0, 256, (600, 54, 96, 3), dtype=np.uint8))
+    program = f"""
+import numpy as np
+from primenb.sfm.priors import depth_network
+try: depth_network(np.load({str(tmp_path / "many.npy")!r}), {str(networks / "relative")!r}, device="cpu",
+                   batch_size=1, cache={str(cache)!r})
+except KeyboardInterrupt: print("interrupted")
+"""
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    end = time.monotonic() + 240
+    while len(list(cache.glob("0*.npy"))) < 3 and parent.poll() is None and time.monotonic() < end: time.sleep(0.02)
+    own = children(parent.pid)
+    parent.send_signal(signal.SIGINT)
+    assert parent.communicate(timeout=60)[0] == "interrupted\n" and len(own) == 1
+    assert not Path(f"/proc/{own[0]}").exists()
+    done = len(list(cache.glob("0*.npy")))
+    assert 3 <= done < 600
+    first = np.load(cache / "00000.npy")
+    assert first.shape == (54, 96) and np.isfinite(first).all()
+
+
+def test_drawing_and_a_network_in_one_program(networks):
+    "Mesa's LLVM and torch's never meet, whichever comes first."
+    program = f"""
+import sys
+import numpy as np
+from primenb.render import Window, read_colours, require_drawing
+from primenb.sfm.priors import depth_network
+import pyvista as pv
+def draw():
+    window = Window((64, 48))
+    window.add(pv.Sphere(0.3)).GetProperty().SetColor(1, 0, 0)
+    window.plotter.render()
+    image = read_colours(window)
+    window.close()
+    return int((image[..., 0] > 50).sum())
+before = draw()
+frames = np.random.default_rng(0).integers(0, 256, (2, 54, 96, 3), dtype=np.uint8)
+maps = depth_network(frames, {str(networks / "relative")!r}, device="cpu").maps
+print(before > 20, draw() == before, maps.shape, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if "this machine has no" in done.stderr: pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.stdout == "True True (2, 54, 96) False\n", done.stderr
+
+
 def test_a_model_that_is_not_there_or_says_nothing_is_refused(networks, tmp_path, monkeypatch):
-    import huggingface_hub.constants as hub
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    refused(
-        lambda: depth_network(frames, "nobody/no-such-depth-model", device="cpu"),
-        "nobody/no-such-depth-model",
-        "cannot be loaded",
-        "folder of a downloaded model",
-    )
-    refused(lambda: depth_network(frames, tmp_path, device="cpu"), str(tmp_path), "cannot be loaded")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "cache").mkdir()
+    why = "nobody/no-such-depth-model", "cannot be loaded", "folder of a downloaded model"
+    refused(lambda: depth_network(frames, why[0], device="cpu", cache=tmp_path / "cache"), *why)
+    assert list((tmp_path / "cache").iterdir()) == [], "nothing is left that looks like work done"
     monkeypatch.setattr("primenb.sfm.priors.NETWORK_KINDS", {})
     refused(lambda: depth_network(frames, networks / "dpt", device="cpu"), "whether a dpt", "kind=")
     refused(lambda: depth_network(frames[0], networks / "dpt"), "no shot")
     refused(lambda: depth_network(frames.astype(float), networks / "dpt"), "no shot")
+
+
+def test_depth_is_checked_before_any_work(networks, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/config.json").write_bytes((networks / "relative/config.json").read_bytes())
+    refused(lambda: check_depth("nobody/no-such-depth-model", device="cpu"), "nobody/no-such", "cannot be loaded")
+    refused(lambda: check_depth(tmp_path / "none", device="cpu"), "none", "cannot be loaded")
+    refused(lambda: check_depth(tmp_path / "bare", device="cpu"), "bare", "cannot be loaded")
+    check_depth(networks / "relative", device="cpu")
+    (tmp_path / "empty").mkdir()
+    refused(lambda: check_depth(tmp_path / "empty"), "no .npy")
+    save_depths(tmp_path / "maps", DepthMaps(maps_of()))
+    check_depth(tmp_path / "maps")
+    (tmp_path / "maps/00000.npy").write_bytes(b"broken")
+    refused(lambda: check_depth(tmp_path / "maps"), "00000.npy")
+    for fine in (None, DepthMaps(maps_of()), maps_of()): check_depth(fine)
+    refused(lambda: check_depth(-maps_of()), "negative")
+
+
+def test_a_process_that_dies_is_told(networks, monkeypatch):
+    import primenb.sfm.priors as priors
+    popen = subprocess.Popen
+    monkeypatch.setattr(priors.subprocess, "Popen", lambda command, **how: popen(
+        [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"], **how
+    ))
+    refused(lambda: depth_network(frames, networks / "relative"), "ended with code -9", "batch_size=1")
 
 
 def test_a_model_stored_in_half_precision_runs_in_full(networks, tmp_path):
