@@ -573,8 +573,7 @@ def _without_depth(shot):
 def choose_prior(
     shot: Shot,
 ) -> Shot:
-    """The state with the prior as given, inverted or left out, whichever the tracks support; `facts['prior']` says
-    which.
+    """The state with the prior as given, inverted or left out, as the tracks support it; `facts['prior']` says which.
 
     Parameters
     ----------
@@ -1015,6 +1014,12 @@ def static_track(
     status = np.full(T, "static", "U13")
     return CameraTrack(tracks.size, K, cameras, status, *nothing, unsure, np.full(T, np.nan), rate, facts)
 
+# %% ../../nbs/sfm/06_mapper.ipynb #2fa775aa
+def _held(tracks, K, pixel, rate):
+    "The track of a camera that is held."
+    size = tracks.size, tracks.frames
+    return static_track(tracks, guessed_intrinsics(*size, pixel) if K is None else check_intrinsics(K, *size), rate)
+
 # %% ../../nbs/sfm/06_mapper.ipynb #98822944
 def solve_tracks(
     tracks: Tracks,
@@ -1068,11 +1073,6 @@ def solve_tracks(
     if track is None: track = _held(tracks, K, pixel, rate)
     track.facts.update(seconds=time.perf_counter() - began)
     return track
-
-def _held(tracks, K, pixel, rate):
-    "The track of a camera that is held."
-    size = tracks.size, tracks.frames
-    return static_track(tracks, guessed_intrinsics(*size, pixel) if K is None else check_intrinsics(K, *size), rate)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #e27a64b9
 def _solve_moving(tracks, K, depth, rate, lens, how):
