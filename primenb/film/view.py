@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONE_SIDES', 'GRID_LINES', 'PLATE_WIDTH', 'MAX_OBSERVATIONS', 'reprojection_errors', 'error_curves', 'cone_and_grid',
            'place_object', 'plate_size', 'save_plate', 'view_data', 'step_path', 'frame_ticks', 'outcome_words',
-           'view_facts', 'render_view', 'save_view']
+           'view_facts', 'render_view', 'save_view', 'camera_rows']
 
 # %% ../../nbs/film/01_view.ipynb #04367cd9
 import base64
@@ -359,7 +359,7 @@ def outcome_words(
     own = len(track.K) - filled - missing
     rest = [f"{n} {what}" for n, what in ((filled, "interpolated"), (missing, "without a camera")) if n]
     counted = ", ".join([f"{own} of {len(track.K)} frames are solved", *rest])
-    return f"{_outcomes[track.outcome]}. {counted if rest else f'All {len(track.K)} frames are solved'}"
+    return f"{_outcomes[track.outcome]}. {counted if rest else f'All {len(track.K)} frames have a camera'}"
 
 # %% ../../nbs/film/01_view.ipynb #8a74b5c4
 def _focal_source(facts):
@@ -505,3 +505,40 @@ def save_view(
     page = render_view(track, title=title, film=film, step=step, clock=clock, links=links, image=image, report=report)
     with atomic(folder / "view.html") as temporary: temporary.write_text(page, encoding="utf-8")
     return folder / "view.html"
+
+# %% ../../nbs/film/01_view.ipynb #9db54eac
+_row_columns = ("shot", "status", "reason", "remedy", "frames", "first_frame", "time", "solved", "filled", "missing",
+                "points", "error", "focal", "focal_sigma", "focal_found", "lens")
+
+def _known(value): return None if pd.isna(value) or value == "" else value
+
+def camera_rows(
+    table: pd.DataFrame,  # `cameras.csv`; columns may be missing
+    out: Path,  # the report's folder
+    width: int,  # of the film, in pixels
+) -> list[dict]:  # for the template `cameras`; None where something is not known
+    """What the report shows of the cameras of each shot.
+
+    Parameters
+    ----------
+    table : pd.DataFrame
+        `cameras.csv`; columns may be missing
+    out : Path
+        the report's folder
+    width : int
+        of the film, in pixels
+
+    Returns
+    -------
+    list[dict]
+        for the template `cameras`; None where something is not known
+    """
+    rows = [{name: _known(getattr(row, name, None)) for name in _row_columns} for row in table.itertuples()]
+    for row in rows:
+        place = f"cameras/{row['shot']:04d}"
+        there = lambda name: (out / place / name).exists()
+        row |= dict(files={f"{place}/{name}": words for name, words in _view_files.items() if there(name)})
+        row |= dict(image=f"{place}/scene.jpg" if there("scene.jpg") else "", reason=row["reason"] or "")
+        row |= dict(view=f"{place}/view.html" if there("view.html") else "")
+        row |= dict(mm=row["focal"] and SENSOR_WIDTH * row["focal"] / width)
+    return rows
