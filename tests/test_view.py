@@ -75,14 +75,19 @@ def pages(tmp_path_factory):
     return folders
 
 
+NO_WEBGL = """const get = HTMLCanvasElement.prototype.getContext;
+HTMLCanvasElement.prototype.getContext = function(kind, ...how) {
+  return kind.startsWith("webgl") ? null : get.call(this, kind, ...how); }"""
+
+
 @pytest.fixture
 def opened(browser):
-    "Opens a page; afterwards it looks for complaints of the browser."
+    "Opens a page, without 3-D unless asked for as it is slow; afterwards it looks for complaints of the browser."
     contexts = []
-    def opened(folder, width=1360, address="", complaints=True, script="", **how):
+    def opened(folder, width=1360, address="", complaints=True, webgl=False, **how):
         context = browser.new_context(viewport=dict(width=width, height=800), **how)
         page, found = context.new_page(), []
-        if script: page.add_init_script(script)
+        if not webgl: page.add_init_script(NO_WEBGL)
         page.on("pageerror", lambda error: found.append(str(error)))
         if complaints: page.on("console", lambda message: found.append(message.text))
         page.goto(address or (folder / "view.html").as_uri())
@@ -152,9 +157,9 @@ def test_image_and_overlay_are_of_one_frame_while_it_plays(pages, opened):
             window.drawn.push([n, bits.reduce((a, b) => a + b)]);
           }};
         }}""")
-        page.keyboard.press(" ")
+        page.keyboard.press("k")
         page.wait_for_function("window.drawn.length > 20")
-        page.keyboard.press(" ")
+        page.keyboard.press("k")
         drawn = page.evaluate("window.drawn")
     finally: server.shutdown()
     assert len({n for n, _ in drawn}) > 5 and [pair for pair in drawn if pair[0] != pair[1]] == []
@@ -174,7 +179,7 @@ def test_a_point_is_drawn_where_it_was_seen(tmp_path, opened, size, width):
     page.locator("#object").uncheck()
     image = picture(page)
     dot = np.abs(image - [86, 180, 233]).sum(-1) < 60  # the colour of no error
-    assert dot.sum() > 4
+    assert dot.sum() >= 4
     at = np.argwhere(dot).mean(0)[::-1] + 0.5
     np.testing.assert_allclose(at, xy[0] / size * image.shape[1::-1], atol=1)
     shape = page.evaluate("plate.clientWidth / plate.clientHeight")
@@ -223,7 +228,7 @@ WORDS = dict(solved=["path is solved", "All 30 frames"], partly=["solved in part
 
 @pytest.mark.parametrize("name", tracks)
 def test_every_outcome_says_what_it_is(pages, opened, name):
-    page = opened(pages[name])
+    page = opened(pages[name], webgl=True)
     ready(page)
     page.keyboard.press("End")
     ready(page)
@@ -252,7 +257,7 @@ def test_frames_without_a_camera_say_so(pages, opened):
 
 
 def test_an_artist_with_a_keyboard_alone(pages, opened):
-    page = opened(pages["solved"])
+    page = opened(pages["solved"], webgl=True)
     ready(page)
     reached = set()
     for _ in range(30):
@@ -287,7 +292,7 @@ def test_an_artist_with_a_keyboard_alone(pages, opened):
 
 
 def test_the_view_is_turned_by_keys_and_by_mouse_and_the_film_stays(pages, opened):
-    page = opened(pages["solved"])
+    page = opened(pages["solved"], webgl=True)
     ready(page)
     def view():
         page.wait_for_timeout(200)
@@ -314,12 +319,13 @@ def test_a_click_on_a_curve_is_a_frame(pages, opened):
     page = opened(pages["solved"])
     ready(page)
     bare(page)
-    box = page.locator(".box").nth(1).bounding_box()
     for frame in (20, 3):
+        page.locator(".box").nth(1).scroll_into_view_if_needed()
+        box = page.locator(".box").nth(1).bounding_box()
         page.mouse.click(box["x"] + (frame + 0.5) / T * box["width"], box["y"] + 20)
         ready(page)
-        assert said(page) == 30 + frame and seen(page) == frame
         head = page.locator(".head").first.bounding_box()
+        assert said(page) == 30 + frame and seen(page) == frame
         assert head["x"] + head["width"] / 2 == pytest.approx(box["x"] + (frame + 0.5) / T * box["width"], abs=1.5)
 
 
@@ -346,20 +352,15 @@ def test_without_scripts_plate_curves_and_table_remain(pages, opened):
     assert page.locator("table.frames tbody tr:visible").count() == 20
 
 
-NO_WEBGL = """const get = HTMLCanvasElement.prototype.getContext;
-HTMLCanvasElement.prototype.getContext = function(kind, ...how) {
-  return kind.startsWith("webgl") ? null : get.call(this, kind, ...how); }"""
-
-
 def test_where_nothing_can_be_drawn_in_3d_the_still_image_is_shown(tmp_path, opened):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (90, 60), "red").save(tmp_path / "a/scene.jpg")
     save_view(made(), tmp_path / "a", map(numbered, range(T)))
-    page = opened(tmp_path / "a", script=NO_WEBGL)
+    page = opened(tmp_path / "a")
     ready(page)
     assert "WebGL" in page.locator(".world").inner_text() and page.locator(".still img").is_visible()
     (tmp_path / "three.min.js").unlink()
-    page = opened(tmp_path / "a", complaints=False)
+    page = opened(tmp_path / "a", complaints=False, webgl=True)
     ready(page)
     assert "three.min.js is not" in page.locator(".world").inner_text() and page.locator(".still img").is_visible()
     page.keyboard.press("ArrowRight")
@@ -462,7 +463,8 @@ def test_the_focal_length_says_where_it_comes_from():
 def test_a_track_without_points_has_a_page():
     track = made()
     none = Tracks(*(np.zeros(0, int),) * 2, np.zeros((0, 2)), T, track.size)
-    empty = replace(track, points=np.zeros((0, 3)), colours=np.zeros((0, 3), np.uint8), tracks=none, sigma=0 * track.sigma)
+    colours = np.zeros((0, 3), np.uint8)
+    empty = replace(track, points=np.zeros((0, 3)), colours=colours, tracks=none, sigma=0 * track.sigma)
     text = render_view(empty)
     assert "neither a reprojection error" in text and "before the camera" in text and "All 30" in outcome_words(empty)
 

@@ -119,7 +119,7 @@ function drawPoints(n, to, size) {
   for (const i of seenIn[n]) {
     pen.fillStyle = colours[i];
     pen.beginPath();
-    pen.arc(...to(seenAt(i)), 2.4 * size, 0, 2 * Math.PI);
+    pen.arc(...to(seenAt(i)), 2.8 * size, 0, 2 * Math.PI);
     pen.fill();
     pen.stroke();
   }
