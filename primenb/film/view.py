@@ -384,8 +384,9 @@ def view_facts(
     """
     pixels = track.K[track.posed, 0, 0] if track.posed.any() else track.K[:, 0, 0]
     low, high = np.nanmin(pixels), np.nanmax(pixels)
-    both = [f"{value * by:.{digits}f}" for by, digits in ((SENSOR_WIDTH / track.size[0], 1), (1, 0)) for value in (low, high)]
-    millimetres, px = (" to ".join(dict.fromkeys(pair)) for pair in (both[:2], both[2:]))
+    wide = SENSOR_WIDTH / track.size[0]
+    millimetres = " to ".join(dict.fromkeys([f"{low * wide:.1f}", f"{high * wide:.1f}"]))
+    px = " to ".join(dict.fromkeys([f"{low:.0f}", f"{high:.0f}"]))
     errors = reprojection_errors(track)
     error = f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none"
     return {"focal length": f"{millimetres} mm on {SENSOR_WIDTH:.0f} mm", "in pixels": px,
@@ -421,7 +422,7 @@ def render_view(
     film: str = "",  # its name
     step: int = 1,  # frames of the film from one of the track to the next
     clock: FilmClock | None = None,  # how the film's frames are counted; None: from 0, at the track's rate
-    links: dict[str, str] = {},  # files to link to: address and name
+    links: dict[str, str] | None = None,  # files to link to: address and name
     image: str = "",  # address of a still image of the scene
     report: str = "",  # address of the film's page
 ) -> str:  # HTML
@@ -438,7 +439,7 @@ def render_view(
         frames of the film from one of the track to the next
     clock : FilmClock | None, default None
         how the film's frames are counted; None: from 0, at the track's rate
-    links : dict[str, str], default {}
+    links : dict[str, str] | None, default None
         files to link to: address and name
     image : str, default ''
         address of a still image of the scene
@@ -458,7 +459,7 @@ def render_view(
     shown = dict(shot=data | dict(values=values), charts=charts, runs=_runs(track), span=span, outcome=track.outcome)
     ticks, rows = frame_ticks(track.start, step, len(track.K)), _rows(track, step, data["codes"])
     words = dict(title=title or "Shot", film=film, words=outcome_words(track), facts=view_facts(track))
-    return render_section("view", **shown, **words, ticks=ticks, rows=rows, links=links, image=image, report=report,
+    return render_section("view", **shown, **words, ticks=ticks, rows=rows, links=links or {}, image=image, report=report,
                           plate=plate_size(track.size), version=env()["versions"].get("primenb", ""))
 
 # %% ../../nbs/film/01_view.ipynb #a05028e0
@@ -512,6 +513,15 @@ _row_columns = ("shot", "status", "reason", "remedy", "frames", "first_frame", "
 
 def _known(value): return None if pd.isna(value) or value == "" else value
 
+def _camera_card(row, out, width):
+    "One row of the table, with its files."
+    place, known = f"cameras/{row.shot:04d}", {name: _known(getattr(row, name, None)) for name in _row_columns}
+    names = [name for name in (*_view_files, "view.html") if (out / place / name).exists()]
+    links = {name: f"{place}/{name}" for name in names}
+    shown = {links[name]: words for name, words in _view_files.items() if name in links}
+    known |= dict(files=shown, image=links.get("scene.jpg", ""), view=links.get("view.html", ""))
+    return known | dict(reason=known["reason"] or "", mm=known["focal"] and SENSOR_WIDTH * known["focal"] / width)
+
 def camera_rows(
     table: pd.DataFrame,  # `cameras.csv`; columns may be missing
     out: Path,  # the report's folder
@@ -533,12 +543,4 @@ def camera_rows(
     list[dict]
         for the template `cameras`; None where something is not known
     """
-    rows = [{name: _known(getattr(row, name, None)) for name in _row_columns} for row in table.itertuples()]
-    for row in rows:
-        place = f"cameras/{row['shot']:04d}"
-        there = lambda name: (out / place / name).exists()
-        row |= dict(files={f"{place}/{name}": words for name, words in _view_files.items() if there(name)})
-        row |= dict(image=f"{place}/scene.jpg" if there("scene.jpg") else "", reason=row["reason"] or "")
-        row |= dict(view=f"{place}/view.html" if there("view.html") else "")
-        row |= dict(mm=row["focal"] and SENSOR_WIDTH * row["focal"] / width)
-    return rows
+    return [_camera_card(row, out, width) for row in table.itertuples()]
