@@ -148,6 +148,7 @@ def plate_size(
     by = min(1, PLATE_WIDTH / size[0])
     return tuple(max(2, 2 * round(side * by / 2)) for side in size)
 
+# %% ../../nbs/film/01_view.ipynb #2b985f9b
 def _scaled(images, track):
     "The images in the size of the plate; raises `PrimenbError` if there are not as many as the track has frames."
     n, T = 0, len(track.K)
@@ -177,7 +178,7 @@ def save_plate(
     options = dict(bf="0", g=str(_gop), profile="main")
     return encode(path, _scaled(images, track), track.rate, crf=23, preset="veryfast", options=options)
 
-# %% ../../nbs/film/01_view.ipynb #1c560144
+# %% ../../nbs/film/01_view.ipynb #44615cc5
 MAX_OBSERVATIONS = 280_000  # on a page, which then stays below 3 MB
 
 def _some_tracks(tracks, most):
@@ -190,7 +191,7 @@ def _packed(array, kind):
     "Numbers as base64 of little-endian binary ones."
     return base64.b64encode(np.ascontiguousarray(array, kind).tobytes()).decode()
 
-# %% ../../nbs/film/01_view.ipynb #866d9736
+# %% ../../nbs/film/01_view.ipynb #4e9d863b
 def _camera_numbers(track):
     "(T,16): focal lengths, centre, and the first three rows of the pose of each frame; NaN without a camera."
     K, pose = track.K, track.cam_from_world[:, :3].reshape(-1, 12)
@@ -209,7 +210,7 @@ def _observations(track, most):
     packed |= dict(lengths=_packed(tracks.lengths, "<u2"), points=_packed(track.points[kept], "<f4"))
     return packed | dict(colours=_packed(track.colours[kept], "u1"), all=len(track.points), shown=len(kept))
 
-# %% ../../nbs/film/01_view.ipynb #d69c3ef5
+# %% ../../nbs/film/01_view.ipynb #efc7d334
 def _codes(track, step, clock):
     "The timecode of each frame."
     numbers = clock.first + track.start + step * np.arange(len(track.K))
@@ -222,6 +223,7 @@ def _top(values, share, least=0.0):
     steps = 10.0 ** np.floor(np.log10(high)) * np.array([1, 1.5, 2, 3, 4, 5, 6, 8, 10])
     return max(float(steps[steps >= high * (1 - 1e-9)][0]), least)
 
+# %% ../../nbs/film/01_view.ipynb #2da1bcf7
 def view_data(
     track: CameraTrack,
     step: int,  # frames of the film from one of the track to the next
@@ -251,7 +253,7 @@ def view_data(
                         cameras=_packed(_camera_numbers(track), "<f8"), lines=_packed(lines, "<f4"), where=where,
                         upright=_upright(track).round(9).tolist(), **_observations(track, most))
 
-# %% ../../nbs/film/01_view.ipynb #175669bc
+# %% ../../nbs/film/01_view.ipynb #49ce7276
 def step_path(
     values: np.ndarray,  # (T,) NaN where there is none
     top: float,  # the value at the upper edge; larger ones are cut off there
@@ -276,7 +278,7 @@ def step_path(
     first = known & ~np.r_[False, known[:-1]]
     return "".join(f"{f'M{x[n]:g} {y[n]:g}' if first[n] else f'V{y[n]:g}'}H{x[n + 1]:g}" for n in np.flatnonzero(known))
 
-# %% ../../nbs/film/01_view.ipynb #472be023
+# %% ../../nbs/film/01_view.ipynb #131cbaa3
 def _charts(track):
     "The charts that have something to show: title, unit, top, and curves with their values."
     median, most = error_curves(track).T
@@ -300,7 +302,7 @@ def _runs(track):
     runs = zip(track.status[edges[:-1]], edges / len(track.K), np.diff(edges) / len(track.K))
     return [dict(status=str(s), left=float(left), width=float(width)) for s, left, width in runs if s != "solved"]
 
-# %% ../../nbs/film/01_view.ipynb #cdf36862
+# %% ../../nbs/film/01_view.ipynb #c19cdfbc
 def frame_ticks(
     first: int,  # number of the first frame
     step: int,  # frames of the film from one of the track to the next
@@ -332,7 +334,7 @@ def frame_ticks(
     places = [(n, ((n - first) / step + 0.5) / count) for n in numbers]
     return [(n, at) for n, at in places if at < 0.95]
 
-# %% ../../nbs/film/01_view.ipynb #c64483c1
+# %% ../../nbs/film/01_view.ipynb #0b0d9619
 _outcomes = dict(
     solved="The camera's path is solved",
     filled="The camera's path is solved in part; where too few points were seen it is interpolated",
@@ -361,7 +363,7 @@ def outcome_words(
     counted = ", ".join([f"{own} of {len(track.K)} frames are solved", *rest])
     return f"{_outcomes[track.outcome]}. {counted if rest else f'All {len(track.K)} frames have a camera'}"
 
-# %% ../../nbs/film/01_view.ipynb #8a74b5c4
+# %% ../../nbs/film/01_view.ipynb #9fb77942
 def _focal_source(facts):
     "Where the focal length comes from."
     if "focal_sigma" not in facts: return "given"
@@ -393,7 +395,7 @@ def view_facts(
             "lens": _focal_source(track.facts), "error": error, "points": str(len(track.points)),
             "size": f"{track.size[0]} × {track.size[1]}"}
 
-# %% ../../nbs/film/01_view.ipynb #7fd50b27
+# %% ../../nbs/film/01_view.ipynb #a467f7fb
 def _template(name): return files("primenb.film").joinpath("templates", name).read_text(encoding="utf-8")
 
 def _save_three(path):
@@ -414,7 +416,7 @@ def _rows(track, step, codes, most=20):
     places = [(track.start + step * int(n), codes[n], str(track.status[n])) for n in some]
     return [(*place, row) for place, row in zip(places, numbers)]
 
-# %% ../../nbs/film/01_view.ipynb #1444a63a
+# %% ../../nbs/film/01_view.ipynb #6da332d9
 def render_view(
     track: CameraTrack,
     *,
@@ -456,13 +458,14 @@ def render_view(
     values = {name: [_figures(v) for v in curve] for chart in charts for name, curve in chart["values"].items()}
     begin = clock_time(track.start / float(clock.rate))
     span = dict(first=track.start, last=track.start + step * (len(track.K) - 1), begin=begin, code=data["codes"][0])
-    shown = dict(shot=data | dict(values=values), charts=charts, runs=_runs(track), span=span, outcome=track.outcome)
+    shown = dict(shot=data | dict(values=values), charts=charts, runs=_runs(track))
+    shown |= dict(span=span, outcome=track.outcome)
     ticks, rows = frame_ticks(track.start, step, len(track.K)), _rows(track, step, data["codes"])
     words = dict(title=title or "Shot", film=film, words=outcome_words(track), facts=view_facts(track))
-    return render_section("view", **shown, **words, ticks=ticks, rows=rows, links=links or {}, image=image, report=report,
-                          plate=plate_size(track.size), version=env()["versions"].get("primenb", ""))
+    return render_section("view", **shown, **words, ticks=ticks, rows=rows, links=links or {}, image=image,
+                          report=report, plate=plate_size(track.size), version=env()["versions"].get("primenb", ""))
 
-# %% ../../nbs/film/01_view.ipynb #a05028e0
+# %% ../../nbs/film/01_view.ipynb #20398ddd
 def save_view(
     track: CameraTrack,
     folder: Path,  # the shot's; it is made if need be
@@ -507,7 +510,7 @@ def save_view(
     with atomic(folder / "view.html") as temporary: temporary.write_text(page, encoding="utf-8")
     return folder / "view.html"
 
-# %% ../../nbs/film/01_view.ipynb #9db54eac
+# %% ../../nbs/film/01_view.ipynb #3c805808
 _row_columns = ("shot", "status", "reason", "remedy", "frames", "first_frame", "time", "solved", "filled", "missing",
                 "points", "error", "focal", "focal_sigma", "focal_found", "lens")
 
