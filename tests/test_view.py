@@ -476,8 +476,10 @@ def test_refused_shots_say_why_and_what_would_help(tmp_path):
         dict(shot=2, status="failed", reason="MemoryError: ")])
     (tmp_path / "cameras/0000").mkdir(parents=True)
     for name in ("view.html", "track.npz"): (tmp_path / "cameras/0000" / name).touch()
-    rows = camera_rows(table, tmp_path, 640)
-    text = render_section("cameras", counts="", rows=rows)
+    text = render_section("cameras", counts="", rows=camera_rows(table, tmp_path, 640))
+    table.to_csv(tmp_path / "cameras.csv", index=False)
+    as_text = pd.read_csv(tmp_path / "cameras.csv", keep_default_na=False)
+    assert render_section("cameras", counts="", rows=camera_rows(as_text, tmp_path, 640)) == text
     for words in ("36.0 mm on 36 mm, 640 px", "10 % of them interpolated", 'href="cameras/0000/view.html"', "at 1:02.5",
                   "most of it &lt;moves&gt;", "What would help: mask what moves", "MemoryError",
                   'href="cameras/0000/track.npz"'):

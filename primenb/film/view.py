@@ -523,7 +523,8 @@ def _camera_card(row, out, width):
     links = {name: f"{place}/{name}" for name in names}
     shown = {links[name]: words for name, words in _view_files.items() if name in links}
     known |= dict(files=shown, image=links.get("scene.jpg", ""), view=links.get("view.html", ""))
-    return known | dict(reason=known["reason"] or "", mm=known["focal"] and SENSOR_WIDTH * known["focal"] / width)
+    mm = SENSOR_WIDTH * float(known["focal"]) / width if known["focal"] else None
+    return known | dict(reason=known["reason"] or "", mm=mm)
 
 def camera_rows(
     table: pd.DataFrame,  # `cameras.csv`; columns may be missing
