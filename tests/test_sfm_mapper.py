@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
-from primenb.data.corpus import tracking_shots
+from primenb.data.corpus import move_shots, tracking_shots
 from primenb.data.public import posed_frames
 from primenb.sfm.adjust import Adjustment
 from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import Tracks, inverse, pose, project, umeyama
-from primenb.sfm.mapper import MAX_KEY_FRAMES, guessed_intrinsics, track_noise, solve_tracks, track_camera
+from primenb.sfm.mapper import MAX_FILLED_RUN, MAX_KEY_FRAMES, guessed_intrinsics, track_noise, solve_tracks
+from primenb.sfm.mapper import track_camera
 from primenb.sfm.priors import DepthMaps, depth_of, sensor_depth
+from primenb.sfm.tracks import klt_tracks
+from primenb.media.video import read_frames
 
 
 SIZE = (480, 270)
@@ -71,9 +74,7 @@ def sound(track, frames):
     assert len(track.status) == frames == len(track.sigma) == len(track.K)
     R = track.cam_from_world[:, :3, :3]
     assert np.allclose(R @ R.swapaxes(1, 2), np.eye(3), atol=1e-8) and (np.linalg.det(R) > 0).all()
-    assert set(track.status) <= {
-        "solved", "filled", "rotation_only"
-    } and (track.sigma >= 0).all() and np.isfinite(track.sigma).all()
+    assert set(track.status) <= {"solved", "filled", "rotation_only"} and (track.sigma >= 0).all() and np.isfinite(track.sigma).all()
     assert len(track.points) == len(track.tracks) == len(track.colours) and np.isfinite(track.points).all()
     return track
 
@@ -84,12 +85,105 @@ def test_one_frame_is_refused(): refused(lambda: track_camera(footage()[0][:1]),
 
 
 @pytest.mark.parametrize("times", [2, 3, 8])
-def test_frames_that_are_the_same_only_turn(times):
+@pytest.mark.parametrize("known", [True, False])
+def test_a_still_photograph_is_static(times, known):
     frames, K, depth = footage()
     for prior in (None, DepthMaps(depth.maps[[0] * times])):
-        track = sound(track_camera(frames[[0] * times], K=K[0], depth=prior), times)
-        assert set(track.status) == {"rotation_only"} and np.ptp(track.centres, axis=0).max() == 0
-        assert np.abs(track.cam_from_world[:, :3, :3] - track.cam_from_world[0, :3, :3]).max() < 1e-6
+        track = track_camera(frames[[0] * times], K=K[0] if known else None, depth=prior)
+        assert track.outcome == "static" and set(track.status) == {"static"} and len(track.status) == times
+        assert (track.cam_from_world == np.eye(4)).all() and not np.isfinite(track.facts["focal_sigma"])
+
+
+def test_a_title_card_is_static():
+    card = np.zeros((20, 180, 320, 3), np.uint8)
+    for n, image in enumerate(card):
+        image[:] = np.random.default_rng(n).normal(20, 2, image.shape).clip(0, 255)
+        cv2.putText(image, "THE END", (60, 100), cv2.FONT_HERSHEY_SIMPLEX, 1.5, (220,) * 3, 2, cv2.LINE_AA)
+    assert track_camera(card).outcome == "static"
+
+
+@pytest.mark.parametrize("name", ["bottle-detection", "car-detection", "one-by-one-person-detection"])
+def test_real_cameras_that_are_held_are_static(real, name):
+    frames = read_frames(real / f"static_camera/{name}.mp4", frames=(0, 150), size=(640, 360))
+    track = track_camera(frames)
+    assert track.outcome == "static" and (track.cam_from_world == np.eye(4)).all()
+
+
+# ---- cameras that only turn, long shots
+
+@pytest.mark.parametrize("key", [f"move_{n:02d}" for n in (2, 4, 6)])
+@pytest.mark.parametrize("known", [True, False])
+def test_pans_of_8_20_and_40_degrees_only_turn(key, known):
+    pan = next(s for s in move_shots(check=False) if s.key == key)
+    track = track_camera(pan.frames(), K=pan.cameras.K if known else None)
+    assert track.outcome == "rotation_only" and np.ptp(track.centres, axis=0).max() == 0
+    assert abs(track.K[0, 0, 0] / pan.cameras.K[0, 0, 0] - 1) < 0.01
+
+
+def test_a_long_slow_shot_is_solved():
+    slow = next(s for s in move_shots(check=False) if s.key == "move_08")
+    track = track_camera(slow.frames(), K=slow.cameras.K)
+    centres = inverse(slow.cameras.cam_from_world)[:, :3, 3]
+    assert set(track.status) == {"solved"} and len(track.K) == 300 and off(track.centres, centres) < 0.01
+
+
+def test_frames_without_points_are_interpolated_for_a_short_while_only():
+    tracks, K, cameras, centres, X = made(T=60)
+    gap = (20, 20 + MAX_FILLED_RUN + 1)
+    track = solve_tracks(tracks.keep((tracks.frame < gap[0]) | (tracks.frame >= gap[1]), 2)[0], K, None)
+    assert set(track.status[slice(*gap)]) == {"missing"} and not track.posed[slice(*gap)].any()
+    assert (np.delete(track.status, range(*gap)) == "solved").all() and track.outcome == "filled"
+    few = tracks.keep(tracks.frame < 20, 2)[0]
+    refused(lambda: solve_tracks(few, K, None), "20 of 60 frames", "frames 0 to 20")
+
+
+# ---- priors that are none
+
+@pytest.mark.parametrize("key", ["track_05", "track_09", "track_14"])
+@pytest.mark.parametrize("metric", [True, False])
+def test_disparity_given_as_depth_is_noticed(key, metric):
+    one = shot(key)
+    prior, known = depth_of(one), klt_tracks(one.frames(), max_tracks=200)
+    wrong = DepthMaps(1000 / prior.maps, "depth", metric)
+    right, found = (solve_tracks(known, one.cameras.K, maps) for maps in (prior, wrong))
+    assert right.facts["prior"] == "as given" and found.facts["prior"] == "inverted"
+    centres = inverse(one.cameras.cam_from_world)[:, :3, 3]
+    assert off(found.centres, centres) < 1.5 * off(right.centres, centres) + 0.005
+
+
+# ---- several things move
+
+def two_groups(share, T=30, noise=0.05):
+    "A thing that turns and travels in the middle of the image with this share of the tracks, and a background."
+    rng, size = np.random.default_rng(0), (640, 360)
+    K = np.array([[600, 0, 320], [0, 600, 180], [0, 0, 1.0]])
+    s = np.linspace(0, 1, T)[:, None]
+    cameras = pose(s * [0.02, 0.1, 0.01], -s * [0.4, 0.05, 0.2])
+    background = rng.uniform([-5, -3, 5], [5, 3, 12], (2500, 3))
+    thing = rng.uniform([-1.5, -0.8, -0.4], [1.5, 0.8, 0.4], (int(400 * share), 3))
+    path = s[:, None] * [0.5, 0, -0.3] + [0, 0, 4]
+    places = np.concatenate([
+        (pose(s * [0, 0.3, 0], 0 * s)[:, None, :3, :3] @ thing[..., None])[..., 0] + path,
+        np.repeat(background[None], T, 0)], 1)
+    xy, z = project(places, cameras[:, None], K)
+    seen = (z > 0) & (xy > 2).all(-1) & (xy < np.array(size) - 2).all(-1)
+    behind = (np.abs(xy - [320, 180]) < [260, 135]).all(-1)
+    behind[:, : len(thing)] = False
+    track, frame = np.nonzero((seen & ~behind).T)
+    order = np.flatnonzero(np.bincount(track, minlength=places.shape[1]) >= 8)
+    order = order[: 400]
+    rows = np.isin(track, order)
+    track, frame = track[rows], frame[rows]
+    points = xy[frame, track] + rng.normal(0, noise, (len(frame), 2))
+    return Tracks(frame, np.searchsorted(order, track), points, T, size), K, cameras
+
+
+@pytest.mark.parametrize("share", [0.55, 0.75])
+@pytest.mark.parametrize("known", [True, False])
+def test_the_background_is_tracked_though_most_tracks_are_on_a_thing_that_moves(share, known):
+    tracks, K, cameras = two_groups(share)
+    track = solve_tracks(tracks, K if known else None, None)
+    assert off(track.centres, inverse(cameras)[:, :3, 3]) < 0.01 and track.facts["mover"] > 0.5
 
 
 def test_black_frames_are_refused():

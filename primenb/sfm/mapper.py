@@ -982,7 +982,7 @@ def _surrounding(tracks, shot, again):
 
 # %% ../../nbs/sfm/06_mapper.ipynb #25a5f1c6
 STATIC_SWAY = 1e-3  # image widths, below which a shot is static
-UNSTEADY_SWAY = 0.015  # and below which it is called so if no moving camera is found
+UNSTEADY_SWAY = 0.01  # and below which it is called so if no moving camera is found
 
 def static_track(
     tracks: Tracks,
@@ -1015,10 +1015,11 @@ def static_track(
     return CameraTrack(tracks.size, K, cameras, status, *nothing, unsure, np.full(T, np.nan), rate, facts)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #2fa775aa
-def _held(tracks, K, pixel, rate):
-    "The track of a camera that is held."
+def _held(tracks, K, pixel, rate, cause):
+    "The track of a camera that is held; the cause why no moving one was found, if it sways, is a fact."
     size = tracks.size, tracks.frames
-    return static_track(tracks, guessed_intrinsics(*size, pixel) if K is None else check_intrinsics(K, *size), rate)
+    K = guessed_intrinsics(*size, pixel) if K is None else check_intrinsics(K, *size)
+    return static_track(tracks, K, rate, dict(unsteady=cause) if cause else None)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #98822944
 def solve_tracks(
@@ -1065,12 +1066,13 @@ def solve_tracks(
     began = time.perf_counter()
     lens = dict(zoom=zoom, pixel=pixel, shift=shift)
     how = dict(depth_in_start=depth_in_start, depth_in_adjustment=depth_in_adjustment, smoothing=smoothing)
-    track = None
+    track, cause = None, ""
     if tracks.sway > STATIC_SWAY:
         try: track = _solve_moving(tracks, K, depth, rate, lens, how)
-        except PrimenbError:
+        except PrimenbError as e:
             if tracks.sway > UNSTEADY_SWAY: raise
-    if track is None: track = _held(tracks, K, pixel, rate)
+            cause = e.cause
+    if track is None: track = _held(tracks, K, pixel, rate, cause)
     track.facts.update(seconds=time.perf_counter() - began)
     return track
 

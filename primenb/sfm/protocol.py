@@ -242,7 +242,8 @@ def evaluate_case(
         about["drift"] = object_drift(case, track) if entry.method == "depth_guided" else None
         for name, gt in case.gt_poses.items():
             metrics = evaluate_track(track, case.K, gt, case.median_depth, facts["seconds"])
-            ratios = error_over_sigma(track, gt) if track.posed.any() else ([], [])
+            own = track.posed.any() and entry.method in VARIANTS
+            ratios = error_over_sigma(track, gt) if own else ([], [])
             within = dict(zip(("centre_ratios", "rotation_ratios"), map(list, ratios)))
             out.append(about | dict(gt=name) | metrics | within)
     for base in bases.values(): base.path.unlink(missing_ok=True)
