@@ -104,7 +104,7 @@ def test_a_title_card_is_static():
 
 @pytest.mark.parametrize("name", ["bottle-detection", "car-detection", "one-by-one-person-detection"])
 def test_real_cameras_that_are_held_are_static(real, name):
-    frames = read_frames(real / f"static_camera/{name}.mp4", frames=(0, 150), size=(640, 360))
+    frames = read_frames(real / f"static_camera/{name}.mp4", size=(640, 360))[:400]
     track = track_camera(frames)
     assert track.outcome == "static" and (track.cam_from_world == np.eye(4)).all()
 

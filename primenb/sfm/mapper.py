@@ -1072,6 +1072,8 @@ def solve_tracks(
         except PrimenbError as e:
             if tracks.sway > UNSTEADY_SWAY: raise
             cause = e.cause
+    if track and track.outcome == "filled" and tracks.sway < UNSTEADY_SWAY:
+        track, cause = None, "it is seen in a part of the frames only"
     if track is None: track = _held(tracks, K, pixel, rate, cause)
     track.facts.update(seconds=time.perf_counter() - began)
     return track
