@@ -173,7 +173,7 @@ class Part:
     module : str, default ''
         of the library, which an extra must be installed for
     check : Callable[[dict], None] | None, default None
-        raises `PrimenbError` for settings it cannot work with, before any work
+        raises `PrimenbError` for settings it cannot work with
     resumes : bool, default False
         continues from the files of a try that was stopped; others begin from nothing
     """
@@ -184,7 +184,7 @@ class Part:
     files: tuple[str, ...] = ()  # what it writes into the report's folder: files and folders
     extra: bool = False  # made only when it is named
     module: str = ""  # of the library, which an extra must be installed for
-    check: Callable[[dict], None] | None = None  # raises `PrimenbError` for settings it cannot work with, before any work
+    check: Callable[[dict], None] | None = None  # raises `PrimenbError` for settings it cannot work with
     resumes: bool = False  # continues from the files of a try that was stopped; others begin from nothing
 
 # %% ../../nbs/film/03_analyse.ipynb #558f6679
