@@ -320,7 +320,8 @@ def test_stopped_after_a_shot_it_goes_on_with_the_next(several, tmp_path, jobs):
     assert said.splitlines()[-1] == "primenb: stopped; the same command continues"
     assert not (out / "cameras.csv").exists() and not list(out.rglob(".*.npz"))
     before = {f: f.stat().st_mtime_ns for f in out.glob("partial/cameras/*.json")}
-    tracks = {f: f.stat().st_mtime_ns for f in (out / "cameras" / row.stem / "track.npz" for row in before) if f.exists()}
+    finished = [out / "cameras" / row.stem / "track.npz" for row in before]
+    tracks = {f: f.stat().st_mtime_ns for f in finished if f.exists()}
     report = analyse(path, out, parts=["cameras"], plate="none")
     assert 1 <= len(before) < 4 and {f: f.stat().st_mtime_ns for f in tracks} == tracks
     assert (out / "cameras.csv").read_bytes() == (whole.out / "cameras.csv").read_bytes()
