@@ -177,12 +177,7 @@ def _analyse_command(
 
     Stopped, it continues when started again.
     """
-    for option in ctx.command.params:
-        empty = [value for value in (films if option.name == "films" else [ctx.params[option.name]]) if value == ""]
-        if empty: raise PrimenbError(f"{option.opts[-1]} ''", "it is empty", "give a name or a value, or leave it out")
-    given = {name: value for name, value in ctx.params.items() if name not in ("films", "out", "config")}
-    source = {name: ctx.get_parameter_source(name).name for name in given}
-    where = lambda name: about(f"{config}, [analyse]") if source.get(name) == "DEFAULT_MAP" else nullcontext()
+    given, where = _read_options(ctx, config)
     return partial(_analyse, films, out, config, given, settings=_settings(given, where))
 
 # %% ../nbs/90_cli.ipynb #d980d453

@@ -674,7 +674,8 @@ def _do(part, report, key, log):
     report.done[part.name] = dict(part.make(report) or {}, seconds=round(time.perf_counter() - started, 2))
     _save_state(report, key)
     remove_files(report.out / "partial", [part.name])
-    log(f"{part.name}: {report.done[part.name]['seconds']:.1f} s")
+    size = report.done[part.name].get("plate_bytes", 0) / 1e6
+    log(f"{part.name}: {report.done[part.name]['seconds']:.1f} s" + (f", {size:.1f} MB of images" if size else ""))
 
 # %% ../../nbs/film/03_analyse.ipynb #273d670e
 def _desk(report, parts):
@@ -841,7 +842,9 @@ def analyse(
     """
     check_detector(detector, min_length, threshold)
     given = _given(detector=detector, damaged=damaged, min_length=min_length, threshold=threshold, depth=depth,
-                   scenes_per_hour=scenes_per_hour, span=span, timelines=timelines)
-    order = _in_order(parts, available)
+                   scenes_per_hour=scenes_per_hour, span=span, timelines=timelines, focal=focal, sensor=sensor,
+                   mask=mask, first_frame=first_frame, plate=plate)
+    order, how = _in_order(parts, available), dict(proxy=proxy, jobs=jobs)
+    _check(order, out, given, overwrite)
     with _begin(path, out, given, available, overwrite) as (report, source):
-        return _make_report(report, source, order, available, proxy, log)
+        return _make_report(report, source, order, available, how, log)

@@ -347,7 +347,7 @@ def check_cameras(
     if settings.depth is not None and _is_network(settings.depth):
         depth_network(np.zeros((1, 64, 64, 3), np.uint8), settings.depth)
 
-# %% ../../nbs/film/02_cameras.ipynb #8e6de9b1
+# %% ../../nbs/film/02_cameras.ipynb #b7619ae0
 def track_shot(
     footage: Footage | str | Path,  # a film, or a folder of numbered images
     span: tuple[int, int] | None = None,  # (first, stop) of the frames' numbers; None for all
@@ -370,8 +370,7 @@ def track_shot(
     """
     footage = footage if isinstance(footage, Footage) else open_footage(footage)
     span = span or (footage.numbers.start, footage.numbers.stop)
-    numbers, frames = map(list, zip(*footage.images(span, working_size(footage.size))))
-    frames = np.stack(frames)
+    numbers, frames = _read_small(footage, span)
     masks = None if settings.mask is None else read_masks(settings.mask, numbers, frames.shape[2:0:-1])
     small = TRACKERS[settings.tracker](frames, masks, min_length=min(3, len(frames)))
     at = np.array(numbers) - span[0]
@@ -382,7 +381,16 @@ def track_shot(
     facts = dict(depth=depth.kind if depth else "") | track.facts | dict(lens=_lens(track, settings))
     return replace(track, start=span[0], facts=facts, colours=_colours(track, frames, at))
 
-# %% ../../nbs/film/02_cameras.ipynb #619b2fdf
+# %% ../../nbs/film/02_cameras.ipynb #aac596b0
+def _read_small(footage, span):
+    "The numbers of the frames that can be read, and (n,h,w,3) images at the working size."
+    size, numbers = working_size(footage.size), []
+    frames = np.empty((span[1] - span[0], size[1], size[0], 3), np.uint8)
+    for n, image in footage.images(span, size):
+        frames[len(numbers)] = image
+        numbers.append(n)
+    return numbers, frames[: len(numbers)]
+
 def _lens(track, settings):
     "How the focal length is known; nothing is said of it where the camera does not move."
     if track.outcome == "static": return ""
