@@ -151,7 +151,8 @@ def _table_of_contents():
         for name, (module, sentence) in names.items():
             lines.append(f"{name:18} {sentence} [{module.removeprefix('primenb.')}]")
         lines.append("")
-    return "\n".join([*lines, "`primenb analyse FILM -o FOLDER` does the first group from the command line, `primenb track` one camera."])
+    last = "`primenb analyse FILM -o FOLDER` does the first group from the command line, `primenb track` one camera."
+    return "\n".join([*lines, last])
 
 __doc__ = _table_of_contents()
 _module_of = {name: module for names in CONTENTS.values() for name, (module, _) in names.items()}

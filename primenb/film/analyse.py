@@ -31,9 +31,6 @@ from ..media.split import split_film
 from ..media.video import NoMotionVectors, VideoError, VideoInfo, canonicalise
 from ..media.video import frame_times, frames_at, iter_frames, iter_vectors, probe
 from ..viz import draw_motion
-
-try: import fcntl
-except ImportError: fcntl = None  # Windows
 if TYPE_CHECKING: from primenb.sfm.geometry import CameraTrack  # of an extra, as is primenb.film.cameras
 
 # %% ../../nbs/film/03_analyse.ipynb #b4dc2b6c
@@ -555,6 +552,9 @@ def _counts(report):
             for part in PAGE_PARTS if part.name in report.done}
 
 # %% ../../nbs/film/03_analyse.ipynb #a2ab5671
+try: import fcntl
+except ImportError: fcntl = None  # Windows
+
 _LOCK = ".lock"
 _temporary = re.compile(r"\..*\.\d+-[0-9a-f]{6}(\.\w+)?")  # as `atomic` names them
 
@@ -740,10 +740,14 @@ def _make_parts(report, order, key, log):
     if partial.exists() and not any(partial.iterdir()): partial.rmdir()
 
 # %% ../../nbs/film/03_analyse.ipynb #026bd4e3
-def _given(span, timelines, **settings):
+def _of_cameras(focal=None, sensor=None, mask=None, first_frame=None, plate=None):
+    "The settings of cameras, as they are stored."
+    mask, first_frame = (None if value is None else str(value) for value in (mask, first_frame))
+    return dict(focal=focal, sensor=sensor, mask=mask, first_frame=first_frame, plate=plate)
+
+def _given(span, timelines, depth, **settings):
     "The settings that are not None, as they are stored."
-    for name in ("depth", "mask", "first_frame"):
-        if settings[name] is not None: settings[name] = str(settings[name])
+    settings["depth"] = None if depth is None else str(depth)
     settings["span"] = None if span is None else list(map(float, span))
     settings["timelines"] = None if timelines is None else sorted(timelines)
     return {name: value for name, value in settings.items() if value is not None}
@@ -755,14 +759,21 @@ def _check(order, out, settings, overwrite):
     for part in order:
         if part.check and part.name not in done: part.check(settings)
 
-def _make_report(report, source, order, available, how, log):
+# %% ../../nbs/film/03_analyse.ipynb #1800aaf6
+def _make_report(report, source, order, available, how):
     "Makes the parts that are not done, and the page."
-    proxy = report.proxy = how["proxy"]
-    report.jobs = how["jobs"]
-    if report.done.get("player", {}).get("proxy", proxy) != proxy: del report.done["player"]
-    _make_parts(report, order, source, log)
+    report.proxy, report.jobs = how["proxy"], how["jobs"]
+    if report.done.get("player", {}).get("proxy", report.proxy) != report.proxy: del report.done["player"]
+    _make_parts(report, order, source, how["log"])
     _finish(report, available)
     return report
+
+def _in_folder(path, out, settings, order, available, overwrite, how):
+    "The report, begun or continued; the settings are looked at first."
+    check_detector(settings["detector"], settings["min_length"], settings.get("threshold"))
+    _check(order, out, settings, overwrite)
+    with _begin(path, out, settings, available, overwrite) as (report, source):
+        return _make_report(report, source, order, available, how)
 
 # %% ../../nbs/film/03_analyse.ipynb #d8b79aea
 def analyse(
@@ -775,11 +786,6 @@ def analyse(
     threshold: float | None = None,  # the detector's main threshold; None for its own
     damaged: str = "raise",  # "raise" at a frame that cannot be decoded, or "skip" it
     depth: str | Path | None = None,  # for cameras: a folder of depth maps numbered as frames, or a depth network
-    focal: float | None = None,  # for cameras: focal length in millimetres, if it is known
-    sensor: float | None = None,  # for cameras: width of the sensor in millimetres; None for 36
-    mask: str | Path | None = None,  # for cameras: a folder of masks numbered as frames, white where things move
-    first_frame: str | int | None = None,  # of a shot in files of cameras: 1, another number, "film"; None for 1
-    plate: str | None = None,  # images beside COLMAP models: "jpg", "png" or "none"; None for "jpg"
     scenes_per_hour: float | None = None,  # how many scenes an hour of film; None for as many as there seem to be
     span: tuple[float, float] | None = None,  # (from, to) in seconds, the part of the film to look at; None for all
     timelines: tuple[str, ...] | None = None,  # which of "otio", "edl", "fcpxml" to write; None for all
@@ -788,6 +794,7 @@ def analyse(
     overwrite: bool = False,  # begin anew in a folder that holds a report
     available: list[Part] = PAGE_PARTS,  # the parts to choose from, in the order of the page
     log: Callable[[str], None] = lambda line: None,  # called with a line about each part
+    **cameras,  # focal, sensor, mask, first_frame, plate: as in `primenb.film.cameras.CameraSettings`
 ) -> FilmReport:
     """Analyses a film part by part into a folder with `film.json`, tables and `report.html`; continues if stopped.
 
@@ -809,16 +816,6 @@ def analyse(
         "raise" at a frame that cannot be decoded, or "skip" it
     depth : str | Path | None, default None
         for cameras: a folder of depth maps numbered as frames, or a depth network
-    focal : float | None, default None
-        for cameras: focal length in millimetres, if it is known
-    sensor : float | None, default None
-        for cameras: width of the sensor in millimetres; None for 36
-    mask : str | Path | None, default None
-        for cameras: a folder of masks numbered as frames, white where things move
-    first_frame : str | int | None, default None
-        of a shot in files of cameras: 1, another number, "film"; None for 1
-    plate : str | None, default None
-        images beside COLMAP models: "jpg", "png" or "none"; None for "jpg"
     scenes_per_hour : float | None, default None
         how many scenes an hour of film; None for as many as there seem to be
     span : tuple[float, float] | None, default None
@@ -835,16 +832,14 @@ def analyse(
         the parts to choose from, in the order of the page
     log : Callable[[str], None], default lambda line: None
         called with a line about each part
+    **cameras
+        focal, sensor, mask, first_frame, plate: as in `primenb.film.cameras.CameraSettings`
 
     Returns
     -------
     FilmReport
     """
-    check_detector(detector, min_length, threshold)
-    given = _given(detector=detector, damaged=damaged, min_length=min_length, threshold=threshold, depth=depth,
-                   scenes_per_hour=scenes_per_hour, span=span, timelines=timelines, focal=focal, sensor=sensor,
-                   mask=mask, first_frame=first_frame, plate=plate)
-    order, how = _in_order(parts, available), dict(proxy=proxy, jobs=jobs)
-    _check(order, out, given, overwrite)
-    with _begin(path, out, given, available, overwrite) as (report, source):
-        return _make_report(report, source, order, available, how, log)
+    given = _given(span, timelines, detector=detector, damaged=damaged, min_length=min_length, threshold=threshold,
+                   depth=depth, scenes_per_hour=scenes_per_hour, **_of_cameras(**cameras))
+    order, how = _in_order(parts, available), dict(proxy=proxy, jobs=jobs, log=log)
+    return _in_folder(path, out, given, order, available, overwrite, how)

@@ -8,8 +8,8 @@ __all__ = ['IMAGE_ENDINGS', 'MAX_TRACK_WIDTH', 'PLATES', 'CAMERA_COLUMNS', 'OUTC
            'track_shot', 'save_cameras', 'plate_bytes', 'camera_row', 'track_shots', 'camera_table', 'shots_within',
            'choose_shot', 'track_into', 'describe_track']
 
-# %% ../../nbs/film/02_cameras.ipynb #d565fbb4
-import json, re
+# %% ../../nbs/film/02_cameras.ipynb #d6b5a4a7
+import json, re, signal, threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,15 @@ from ..sfm.export import SENSOR_WIDTH
 from ..sfm.geometry import CameraTrack, Tracks
 from ..sfm.mapper import MAX_FOCAL_SIGMA, TRACKERS, as_depth, coloured, solve_tracks
 from ..sfm.priors import depth_folder, depth_network
+
+# %% ../../nbs/film/02_cameras.ipynb #cfdf7d56
+def _own_signals():
+    "Gives SIGTERM back to Python: the solver's log takes it, and would print the stack instead of stopping."
+    mine = signal.getsignal(signal.SIGTERM)
+    in_main = threading.current_thread() is threading.main_thread()
+    if mine is not None and in_main: signal.signal(signal.SIGTERM, mine)
+
+_own_signals()
 
 # %% ../../nbs/film/02_cameras.ipynb #5abbc00b
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -515,11 +524,19 @@ def _row_of_error(error):
     mine = not isinstance(error, VideoError) and error.what != "a worker"
     return dict(status="refused" if mine else "failed", reason=error.cause, remedy=error.remedy)
 
-# %% ../../nbs/film/02_cameras.ipynb #113228c3
+# %% ../../nbs/film/02_cameras.ipynb #4466f6f5
+def _place(shot):
+    "What is known of a shot before it is tracked."
+    frames = shot["end_frame"] - shot["start_frame"]
+    return dict(shot=shot["shot"], first_frame=shot["start_frame"], time=shot["start"], frames=frames)
+
+def _whole_row(shot, row):
+    "The row of a shot, also where its process was killed."
+    return _place(shot) | _row_of_error(row) if isinstance(row, Exception) else row
+
 def _track_and_save(footage, shot, folder, settings):
     "The row of one shot, whatever happens to it; its files are written."
-    span = shot["start_frame"], shot["end_frame"]
-    row = dict(shot=shot["shot"], first_frame=span[0], time=shot["start"], frames=span[1] - span[0])
+    span, row = (shot["start_frame"], shot["end_frame"]), _place(shot)
     remove_files(folder.parent, [folder.name])
     try:
         track = track_shot(footage, span, settings)
@@ -539,7 +556,7 @@ def _job(footage, shot, folder, kept, settings, say):
     with atomic(kept) as temporary: temporary.write_text(json.dumps(row))
     return row
 
-# %% ../../nbs/film/02_cameras.ipynb #1029ad67
+# %% ../../nbs/film/02_cameras.ipynb #f563d78c
 def track_shots(
     footage: Footage,
     shots: pd.DataFrame,  # the shot table
@@ -580,12 +597,7 @@ def track_shots(
     finally: rows.close()
     return [found[n] for n in range(len(todo))]
 
-def _whole_row(shot, row):
-    "The row of a shot, also where its process was killed."
-    if not isinstance(row, Exception): return row
-    place = dict(shot=shot["shot"], first_frame=shot["start_frame"], time=shot["start"])
-    return place | dict(frames=shot["end_frame"] - shot["start_frame"]) | _row_of_error(row)
-
+# %% ../../nbs/film/02_cameras.ipynb #928a6fdd
 def camera_table(
     rows: list[dict],  # of `track_shots`
 ) -> pd.DataFrame:
@@ -602,7 +614,7 @@ def camera_table(
     """
     return pd.DataFrame(rows, columns=CAMERA_COLUMNS).round(5)
 
-# %% ../../nbs/film/02_cameras.ipynb #3c9843f5
+# %% ../../nbs/film/02_cameras.ipynb #80e9286a
 def shots_within(
     footage: Footage,
     span: tuple[float, float] | None = None,  # (from, to) in seconds of a film; None for all
@@ -628,6 +640,7 @@ def shots_within(
         shots = detect_shots(encode(Path(place) / "small.mp4", images, footage.rate, preset="ultrafast"))
     return shots.assign(start_frame=shots.start_frame + first, end_frame=shots.end_frame + first)
 
+# %% ../../nbs/film/02_cameras.ipynb #3b2d70c4
 def choose_shot(
     shots: pd.DataFrame,  # of `shots_within`
     where: str | Path,  # the footage, for an error
@@ -658,7 +671,7 @@ def choose_shot(
     shot = shots[shots.shot == number].iloc[0]
     return int(shot.start_frame), int(shot.end_frame)
 
-# %% ../../nbs/film/02_cameras.ipynb #d0689400
+# %% ../../nbs/film/02_cameras.ipynb #6c1121c0
 def _make_room(out, names, overwrite):
     "Makes the folder of a track; raises `PrimenbError` for one that holds something else, or a track to be kept."
     cause = "it is a file, and a track needs a folder"
@@ -669,6 +682,7 @@ def _make_room(out, names, overwrite):
     if there and not overwrite: raise PrimenbError(out, "it holds a track", f"{remedy}, or replace it (--overwrite)")
     remove_files(out, names)
 
+# %% ../../nbs/film/02_cameras.ipynb #0a3d4670
 def track_into(
     out: str | Path,  # the folder to write
     footage: Footage,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['THUMB', 'SHEET', 'clock_time', 'axis_ticks', 'chart_path', 'render_section', 'thumb_size', 'save_sheets',
            'thumb_place', 'shot_rows', 'film_data', 'chart_curves', 'render_desk', 'film_facts', 'film_notes',
-           'render_page', 'remove_files', 'write_files', 'save_jpeg']
+           'render_page', 'remove_files', 'save_jpeg', 'write_files']
 
 # %% ../../nbs/film/00_page.ipynb #9a74cad5
 import base64, shutil
@@ -489,6 +489,21 @@ def remove_files(
         if (folder / name).is_dir(): shutil.rmtree(folder / name)
         else: (folder / name).unlink(missing_ok=True)
 
+def save_jpeg(
+    image: np.ndarray,  # (H,W,3) uint8
+    path: Path,
+):
+    """Writes an image, whole or not at all.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    path : Path
+    """
+    with atomic(path) as temporary: Image.fromarray(image).save(temporary, quality=85)
+
+# %% ../../nbs/film/00_page.ipynb #6e30b84c
 def write_files(
     folder: Path,
     writers: dict[str, Callable[[Path], object]],  # name of a file or folder -> what writes it
@@ -513,17 +528,3 @@ def write_files(
             unwritten[name] = e.cause if isinstance(e, PrimenbError) else f"{type(e).__name__}: {e}"
             remove_files(folder, [name])
     return unwritten
-
-def save_jpeg(
-    image: np.ndarray,  # (H,W,3) uint8
-    path: Path,
-):
-    """Writes an image, whole or not at all.
-
-    Parameters
-    ----------
-    image : np.ndarray
-        (H,W,3) uint8
-    path : Path
-    """
-    with atomic(path) as temporary: Image.fromarray(image).save(temporary, quality=85)
