@@ -8,8 +8,22 @@ __all__ = ['IMAGE_ENDINGS', 'MAX_TRACK_WIDTH', 'PLATES', 'CAMERA_COLUMNS', 'OUTC
            'track_shot', 'save_cameras', 'plate_bytes', 'camera_row', 'track_shots', 'camera_table', 'shots_within',
            'choose_shot', 'track_into', 'describe_track']
 
-# %% ../../nbs/film/02_cameras.ipynb #d6b5a4a7
-import json, re, signal, threading
+# %% ../../nbs/film/02_cameras.ipynb #c72b42ad
+import signal, threading
+
+from ..core import extra
+with extra("cameras"):
+    import pyceres  # noqa: F401
+
+def _own_signals():
+    "Gives SIGTERM back to Python."
+    mine = signal.getsignal(signal.SIGTERM)
+    if mine is not None and threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, mine)
+
+_own_signals()
+
+# %% ../../nbs/film/02_cameras.ipynb #d565fbb4
+import json, re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,15 +42,6 @@ from ..sfm.export import SENSOR_WIDTH
 from ..sfm.geometry import CameraTrack, Tracks
 from ..sfm.mapper import MAX_FOCAL_SIGMA, TRACKERS, as_depth, coloured, solve_tracks
 from ..sfm.priors import depth_folder, depth_network
-
-# %% ../../nbs/film/02_cameras.ipynb #cfdf7d56
-def _own_signals():
-    "Gives SIGTERM back to Python: the solver's log takes it, and would print the stack instead of stopping."
-    mine = signal.getsignal(signal.SIGTERM)
-    in_main = threading.current_thread() is threading.main_thread()
-    if mine is not None and in_main: signal.signal(signal.SIGTERM, mine)
-
-_own_signals()
 
 # %% ../../nbs/film/02_cameras.ipynb #5abbc00b
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
