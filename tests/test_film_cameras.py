@@ -18,7 +18,7 @@ from primenb.data.corpus import tracking_shots
 from primenb.film import cameras
 from primenb.film.analyse import analyse
 from primenb.film.cameras import CAMERA_COLUMNS, CameraSettings, lens_of, open_footage
-from primenb.film.cameras import read_masks, save_cameras, scale_tracks, track_shot, track_shots, working_size
+from primenb.film.cameras import read_masks, save_shot_cameras, scale_tracks, track_shot, track_shots, working_size
 from primenb.media.shots import detect_shots
 from primenb.media.video import encode, iter_frames, probe, read_frames
 from primenb.sfm.export import load_camera_track
@@ -62,7 +62,7 @@ def test_pixels_of_all_sizes_are_square(tmp_path, drawn, size):
     path = encode(tmp_path / "film.mp4", fitted(drawn[:8], *size), 24, preset="ultrafast")
     out = tmp_path / "shot"
     track = track_shot(path)
-    assert save_cameras(track, out, open_footage(path), plate="none") == {}
+    assert save_shot_cameras(track, out, open_footage(path), plate="none") == {}
     assert track.size == size and (track.K[:, 0, 0] == track.K[:, 1, 1]).all()
     assert (track.K[:, :2, 2] == np.array(size) / 2).all()
     assert {f.name for f in out.iterdir()} >= {"track.npz", "scene.usda", "camera.chan", "camera.py", "colmap"}
@@ -109,7 +109,7 @@ def test_pal_is_what_it_is_shown_as(tmp_path, drawn):
         out.mux(stream.encode())
     assert (probe(path).width, probe(path).height) == (1024, 576)
     track = track_shot(path, settings=CameraSettings(focal=35))
-    save_cameras(track, tmp_path / "shot", open_footage(path))
+    save_shot_cameras(track, tmp_path / "shot", open_footage(path))
     assert track.size == (1024, 576) and np.allclose(track.K[:, [0, 1], [0, 1]], 35 / 36 * 1024)
     plates = sorted((tmp_path / "shot/colmap/images").iterdir())
     assert [cv2.imread(str(p)).shape for p in plates] == [(576, 1024, 3)] * 12
@@ -199,7 +199,7 @@ def test_a_long_shot_has_a_camera_for_every_frame(tmp_path, drawn, frames):
     path = encode(tmp_path / "long.mp4", there_and_back(small, frames), 25, crf=12)
     track = track_shot(path)
     assert len(track.K) == len(track.cam_from_world) == frames and track.rate == 25 and track.posed.all()
-    save_cameras(track, tmp_path / "shot", open_footage(path), plate="none")
+    save_shot_cameras(track, tmp_path / "shot", open_footage(path), plate="none")
     lines = (tmp_path / "shot/camera.chan").read_text().splitlines()
     assert [int(line.split()[0]) for line in lines] == list(range(1, frames + 1))
 
