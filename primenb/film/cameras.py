@@ -13,7 +13,7 @@ import signal, threading
 
 from ..core import extra
 with extra("cameras"):
-    import pyceres  # noqa: F401
+    import pyceres, pycolmap  # noqa: F401
 
 def _own_signals():
     "Gives SIGTERM back to Python."
