@@ -31,6 +31,10 @@ CONTENTS["Cameras"] = {
     "track_camera": ("primenb.sfm.mapper", "A camera for every frame of a shot"),
     "CameraTrack": ("primenb.sfm.mapper", "A camera for every frame of a shot, and the points it was estimated with"),
     "load_camera_track": ("primenb.sfm.export", "Reads a track back"),
+    "track_shot": ("primenb.film.cameras", "A camera for each frame of one shot"),
+    "CameraSettings": ("primenb.film.cameras", "How shots are tracked, and what is written of them"),
+    "open_footage": ("primenb.film.cameras", "A film or a folder of images"),
+    "save_shot_cameras": ("primenb.film.cameras", "Writes a track and its files for other programs"),
     "depth_network": ("primenb.sfm.priors", "Depth of each frame by a network"),
     "depth_folder": ("primenb.sfm.priors", "Depth maps from one .npy, .npz or 16-bit .png per frame"),
     "sensor_depth": ("primenb.sfm.priors", "What a depth sensor measured for each frame, in metres"),
@@ -110,6 +114,7 @@ if TYPE_CHECKING:  # what editors and type checkers see
     from primenb.scenes.files import save_scenes
     from primenb.sfm.mapper import track_camera, CameraTrack
     from primenb.sfm.export import load_camera_track
+    from primenb.film.cameras import track_shot, CameraSettings, open_footage, save_shot_cameras
     from primenb.sfm.priors import depth_network, depth_folder, sensor_depth
     from primenb.sfm.evaluate import evaluate_track
     from primenb.sfm.insert import insert, write_insert
@@ -146,7 +151,8 @@ def _table_of_contents():
         for name, (module, sentence) in names.items():
             lines.append(f"{name:18} {sentence} [{module.removeprefix('primenb.')}]")
         lines.append("")
-    return "\n".join([*lines, "`primenb analyse FILM -o FOLDER` does the first group from the command line."])
+    last = "`primenb analyse FILM -o FOLDER` does the first group from the command line, `primenb track` one camera."
+    return "\n".join([*lines, last])
 
 __doc__ = _table_of_contents()
 _module_of = {name: module for names in CONTENTS.values() for name, (module, _) in names.items()}

@@ -76,6 +76,10 @@ def said(capsys):
         (["--to", "nan"], "no moment"),
         (["--from", "1:75"], "there is no such time"),
         (["--depth", ""], "--depth '': it is empty"),
+        (["--focal", "0"], "--focal 0.0: it is not a number above 0"),
+        (["--sensor", "inf"], "--sensor inf"),
+        (["--first-frame", "second"], "--first-frame 'second': it is no frame number; give 1, film"),
+        (["--plate", "exr"], "'jpg', 'png', 'none'"),
         (["--detektor", "content"], "--detector"),
         (["--config", "none.toml"], "none.toml: No such file"),
     ],
@@ -168,7 +172,7 @@ def shell(words, **environment):
     return done.returncode, lines, loaded
 
 
-@pytest.mark.parametrize("words", [["--help"], ["analyse", "--help"], ["--version"]])
+@pytest.mark.parametrize("words", [["--help"], ["analyse", "--help"], ["track", "--help"], ["--version"]])
 def test_help_and_version_load_nothing_heavy(words):
     code, lines, loaded = shell(words)
     assert code == 0 and lines and loaded == "LOADED"
@@ -194,7 +198,8 @@ def test_the_version_names_what_the_parts_rest_on(monkeypatch, capsys):
         ("primenb analyse --detector tra", ["transitions", "transnetv2"]),
         ("primenb analyse --parts shots,ke", ["shots,keyframes"]),
         ("primenb analyse --timeline otio,e", ["otio,edl"]),
-        ("primenb tr", ["train"]),
+        ("primenb tr", ["track", "train"]),
+        ("primenb track --tracker s", ["sift"]),
         ("primenb train mo", ["motion_contrast"]),
     ],
 )
@@ -230,6 +235,7 @@ def test_options_reach_the_analysis_under_their_names(archive, tmp_path, monkeyp
         detector="transitions",
         min_length=0.6,
         overwrite=False,
+        jobs=1,
     )
 
 

@@ -14,13 +14,12 @@ from PIL import Image
 from conftest import project, tool
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
-from primenb.film import analyse as analyse_module
+from primenb.film import analyse as analyse_module, cameras
 from primenb.film.analyse import PAGE_PARTS, Part, analyse
 from primenb.film.page import axis_ticks, chart_path, clock_time, render_section
 from primenb.media.timelines import TIMELINES
 from primenb.media.video import Frame, encode, iter_frames
 from primenb.scenes.files import FORMATS, load_scenes
-from primenb.sfm import mapper
 from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import CameraTrack
 
@@ -169,12 +168,12 @@ def test_stopped_on_a_copy_it_goes_on_with_the_same_copy(tmp_path, monkeypatch):
 
 def test_cameras_that_were_found_are_not_sought_again(tmp_path, monkeypatch):
     film = encode(tmp_path / "film.mp4", [np.full((96, 160, 3), 40 + 70 * (n // 24), np.uint8) for n in range(72)], 24)
-    track, calls = mapper.track_camera, []
-    def stops(frames, **how):
-        calls.append(len(frames))
+    track, calls = cameras.track_shot, []
+    def stops(footage, span, settings):
+        calls.append(span)
         if len(calls) == 2: raise KeyboardInterrupt
-        return track(frames, **how)
-    monkeypatch.setattr(mapper, "track_camera", stops)
+        return track(footage, span, settings)
+    monkeypatch.setattr(cameras, "track_shot", stops)
     with pytest.raises(KeyboardInterrupt): analyse(film, tmp_path / "r", parts=["cameras"])
     report = analyse(film, tmp_path / "r", parts=["cameras"])
     shots = len(report.shots)
@@ -458,19 +457,6 @@ def shot_of_size(width, height, frames=32):
     return [cv2.warpAffine(image, move, (width, height), flags=cv2.INTER_CUBIC) for image in images]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [(854, 480), (1920, 800), (1080, 1920), (1366, 768)])
-def test_cameras_of_usual_sizes_have_square_pixels_and_all_their_files(tmp_path, size):
-    report = analyse(encode(tmp_path / "film.mp4", shot_of_size(*size), 24), tmp_path / "r", parts=["cameras"])
-    track, out = report.camera_track(0), report.out / "cameras/0000"
-    assert track.size == size
-    assert np.allclose(track.K[:, 0, 0], track.K[:, 1, 1], rtol=1e-12)
-    assert np.allclose(track.K[:, :2, 2], np.array(size) / 2)
-    names = {f.name for f in out.iterdir()}
-    assert names == {"track.npz", "scene.usda", "camera.chan", "camera.py", "colmap", "scene.jpg"}
-    assert "unwritten" not in report.done["cameras"] and pd.isna(pd.read_csv(report.out / "cameras.csv").reason[0])
-
-
 def test_an_export_that_fails_is_named_and_the_others_are_written(tmp_path, monkeypatch):
     def refuse(self, path, **how): raise PrimenbError(path, "a .chan file cannot <hold> it", "use another")
     def crash(self, path, *more, **how):
@@ -494,24 +480,24 @@ def test_an_export_that_fails_is_named_and_the_others_are_written(tmp_path, monk
 def test_a_shot_that_fails_does_not_take_the_others_down(tmp_path, monkeypatch):
     grey = [np.full((180, 320, 3), 90, np.uint8)] * 24
     film = encode(tmp_path / "film.mp4", [*shot_of_size(320, 180, 24), *grey], 24)
-    track, calls = mapper.track_camera, []
-    def fails(frames, **how):
-        calls.append(len(frames))
+    track, calls = cameras.track_shot, []
+    def fails(footage, span, settings):
+        calls.append(span)
         if len(calls) == 1: raise np.linalg.LinAlgError("Singular <matrix>")
-        return track(frames, **how)
-    monkeypatch.setattr(mapper, "track_camera", fails)
+        return track(footage, span, settings)
+    monkeypatch.setattr(cameras, "track_shot", fails)
     with pytest.warns(UserWarning, match="shot 0 failed: LinAlgError"):
         report = analyse(film, tmp_path / "r", parts=["cameras"])
     table, state = pd.read_csv(report.out / "cameras.csv"), json.loads((report.out / "film.json").read_text())
     cause = "LinAlgError: Singular <matrix>"
-    assert calls == [24, 24] and table.status.tolist() == ["failed", "refused"] and table.reason[0] == cause
-    cameras = state["parts"]["cameras"]
-    assert cameras["failed"] == 1 and cameras["causes"] == {"0": cause}
+    assert calls == [(0, 24), (24, 48)] and table.status.tolist() == ["failed", "refused"] and table.reason[0] == cause
+    facts = state["parts"]["cameras"]
+    assert facts["failed"] == 1 and facts["causes"] == {"0": cause}
     page = (report.out / "report.html").read_text()
     assert "1 refused, 1 failed" in page and "Singular &lt;matrix&gt;" in page
     with pytest.raises(PrimenbError): report.camera_track(0)
-    def stopped(frames, **how): raise KeyboardInterrupt
-    monkeypatch.setattr(mapper, "track_camera", stopped)
+    def stopped(*arguments): raise KeyboardInterrupt
+    monkeypatch.setattr(cameras, "track_shot", stopped)
     with pytest.raises(KeyboardInterrupt): analyse(film, tmp_path / "r", parts=["cameras"], overwrite=True)
 
 
@@ -561,7 +547,7 @@ def test_a_template_fails_without_a_value():
 
 
 def test_values_are_escaped_in_all_sections():
-    refused = dict(shot=0, status="refused", reason="<b>&", image="", files={})
+    refused = dict(shot=0, status="refused", reason="<b>&", remedy="", image="", files={})
     section = render_section("cameras", counts="1 refused", rows=[refused])
     assert "&lt;b&gt;&amp;" in section and "<b>&" not in section
 

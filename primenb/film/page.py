@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['THUMB', 'SHEET', 'clock_time', 'axis_ticks', 'chart_path', 'render_section', 'thumb_size', 'save_sheets',
            'thumb_place', 'shot_rows', 'film_data', 'chart_curves', 'render_desk', 'film_facts', 'film_notes',
-           'render_page']
+           'render_page', 'remove_files', 'save_jpeg', 'write_files']
 
 # %% ../../nbs/film/00_page.ipynb #9a74cad5
-import base64
+import base64, shutil
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from ..core import atomic, env
+from ..core import PrimenbError, atomic, env
 from ..media.timelines import FilmClock, film_clock, timecode
 from ..media.video import VideoInfo
 
@@ -470,3 +471,60 @@ def render_page(
     page = _templates.get_template("report.html.j2")
     return page.render(title=info.path.name, facts=film_facts(info), damage=info.damage, problems=problems,
                        notes=[*film_notes(info), *left_out], desk=desk, version=version)
+
+# %% ../../nbs/film/00_page.ipynb #cc27c18a
+def remove_files(
+    folder: Path,
+    names: list[str],  # files and folders in it; those that are not there are no matter
+):
+    """Removes files and folders.
+
+    Parameters
+    ----------
+    folder : Path
+    names : list[str]
+        files and folders in it; those that are not there are no matter
+    """
+    for name in names:
+        if (folder / name).is_dir(): shutil.rmtree(folder / name)
+        else: (folder / name).unlink(missing_ok=True)
+
+def save_jpeg(
+    image: np.ndarray,  # (H,W,3) uint8
+    path: Path,
+):
+    """Writes an image, whole or not at all.
+
+    Parameters
+    ----------
+    image : np.ndarray
+        (H,W,3) uint8
+    path : Path
+    """
+    with atomic(path) as temporary: Image.fromarray(image).save(temporary, quality=85)
+
+# %% ../../nbs/film/00_page.ipynb #6e30b84c
+def write_files(
+    folder: Path,
+    writers: dict[str, Callable[[Path], object]],  # name of a file or folder -> what writes it
+) -> dict[str, str]:  # name -> why it could not be written; empty if all are there
+    """Writes files, whatever happens to some of them.
+
+    Parameters
+    ----------
+    folder : Path
+    writers : dict[str, Callable[[Path], object]]
+        name of a file or folder -> what writes it
+
+    Returns
+    -------
+    dict[str, str]
+        name -> why it could not be written; empty if all are there
+    """
+    unwritten = {}
+    for name, write in writers.items():
+        try: write(folder / name)
+        except Exception as e:
+            unwritten[name] = e.cause if isinstance(e, PrimenbError) else f"{type(e).__name__}: {e}"
+            remove_files(folder, [name])
+    return unwritten
