@@ -406,23 +406,13 @@ def _problems(rows):
     return {name: found for name, found in dict(causes=failed, unwritten=unwritten).items() if found}
 
 # %% ../../nbs/film/03_analyse.ipynb #f95323cf
-_camera_files = {"view.html": "view", "scene.usda": "USD", "camera.nk": "Nuke", "camera.chan": "Nuke (.chan)",
-                 "camera.py": "Blender", "colmap": "COLMAP", "transforms.json": "nerfstudio", "track.npz": "primenb"}
-
-def _camera_card(report, row):
-    "What the page shows of one row of `cameras.csv`."
-    place = f"cameras/{row.shot:04d}"
-    there = lambda file: (report.out / place / file).exists()
-    files = {f"{place}/{file}": name for file, name in _camera_files.items() if there(file)}
-    image = f"{place}/scene.jpg" if there("scene.jpg") else ""
-    return row._asdict() | dict(files=files, image=image)
-
 def _show_cameras(report):
     table = pd.read_csv(report.out / "cameras.csv", keep_default_na=False).replace("", np.nan)
-    table = table.astype({c: float for c in ("points", "error", "focal")}).fillna(dict(reason="", remedy="", lens=""))
+
     facts = report.done["cameras"]
     counts = ", ".join(f"{facts[name]} {name.replace('_', ' ')}" for name in _OUTCOMES if facts.get(name))
-    rows = [_camera_card(report, row) for row in table.itertuples()]
+    from primenb.film.view import camera_rows
+    rows = camera_rows(table, report.out, report.info.width)
     return render_section("cameras", counts=counts, rows=rows)
 
 # %% ../../nbs/film/03_analyse.ipynb #58138266

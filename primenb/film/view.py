@@ -8,7 +8,7 @@ __all__ = ['CONE_SIDES', 'GRID_LINES', 'PLATE_WIDTH', 'MAX_OBSERVATIONS', 'repro
            'view_facts', 'render_view', 'save_view', 'camera_rows']
 
 # %% ../../nbs/film/01_view.ipynb #04367cd9
-import base64
+import base64, os
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
@@ -405,7 +405,7 @@ def _save_three(path):
     with atomic(path) as temporary: temporary.write_text(text, encoding="utf-8")
 
 _view_files = {"track.npz": "primenb", "scene.usda": "USD", "camera.chan": "Nuke chan", "camera.nk": "Nuke",
-               "camera.py": "Blender", "colmap": "COLMAP", "transforms.json": "transforms.json", "scene.jpg": "image"}
+               "camera.py": "Blender", "colmap": "COLMAP", "colmap/transforms.json": "nerfstudio", "scene.jpg": "image"}
 
 def _rows(track, step, codes, most=20):
     "The table that is there without scripts: some frames, evenly spread."
@@ -427,6 +427,7 @@ def render_view(
     links: dict[str, str] | None = None,  # files to link to: address and name
     image: str = "",  # address of a still image of the scene
     report: str = "",  # address of the film's page
+    library: str = "../three.min.js",  # address of three.js
 ) -> str:  # HTML
     """The page of a tracked shot.
 
@@ -447,6 +448,8 @@ def render_view(
         address of a still image of the scene
     report : str, default ''
         address of the film's page
+    library : str, default '../three.min.js'
+        address of three.js
 
     Returns
     -------
@@ -462,8 +465,9 @@ def render_view(
     shown |= dict(span=span, outcome=track.outcome)
     ticks, rows = frame_ticks(track.start, step, len(track.K)), _rows(track, step, data["codes"])
     words = dict(title=title or "Shot", film=film, words=outcome_words(track), facts=view_facts(track))
-    return render_section("view", **shown, **words, ticks=ticks, rows=rows, links=links or {}, image=image,
-                          report=report, plate=plate_size(track.size), version=env()["versions"].get("primenb", ""))
+    around = dict(links=links or {}, image=image, report=report, library=library)
+    return render_section("view", **shown, **words, **around, ticks=ticks, rows=rows, plate=plate_size(track.size),
+                          version=env()["versions"].get("primenb", ""))
 
 # %% ../../nbs/film/01_view.ipynb #20398ddd
 def save_view(
@@ -475,6 +479,7 @@ def save_view(
     film: str = "",  # its name
     step: int = 1,  # frames of the film from one of the track to the next
     clock: FilmClock | None = None,  # how the film's frames are counted; None: from 0, at the track's rate
+    shared: Path | None = None,  # where three.js lies for all shots; None for the folder above
 ) -> Path:  # of the page, `view.html`
     """Writes page and plate, linked to what lies in the folder; raises `PrimenbError` for images that do not fit.
 
@@ -493,6 +498,8 @@ def save_view(
         frames of the film from one of the track to the next
     clock : FilmClock | None, default None
         how the film's frames are counted; None: from 0, at the track's rate
+    shared : Path | None, default None
+        where three.js lies for all shots; None for the folder above
 
     Returns
     -------
@@ -502,11 +509,14 @@ def save_view(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_plate(track, images, folder / "plate.mp4")
-    _save_three(folder.parent / "three.min.js")
+    library = (folder.parent if shared is None else Path(shared)) / "three.min.js"
+    _save_three(library)
     links = {quote(name): words for name, words in _view_files.items() if (folder / name).exists()}
     image = "scene.jpg" if (folder / "scene.jpg").exists() else ""
     report = "../../report.html" if (folder / "../../report.html").resolve().exists() else ""
-    page = render_view(track, title=title, film=film, step=step, clock=clock, links=links, image=image, report=report)
+    place = quote(Path(os.path.relpath(library, folder)).as_posix())
+    how = dict(title=title, film=film, step=step, clock=clock, links=links, image=image, report=report)
+    page = render_view(track, library=place, **how)
     with atomic(folder / "view.html") as temporary: temporary.write_text(page, encoding="utf-8")
     return folder / "view.html"
 

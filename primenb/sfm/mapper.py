@@ -30,7 +30,7 @@ from ..core import PrimenbError, extra
 from .adjust import Adjustment, Reconstruction, inlier_sigma
 from .geometry import CameraTrack, Tracks, inverse, unproject, pose, triangulate, widest_angle
 from .path import smooth
-from .priors import DepthMaps, check_fit, depth_folder, depth_network, sample_depth
+from .priors import DepthMaps, check_fit, depth_folder, depth_network, is_network, sample_depth
 from .start import MIN_POINTS, MIN_ANGLE, initial_pair, register_frames, inlier_tolerance
 from .tracks import check_frames, klt_tracks, sift_tracks
 from ..media.video import probe, read_frames
@@ -1177,10 +1177,7 @@ def as_depth(
     """
     if depth is None or isinstance(depth, DepthMaps): return depth
     if isinstance(depth, np.ndarray): return DepthMaps(depth, "depth", source="the array given as depth")
-    folder = Path(depth)
-    return depth_folder(folder) if folder.is_dir() and not (folder / "config.json").exists() else depth_network(
-        frames, depth
-    )
+    return depth_network(frames, depth) if is_network(depth) else depth_folder(depth)
 
 def _read_images(source, shot):
     "The frames of a shot, and how many a second."
