@@ -74,7 +74,8 @@ def sound(track, frames):
     assert len(track.status) == frames == len(track.sigma) == len(track.K)
     R = track.cam_from_world[:, :3, :3]
     assert np.allclose(R @ R.swapaxes(1, 2), np.eye(3), atol=1e-8) and (np.linalg.det(R) > 0).all()
-    assert set(track.status) <= {"solved", "filled", "rotation_only"} and (track.sigma >= 0).all() and np.isfinite(track.sigma).all()
+    assert set(track.status) <= {"solved", "filled", "rotation_only"}
+    assert (track.sigma >= 0).all() and np.isfinite(track.sigma).all()
     assert len(track.points) == len(track.tracks) == len(track.colours) and np.isfinite(track.points).all()
     return track
 

@@ -74,9 +74,10 @@ class Tracks:
         old, new = np.unique(self.track[rows], return_inverse=True)
         return replace(self, frame=self.frame[rows], track=new.reshape(-1), xy=self.xy[rows]), old
 
-# %% ../../nbs/sfm/00_geometry.ipynb #0991a503
+# %% ../../nbs/sfm/00_geometry.ipynb #f96961d2
 MAX_FILLED = 0.2  # share of the frames without a solved camera up to which a shot counts as solved
 
+# %% ../../nbs/sfm/00_geometry.ipynb #0991a503
 @dataclass(eq=False)
 class CameraTrack:
     """A camera for every frame of a shot, and the points it was estimated with.

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_KEY_FRAMES', 'MAX_PER_FRAME', 'FINAL_CAUCHY_SCALE', 'READMIT_SIGMAS', 'NO_PRIOR', 'PRIOR_MARGIN',
-           'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'NEAR', 'NOISE_FACTOR', 'MIN_TOLERANCE',
-           'MIN_EXPLAINED', 'MIN_SOLVED', 'MAX_FILLED_RUN', 'STATIC_SWAY', 'UNSTEADY_SWAY', 'TRACKERS',
+           'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'NEIGHBOUR_DISTANCES', 'NOISE_FACTOR',
+           'MIN_TOLERANCE', 'MIN_EXPLAINED', 'MIN_SOLVED', 'MAX_FILLED_RUN', 'STATIC_SWAY', 'UNSTEADY_SWAY', 'TRACKERS',
            'STATUS_COLOURS', 'CAMERA_AXES', 'check_intrinsics', 'guessed_intrinsics', 'disparity_of',
            'select_key_frames', 'restrict_frames', 'thin_tracks', 'Shot', 'prepare', 'check_tracks',
            'best_initialisation', 'initialise', 'reject_outliers', 'keep_inliers', 'readmit_inliers', 'choose_prior',
@@ -777,7 +777,7 @@ def relative_variance(
     return np.maximum(out, 0)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #e35af9ef
-NEAR = (0.02, 0.05, 0.1, 0.2)  # image widths: distances up to which residuals of a frame are compared, by class
+NEIGHBOUR_DISTANCES = (0.02, 0.05, 0.1, 0.2)  # image widths: classes of pairs whose residuals are compared
 
 def _over_time(t, r):
     "The correlation of the residuals of a track in consecutive frames."
@@ -787,14 +787,15 @@ def _over_time(t, r):
 
 def _over_space(t, r, frames):
     "The sum of the correlations of an observation with the others of its frame."
-    alike, power, total = np.zeros(len(NEAR) + 1), 0., 0
+    alike, power = np.zeros(len(NEIGHBOUR_DISTANCES) + 1), 0.
     for n in frames:
         rows = np.flatnonzero(t.frame == n)
         apart = np.linalg.norm(t.xy[rows][:, None] - t.xy[rows], axis=2) / t.size[0]
         products = r[rows] @ r[rows].T
-        power, total = power + products.trace(), total + len(rows)
+        power += products.trace()
         np.fill_diagonal(products, 0)
-        alike += np.bincount(np.searchsorted(NEAR, apart).ravel(), products.ravel(), len(alike))
+        place = np.searchsorted(NEIGHBOUR_DISTANCES, apart).ravel()
+        alike += np.bincount(place, products.ravel(), len(alike))
     return float(np.maximum(alike[:-1], 0).sum() / max(power, 1e-12))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #cb45c105
@@ -1015,8 +1016,16 @@ def static_track(
     return CameraTrack(tracks.size, K, cameras, status, *nothing, unsure, np.full(T, np.nan), rate, facts)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #2fa775aa
-def _held(tracks, K, pixel, rate, cause):
-    "The track of a camera that is held; the cause why no moving one was found, if it sways, is a fact."
+def _held(tracks, K, pixel, rate, solve):
+    "The static track where nothing moves, or hardly and `solve` finds no camera for most frames; else what it finds."
+    track, cause = None, ""
+    if tracks.sway > STATIC_SWAY:
+        try: track = solve()
+        except PrimenbError as e:
+            if tracks.sway > UNSTEADY_SWAY: raise
+            cause = e.cause
+    if track and (track.outcome != "filled" or tracks.sway > UNSTEADY_SWAY): return track
+    if track: cause = "it is seen in a part of the frames only"
     size = tracks.size, tracks.frames
     K = guessed_intrinsics(*size, pixel) if K is None else check_intrinsics(K, *size)
     return static_track(tracks, K, rate, dict(unsteady=cause) if cause else None)
@@ -1066,15 +1075,8 @@ def solve_tracks(
     began = time.perf_counter()
     lens = dict(zoom=zoom, pixel=pixel, shift=shift)
     how = dict(depth_in_start=depth_in_start, depth_in_adjustment=depth_in_adjustment, smoothing=smoothing)
-    track, cause = None, ""
-    if tracks.sway > STATIC_SWAY:
-        try: track = _solve_moving(tracks, K, depth, rate, lens, how)
-        except PrimenbError as e:
-            if tracks.sway > UNSTEADY_SWAY: raise
-            cause = e.cause
-    if track and track.outcome == "filled" and tracks.sway < UNSTEADY_SWAY:
-        track, cause = None, "it is seen in a part of the frames only"
-    if track is None: track = _held(tracks, K, pixel, rate, cause)
+    solve = lambda: _solve_moving(tracks, K, depth, rate, lens, how)
+    track = _held(tracks, K, pixel, rate, solve)
     track.facts.update(seconds=time.perf_counter() - began)
     return track
 

@@ -147,7 +147,7 @@ class _Patches:
         self.middle = np.zeros((0, 2), np.float32)  # of each point, from the middle of its image
         self.stretch = np.zeros((0, 2, 2))
     def keep(self, good):
-        self.images, self.middle, self.stretch = self.images[good], self.middle[good], self.stretch[good]
+        for name in ("images", "middle", "stretch"): setattr(self, name, getattr(self, name)[good])
     def _cut(self, grey, p):
         padded = cv2.copyMakeBorder(grey, *[STORED] * 4, cv2.BORDER_REPLICATE)
         x, y = np.rint(p).astype(int).T

@@ -223,7 +223,8 @@ def make_move(
     dict
         the facts about the shot
     """
-    shot, rng, key = move_list()[number], np.random.default_rng([seed, 12, number]), f"move_{number:02d}"
+    shot, key = move_list()[number], f"move_{number:02d}"
+    rng = np.random.default_rng([seed, 12, number])
     kind = list(PLACES)[(3 * number + 1) % len(PLACES)]
     found = _find_vantage(kind, "day", shot.people, rng)
     if not found: raise PrimenbError(key, f"eight places ({kind}) have no view worth tracking", "use another seed")
@@ -504,8 +505,7 @@ second) and `.npz` (cameras; `truth_`, and the guesses `scaled_10_`
 and `shifted_10_`, packed by `primenb.data.depth.pack`; `mask`: people; guesses at other noise: \
 `primenb.data.depth.guess`).
 
-**moves/** the same without depth and masks: `group` says whether the camera is static, only turning, or on a \
-long slow path.
+**moves/** the same without depth and masks; `group` is static, turning or long.
 
 **stills/** WebDataset shards: `.webp` (96x96), `.txt` (one caption), `.json` (five captions with their claims, and \
 what is shown). `renditions` are stills
@@ -517,8 +517,8 @@ has the true motion of 8-pixel cells for validation and test.
 
 # %% ../../nbs/studio/09_make.ipynb #5a47f09f
 _card_notes = """
-Read it with `primenb.data.corpus` (`films`, `shots`, `pairs`, `clips`, `tracking_shots`, `move_shots`). Cameras look along +z \
-with x right and y down, `K` is in pixels and the corner of the picture is (0, 0);
+Read it with `primenb.data.corpus` (`films`, `shots`, `pairs`, `clips`, `tracking_shots`, `move_shots`). Cameras look \
+along +z with x right and y down, `K` is in pixels and the corner of the picture is (0, 0);
 true depth has 240x135 values a frame, guesses have 96x54. In `.motion.npz` and `truth.npz`, `field` is (frames, \
 rows, columns, 2) and `mover` the share of people or objects in 255ths; `keys` names the clips.
 
