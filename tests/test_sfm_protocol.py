@@ -41,7 +41,7 @@ def test_a_row_for_each_method_and_truth(case, tmp_path):
 
 
 def test_a_refusal_is_a_failed_row(case, tmp_path):
-    few = replace(case, tracks=case.tracks.keep(case.tracks.track < 8)[0])
+    few = replace(case, tracks=replace(case.tracks.keep(case.tracks.track < 8)[0], sway=np.inf))
     track, facts = run_method(few, MethodRun("depth_guided", "scaled_10"))
     assert not track.posed.any() and "tracks" in facts["reason"]
     row, = evaluate_case(few, [MethodRun("depth_guided", "scaled_10")], tmp_path)

@@ -10,6 +10,7 @@ __all__ = ['MAX_FILLED', 'Tracks', 'CameraTrack', 'inverse', 'pose', 'project', 
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from fastcore.basics import patch
 from ..core import extra
 with extra("cameras"):
     from scipy.spatial.transform import Rotation
@@ -142,17 +143,19 @@ class CameraTrack:
             (T,) bool
         """
         return np.isfinite(self.cam_from_world).all((1, 2))
-    @property
-    def outcome(self) -> str:
-        """What the shot is: static, rotation_only, solved, or filled if more than `MAX_FILLED` of it is not solved.
 
-        Returns
-        -------
-        str
-        """
-        if (self.status == "static").any(): return "static"
-        if np.isin(self.status, ("filled", "missing")).mean() > MAX_FILLED: return "filled"
-        return "rotation_only" if (self.status == "rotation_only").any() else "solved"
+# %% ../../nbs/sfm/00_geometry.ipynb #7afc8146
+@patch(as_prop=True)
+def outcome(self: CameraTrack) -> str:
+    """What the shot is: static, rotation_only, solved, or filled if more than `MAX_FILLED` of it is not solved.
+
+    Returns
+    -------
+    str
+    """
+    if (self.status == "static").any(): return "static"
+    if np.isin(self.status, ("filled", "missing")).mean() > MAX_FILLED: return "filled"
+    return "rotation_only" if (self.status == "rotation_only").any() else "solved"
 
 # %% ../../nbs/sfm/00_geometry.ipynb #95a8a9ff
 def inverse(

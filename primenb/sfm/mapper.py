@@ -1182,12 +1182,13 @@ def as_depth(
     return depth_network(frames, depth) if is_network(depth) else depth_folder(depth)
 
 def _read_images(source, shot):
-    "The frames of a shot, and how many a second."
-    if isinstance(source, np.ndarray): return (source if shot is None else source[slice(*shot)]), 24.
+    "The frames of a shot, how many a second, and the number of the first in its film."
+    start = 0 if shot is None else int(shot[0]) if isinstance(shot, (tuple, list)) else int(shot.start_frame)
+    if isinstance(source, np.ndarray): return (source if shot is None else source[slice(*shot)]), 24., start
     how = {} if shot is None else dict(frames=tuple(shot)) if isinstance(shot, (tuple, list)) else dict(
         seconds=(shot.start, shot.end)
     )
-    return read_frames(source, **how), float(probe(source).rate)
+    return read_frames(source, **how), float(probe(source).rate), start
 
 # %% ../../nbs/sfm/06_mapper.ipynb #6d59ae15
 TRACKERS = dict(klt=klt_tracks, sift=sift_tracks)
@@ -1236,13 +1237,14 @@ def track_camera(
     """
     if tracker not in TRACKERS:
         raise PrimenbError(f"tracker {tracker!r}", "there is no such tracker", f"choose {' or '.join(TRACKERS)}")
-    frames, own = _read_images(source, shot)
+    frames, *of_film = _read_images(source, shot)
+    own, start = of_film
     check_frames(frames, mask)
     depth = as_depth(depth, frames)
     if depth is not None: check_fit(depth, len(frames), (frames.shape[2], frames.shape[1]))
     tracks = TRACKERS[tracker](frames, mask, min_length=min(3, len(frames)))
     how = dict(zoom=zoom, shift=shift, pixel=pixel, rate=own if rate is None else rate)
-    return coloured(solve_tracks(tracks, K, depth, **how), frames)
+    return replace(coloured(solve_tracks(tracks, K, depth, **how), frames), start=start)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #0d02dd66
 def coloured(

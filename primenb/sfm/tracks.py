@@ -179,7 +179,8 @@ def _find_again(patches, grey, p):
     h, w = np.maximum(image.shape, grey.shape)  # OpenCV compares images of one size
     a, b = (cv2.copyMakeBorder(i, 0, h - i.shape[0], 0, w - i.shape[1], cv2.BORDER_REPLICATE) for i in (image, grey))
     how = _search | dict(maxLevel=0, flags=cv2.OPTFLOW_USE_INITIAL_FLOW)
-    q, found, difference = cv2.calcOpticalFlowPyrLK(a, b, at, p.copy(), **how)
+    q, *quality = cv2.calcOpticalFlowPyrLK(a, b, at, p.copy(), **how)
+    found, difference = quality
     r, back = cv2.calcOpticalFlowPyrLK(b, a, q, at.copy(), **how)[:2]
     sizes = np.linalg.svd(patches.stretch, compute_uv=False)
     good = (found[:, 0] > 0) & (back[:, 0] > 0) & (difference[:, 0] < MAX_DIFFERENCE)
