@@ -45,6 +45,7 @@ bench: $(ready)  ## measure speed beside other libraries, into runs/bench
 	pip install -q --no-deps -c constraints.txt motion-vector-extractor
 	python bench/motion.py
 	python bench/media.py
+	python bench/cameras.py
 	python bench/clip.py
 	python bench/masks.py
 	python bench/scenes.py
