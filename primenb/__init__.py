@@ -36,7 +36,7 @@ CONTENTS["Cameras"] = {
     "open_footage": ("primenb.film.cameras", "A film or a folder of images"),
     "save_shot_cameras": ("primenb.film.cameras", "Writes a track and its files for other programs"),
     "depth_network": ("primenb.sfm.priors", "Depth of each frame by a network"),
-    "depth_folder": ("primenb.sfm.priors", "Depth maps from one .npy, .npz or 16-bit .png per frame"),
+    "depth_folder": ("primenb.sfm.priors", "Depth maps from one .npy, .npz or image per frame"),
     "sensor_depth": ("primenb.sfm.priors", "What a depth sensor measured for each frame, in metres"),
     "evaluate_track": ("primenb.sfm.evaluate", "All metrics of a track against ground-truth cameras"),
     "insert": ("primenb.sfm.insert", "Renders an object into footage"),

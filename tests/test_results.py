@@ -94,7 +94,7 @@ def test_two_processors_were_compared():
 def test_metrics_are_few_and_are_among_the_values(folder):
     metrics = json.loads((folder / "metrics.json").read_text())
     record, values = metrics.pop("run"), load_values(folder)
-    assert 5 <= len(metrics) <= 20
+    assert 2 <= len(metrics) <= 20
     assert {name: values[name] for name in metrics} == metrics
     assert {"seeds", "sizes", "versions", "seconds", "device"} <= set(record)
 

@@ -85,7 +85,7 @@ def numbered_images(
     numbers = range(min(found), max(found) + 1) if numbers is None else numbers
     gap = next((n for n in numbers if n not in found), None)
     there = f"there is no {what} for frame {gap}, though for {len(found)} others from {min(found)} to {max(found)}"
-    if gap is not None: raise PrimenbError(folder, there, "make it, or take a range of frames that all have one")
+    if gap is not None: raise PrimenbError(folder, there, "make it, or leave only frames without a gap in the folder")
     return {n: found[n] for n in numbers}
 
 # %% ../../nbs/film/02_cameras.ipynb #636569bd
@@ -390,8 +390,10 @@ def track_shot(
     tracks = replace(scale_tracks(small, footage.size), frame=at[small.frame], frames=span[1] - span[0])
     K = None if settings.focal is None else lens_of(settings.focal, footage.size, settings.sensor)
     depth = _depth_of_shot(settings.depth, frames, numbers, span)
-    track = solve_tracks(tracks, K, depth, zoom=settings.zoom, rate=footage.rate)
-    facts = dict(depth=depth.kind if depth else "") | track.facts | dict(lens=_lens(track, settings))
+    try: track = solve_tracks(tracks, K, depth, zoom=settings.zoom, rate=footage.rate)
+    except PrimenbError as e:
+        raise PrimenbError(f"{footage.path}, frames {span[0]} to {span[1] - 1}", e.cause, e.remedy) from None
+    facts = track.facts | dict(depth=depth.kind if depth else "", lens=_lens(track, settings), sensor=settings.sensor)
     return replace(track, start=span[0], facts=facts, colours=_colours(track, frames, at))
 
 # %% ../../nbs/film/02_cameras.ipynb #aac596b0
@@ -406,8 +408,8 @@ def _read_small(footage, span):
 
 def _lens(track, settings):
     "How the focal length is known; nothing is said of it where the camera does not move."
-    if track.outcome == "static": return ""
     if settings.focal is not None and not settings.zoom: return "given"
+    if track.outcome == "static": return ""
     return "found" if track.facts["focal_sigma"] < MAX_FOCAL_SIGMA else "guessed"
 
 def _colours(track, frames, at):
@@ -429,9 +431,9 @@ def _plate(track, footage):
 
 def _save_colmap(track, footage, plate, folder):
     "A COLMAP model with its images, and what nerfstudio reads beside them."
-    if plate == "none": track.to_colmap(folder)
-    else: track.to_colmap(folder, images=_plate(track, footage), image_kind=plate)
-    track.to_transforms(folder / "transforms.json", image_kind="png" if plate == "none" else plate)
+    kind, images = (plate, _plate(track, footage)) if plate != "none" else ("jpg", None)
+    track.to_colmap(folder, images=images, image_kind=kind)
+    track.to_transforms(folder / "transforms.json", image_kind=kind)
 
 # %% ../../nbs/film/02_cameras.ipynb #d847a8fc
 SHOT_FILES = ("track.npz", "scene.usda", "camera.chan", "camera.nk", "camera.py", "colmap", "scene.jpg", "plate.mp4",
@@ -508,7 +510,7 @@ def plate_bytes(
 
 # %% ../../nbs/film/02_cameras.ipynb #17d710f2
 CAMERA_COLUMNS = ["shot", "status", "reason", "remedy", "first_frame", "time", "frames", "solved", "filled", "missing",
-                  "points", "error", "focal", "focal_mm", "focal_sigma", "focal_found", "lens", "depth"]
+                  "points", "explained", "error", "focal", "focal_mm", "focal_sigma", "focal_found", "lens", "depth"]
 
 def camera_row(
     track: CameraTrack,
@@ -532,7 +534,7 @@ def camera_row(
     seen = sum(int(counts.get(name, 0)) for name in ("solved", "rotation_only", "static"))
     row = dict(status=track.outcome, frames=len(track.K), solved=seen, points=len(track.points))
     row |= {name: int(counts.get(name, 0)) for name in ("filled", "missing")}
-    row |= dict(error=facts["sigma_px"], focal=focal, focal_mm=focal / track.size[0] * sensor)
+    row |= dict(explained=facts.get("explained"), error=facts["sigma_px"], focal=focal, focal_mm=focal / track.size[0] * sensor)
     row |= dict(focal_sigma=facts["focal_sigma"] if lens in ("found", "guessed") else np.nan)
     read = {"inverted": " (read as its inverse)", "left out": " (left out: it does not fit)"}
     depth = facts["depth"] + read.get(facts.get("prior"), "")
@@ -699,15 +701,16 @@ def choose_shot(
     return int(shot.start_frame), int(shot.end_frame)
 
 # %% ../../nbs/film/02_cameras.ipynb #6c1121c0
-def _make_room(out, names, overwrite):
+def _make_room(out, overwrite):
     "Makes the folder of a track; raises `PrimenbError` for one that holds something else, or a track to be kept."
     cause = "it is a file, and a track needs a folder"
     if out.exists() and not out.is_dir(): raise PrimenbError(out, cause, "name another one")
-    there = [file.name for file in out.glob("*")]
+    there = [file.name for file in out.glob("*") if file.name[0] != "."]
     remedy = "name an empty or a new one"
     if there and "track.npz" not in there: raise PrimenbError(out, "the folder holds other files", remedy)
     if there and not overwrite: raise PrimenbError(out, "it holds a track", f"{remedy}, or replace it (--overwrite)")
-    remove_files(out, names)
+    try: out.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise PrimenbError(out, f"the folder cannot be made ({e})", "name another one") from None
 
 # %% ../../nbs/film/02_cameras.ipynb #051672d6
 def track_into(
@@ -743,10 +746,15 @@ def track_into(
         and file -> why it could not be written
     """
     out = Path(out)
-    _make_room(out, SHOT_FILES, overwrite)
-    frames = choose_shot(shots_within(footage, span), footage.path, shot)
-    log(f"frames {frames[0]} to {frames[1] - 1} of {footage.path}")
-    track = track_shot(footage, frames, settings)
+    _make_room(out, overwrite)
+    try:
+        frames = choose_shot(shots_within(footage, span), footage.path, shot)
+        log(f"frames {frames[0]} to {frames[1] - 1} of {footage.path}")
+        track = track_shot(footage, frames, settings)
+    except BaseException:  # what was there stays; an empty folder does not
+        if not any(out.iterdir()): out.rmdir()
+        raise
+    remove_files(out, SHOT_FILES)
     first = settings.first(frames[0])
     unwritten = save_shot_cameras(track, out, footage, first=first, plate=settings.plate, shared=out)
     if size := plate_bytes(out): log(f"{size / 1e6:.1f} MB of images")

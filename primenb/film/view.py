@@ -366,7 +366,7 @@ def outcome_words(
 # %% ../../nbs/film/01_view.ipynb #9fb77942
 def _focal_source(facts):
     "Where the focal length comes from."
-    if "focal_sigma" not in facts: return "given"
+    if facts.get("lens", "given" if "focal_sigma" not in facts else "") == "given": return "given"
     from primenb.sfm.mapper import MAX_FOCAL_SIGMA
     sigma = facts["focal_sigma"]
     return f"found, ±{100 * sigma:.1g} %" if sigma < MAX_FOCAL_SIGMA else "a usual lens: the shot does not determine it"
@@ -386,14 +386,16 @@ def view_facts(
     """
     pixels = track.K[track.posed, 0, 0] if track.posed.any() else track.K[:, 0, 0]
     low, high = np.nanmin(pixels), np.nanmax(pixels)
-    wide = SENSOR_WIDTH / track.size[0]
+    sensor = float(track.facts.get("sensor", SENSOR_WIDTH))
+    wide = sensor / track.size[0]
     millimetres = " to ".join(dict.fromkeys([f"{low * wide:.1f}", f"{high * wide:.1f}"]))
     px = " to ".join(dict.fromkeys([f"{low:.0f}", f"{high:.0f}"]))
     errors = reprojection_errors(track)
     error = f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none"
-    return {"focal length": f"{millimetres} mm on {SENSOR_WIDTH:.0f} mm", "in pixels": px,
-            "lens": _focal_source(track.facts), "error": error, "points": str(len(track.points)),
-            "size": f"{track.size[0]} × {track.size[1]}"}
+    lens = {"focal length": f"{millimetres} mm on {sensor:g} mm", "in pixels": px, "lens": _focal_source(track.facts)}
+    if track.outcome == "static" and lens["lens"] != "given": lens = {}  # nothing tells it
+    seen = {"error": error, "points": str(len(track.points)), "size": f"{track.size[0]} × {track.size[1]}"}
+    return lens | seen
 
 # %% ../../nbs/film/01_view.ipynb #a467f7fb
 def _template(name): return files("primenb.film").joinpath("templates", name).read_text(encoding="utf-8")
@@ -522,7 +524,7 @@ def save_view(
 
 # %% ../../nbs/film/01_view.ipynb #3c805808
 _row_columns = ("shot", "status", "reason", "remedy", "frames", "first_frame", "time", "solved", "filled", "missing",
-                "points", "error", "focal", "focal_sigma", "focal_found", "lens")
+                "points", "error", "focal", "focal_mm", "focal_sigma", "focal_found", "lens")
 
 def _known(value): return None if pd.isna(value) or value == "" else value
 
@@ -533,8 +535,9 @@ def _camera_card(row, out, width):
     links = {name: f"{place}/{name}" for name in names}
     shown = {links[name]: words for name, words in _view_files.items() if name in links}
     known |= dict(files=shown, image=links.get("scene.jpg", ""), view=links.get("view.html", ""))
-    mm = SENSOR_WIDTH * float(known["focal"]) / width if known["focal"] else None
-    return known | dict(reason=known["reason"] or "", mm=mm)
+    focal, mm = (float(known[name] or 0) for name in ("focal", "focal_mm"))
+    mm = mm or SENSOR_WIDTH * focal / width
+    return known | dict(reason=known["reason"] or "", mm=mm, sensor=mm / focal * width if focal else None)
 
 def camera_rows(
     table: pd.DataFrame,  # `cameras.csv`; columns may be missing

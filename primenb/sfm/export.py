@@ -302,14 +302,17 @@ def to_transforms(self: CameraTrack,
     return path
 
 # %% ../../nbs/sfm/09_export.ipynb #801daf20
-SENSOR_WIDTH = 36.0  # mm, the sensor's width in every tool
+SENSOR_WIDTH = 36.0  # mm, the sensor's width where `facts["sensor"]` says nothing else
 _Lens = namedtuple("_Lens", "mm tall right above")
 
+def _sensor(track): return float(track.facts.get("sensor", SENSOR_WIDTH))
+
 def _lens(track, frames):
-    "(n,) each: focal length, height, shift to the right and shift upwards of a sensor `SENSOR_WIDTH` wide; all in mm."
+    "(n,) each: focal length, height, shift to the right and shift upwards of a sensor; all in mm."
     (W, H), K = track.size, track.K[frames]
-    mm = SENSOR_WIDTH * K[:, 0, 0] / W
-    right, above = SENSOR_WIDTH * (0.5 - K[:, 0, 2] / W), mm / K[:, 1, 1] * (K[:, 1, 2] - H / 2)
+    wide = _sensor(track)
+    mm = wide * K[:, 0, 0] / W
+    right, above = wide * (0.5 - K[:, 0, 2] / W), mm / K[:, 1, 1] * (K[:, 1, 2] - H / 2)
     return _Lens(mm, mm * H / K[:, 1, 1], right, above)
 
 # %% ../../nbs/sfm/09_export.ipynb #5c225acf
@@ -347,7 +350,7 @@ def _usd_camera(stage, track, frames, placed, codes):
     for M, code in zip(placed, codes): transform.Set(Gf.Matrix4d(M.T.tolist()), code)  # USD multiplies rows
     lens = _lens(track, frames)
     _animate(camera.CreateFocalLengthAttr(), lens.mm, codes)
-    _animate(camera.CreateHorizontalApertureAttr(), np.full(len(frames), SENSOR_WIDTH), codes)
+    _animate(camera.CreateHorizontalApertureAttr(), np.full(len(frames), _sensor(track)), codes)
     _animate(camera.CreateVerticalApertureAttr(), lens.tall, codes)
     _animate(camera.CreateHorizontalApertureOffsetAttr(), lens.right, codes)
     _animate(camera.CreateVerticalApertureOffsetAttr(), lens.above, codes)
@@ -488,10 +491,14 @@ def _node(kind, **knobs):
 
 def _quoted(text): return '"' + re.sub(r'([\\"$\[\]])', r"\\\1", text) + '"'
 
+def _offset(track, name, zero):
+    "How many images after the plate's first one the shot begins: a sequence is counted by its files' own numbers."
+    return track.start - zero if "%0" in name and track.start >= zero else track.start
+
 def _read_node(track, video, first, form):
     "A Read node that shows the shot's part of its film."
     name, zero = _plate(video)[1:]
-    begin = track.start + zero
+    begin = zero + _offset(track, name, zero)
     end, ahead = begin + len(track.K) - 1, begin - first
     shown = dict(frame_mode="expression", frame=f'"frame{ahead:+d}"', format=form, name="Plate")
     whole = dict(first=begin, last=end, origfirst=begin, origlast=end, origset="true")
@@ -507,8 +514,8 @@ def _nk(track, path, up, first, video):
     form = f'"{W} {H} 0 0 {W} {H} {_pixel_aspect(track, frames, path):.9g} plate"'
     last = first + len(track.K) - 1
     camera = dict(inputs=0, rot_order="ZXY", translate=_knob(codes, *places.T), rotate=_knob(codes, *angles.T))
-    camera |= dict(focal=_knob(codes, lens.mm), haperture=SENSOR_WIDTH, vaperture=_knob(codes, lens.tall))
-    shift = 2 / SENSOR_WIDTH * np.stack([lens.right, lens.above])  # of half a width
+    camera |= dict(focal=_knob(codes, lens.mm), haperture=_sensor(track), vaperture=_knob(codes, lens.tall))
+    shift = 2 / _sensor(track) * np.stack([lens.right, lens.above])  # of half a width
     camera |= dict(win_translate=_knob(codes, *shift), name="Camera")
     root = dict(inputs=0, first_frame=first, last_frame=last, frame=first, fps=repr(float(track.rate)), format=form)
     plate = _read_node(track, video, first, form) if video else ""
@@ -601,8 +608,8 @@ def _rate(rate):
 def _blender_lens(track, frames, path):
     "What the script says of the lens, frame by frame, and of the pixels."
     lens, oblong = _lens(track, frames), 1 / _pixel_aspect(track, frames, path)  # height of a pixel over its width
-    shifts = np.stack([lens.right, lens.above], 1) / SENSOR_WIDTH
-    return dict(aspect=(max(1, 1 / oblong), max(1, oblong)), wide=SENSOR_WIDTH, lenses=lens.mm.round(9).tolist(),
+    shifts = np.stack([lens.right, lens.above], 1) / _sensor(track)
+    return dict(aspect=(max(1, 1 / oblong), max(1, oblong)), wide=_sensor(track), lenses=lens.mm.round(9).tolist(),
                 shifts=shifts.round(12).tolist())
 
 # %% ../../nbs/sfm/09_export.ipynb #b72842ba
@@ -635,7 +642,8 @@ def to_blender(self: CameraTrack,
     films = _for_films(self, path, up)
     frames, placed = films[:2]
     points, colours = films[2:]
-    values = dict(size=self.size, rate=_rate(self.rate), first=first, last=first + len(self.K) - 1, start=self.start)
+    last, start = first + len(self.K) - 1, _offset(self, *_plate(video)[1:]) if video else self.start
+    values = dict(size=self.size, rate=_rate(self.rate), first=first, last=last, start=start)
     values |= _blender_lens(self, frames, path) | dict(reach=_reach(placed, points))
     values |= dict(frames=(frames + first).tolist(), places=placed[:, :3, 3].round(9).tolist())
     values |= dict(turns=_turns(placed[:, :3, :3]).round(12).tolist(), points=points.round(7).tolist())

@@ -108,7 +108,7 @@ class CameraTrack:
     facts : dict, default dict()
         how it was estimated: seconds, errors, choices
     start : int, default 0
-        number of the first frame in its film, from 0
+        number of the first frame: in its film from 0, or that of its file in a folder
     """
     size: tuple[int, int]       # width and height of the frames in pixels
     K: np.ndarray               # (T,3,3) intrinsics of each frame, pixels
@@ -121,7 +121,7 @@ class CameraTrack:
     depth_scale: np.ndarray     # (T,) units per unit of the depth prior, NaN without one
     rate: float = 24.           # frames a second
     facts: dict = field(default_factory=dict)  # how it was estimated: seconds, errors, choices
-    start: int = 0              # number of the first frame in its film, from 0
+    start: int = 0              # number of the first frame: in its film from 0, or that of its file in a folder
 
     @property
     def centres(self) -> np.ndarray:  # (T,3)
