@@ -651,7 +651,8 @@ def choose_focal(
     Shot
     """
     sigma = FOCAL_SIGMA_FACTOR * shot.problem.focal_sigma_estimate(shot.scene)
-    if sigma > MAX_FOCAL_SIGMA and shot.problem.focal == "one": shot = keep_inliers(default_focal(shot), 2)
+    wide = sigma > MAX_FOCAL_SIGMA and not shot.problem.nodal  # without a path nothing but the right lens fits
+    if wide and shot.problem.focal == "one": shot = keep_inliers(default_focal(shot), 2)
     return replace(shot, facts=shot.facts | dict(focal_sigma=sigma))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #825e2af2
@@ -1096,7 +1097,7 @@ def _solve(shot, depth_in_start, depth_in_adjustment, smoothing):
     "The shot with cameras for all frames, and their covariance."
     shot = initialise(choose_prior(shot) if depth_in_start else shot, depth_in_start)
     if not depth_in_adjustment: shot = _without_depth(shot)
-    shot = choose_motion(choose_focal(readmit_inliers(shot, keep_inliers(shot))))
+    shot = choose_focal(choose_motion(readmit_inliers(shot, keep_inliers(shot))))
     shot, covariance = solve_all_frames(shot)
     if smoothing: shot, covariance = smooth_path(shot, covariance)
     return check_rigid(add_all_tracks(shot)), covariance
