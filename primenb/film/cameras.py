@@ -534,7 +534,8 @@ def camera_row(
     seen = sum(int(counts.get(name, 0)) for name in ("solved", "rotation_only", "static"))
     row = dict(status=track.outcome, frames=len(track.K), solved=seen, points=len(track.points))
     row |= {name: int(counts.get(name, 0)) for name in ("filled", "missing")}
-    row |= dict(explained=facts.get("explained"), error=facts["sigma_px"], focal=focal, focal_mm=focal / track.size[0] * sensor)
+    row |= dict(explained=facts.get("explained"), error=facts["sigma_px"])
+    row |= dict(focal=focal, focal_mm=focal / track.size[0] * sensor)
     row |= dict(focal_sigma=facts["focal_sigma"] if lens in ("found", "guessed") else np.nan)
     read = {"inverted": " (read as its inverse)", "left out": " (left out: it does not fit)"}
     depth = facts["depth"] + read.get(facts.get("prior"), "")
