@@ -27,15 +27,15 @@ import pandas as pd
 from IPython.display import Markdown
 
 from primenb.core import root, seed_all
-from primenb.data.corpus import tracking_shots
+from primenb.data.corpus import move_shots, tracking_shots
 from primenb.learn.jobs import run_jobs
 from primenb.results import save_results
 from primenb.sfm.baselines import SFM_BASELINES
 from primenb.sfm.evaluate import AUCS, METRICS, count_failures, draw_paths, improvement
 from primenb.sfm.insert import insert
-from primenb.sfm.mapper import solve_tracks
+from primenb.sfm.mapper import MAX_FOCAL_SIGMA, solve_tracks
 from primenb.sfm.protocol import (
-    VARIANTS, MethodRun, read_rows, read_sequence, run_method, run_starter, run_window, starter_case,
+    VARIANTS, MethodRun, read_rows, read_sequence, run_method, run_move, run_starter, run_window, starter_case,
 )
 from primenb.sfm.tracks import klt_tracks
 from primenb.viz import label, sheet, show, style
@@ -66,6 +66,13 @@ def starter_jobs(place):
         file = place / f"{shot.key}.json"
         yield file, run_starter, (shot.key, str(folder), max_tracks, (0.1, high_noise), runs_of(n, low), str(file))
 
+def move_jobs(place):
+    "The shots of known status, with and without their lens."
+    entries = [MethodRun("no_depth", known_K=known) for known in (True, False)]
+    for shot in move_shots(folder=folder, check=False):
+        file = place / f"{shot.key}.json"
+        yield file, run_move, (shot.key, str(folder), max_tracks, entries, str(file))
+
 # %%
 def window_jobs(wholes, place):
     "Windows spread over each sequence."
@@ -83,8 +90,13 @@ with tempfile.TemporaryDirectory() as work:
     jobs = list(window_jobs(wholes, Path(work)) if real else starter_jobs(Path(work)))
     run_jobs(jobs, workers, "shots")
     table = read_rows([file for file, *_ in jobs])
-table.drop(columns=["seconds", "reason"]).to_csv(out / "cameras.csv", index=False)
-len(table)
+    moved = [] if real else list(move_jobs(Path(work)))
+    run_jobs(moved, workers, "moves")
+    moves = read_rows([file for file, *_ in moved])
+ratios = ["centre_ratios", "rotation_ratios"]
+table.drop(columns=["seconds", "reason", *ratios]).to_csv(out / "cameras.csv", index=False)
+if len(moves): moves.drop(columns=["seconds", *ratios]).to_csv(out / "moves.csv", index=False)
+len(table), len(moves)
 
 # %%
 def name(row):
@@ -139,6 +151,32 @@ if not real:
     detected = pans[pans.name == "depth_guided"].status == "rotation_only"
     starter["nodal_pan"] = dict(rotation_only=float(detected.mean()), rpe_rotation=mean_of(pans, "rpe_rotation"))
 pd.json_normalize(starter).T.rename(columns={0: "value"})
+
+# %%
+RIGHT = dict(static="static", turning="rotation_only", long="solved")
+for group, rows in moves.groupby("group") if len(moves) else ():
+    right = (rows.status == RIGHT[group]) & ~(rows.ate_over_path > 0.02)
+    unknown_lens = rows[~rows.known_K & (rows.focal_sigma < MAX_FOCAL_SIGMA)]
+    found = dict(right=float(right.mean()), shots=len(rows), largest_path=float(rows.found_path.max()))
+    least, most = rows.registered.min(), rows.ate_over_path.max()
+    if group == "long": found |= dict(registered=float(least), ate_over_path=float(most))
+    if group == "static": found["lens_found"] = len(unknown_lens)
+    if group == "turning": found["focal_error"] = float(unknown_lens.focal_error.max())
+    starter[group] = found
+names = ["shot", "group", "move", "known_K", "status", "found_path", "ate_over_path", "focal_error", "seconds"]
+moves[names].round(4) if len(moves) else None
+
+# %%
+tested = table[(table.name == "depth_guided") & (table.status == "solved")]
+def within(rows, column): return float(np.quantile(np.concatenate(rows[column].tolist()), 0.68))
+sigma = {}
+for gt, rows in tested.groupby("gt"):
+    sigma[gt] = dict(centre=within(rows, "centre_ratios"), rotation=within(rows, "rotation_ratios"))
+guessed = pd.concat([rows for rows in (table, moves) if len(rows)])
+guessed = guessed[~guessed.known_K & (guessed.focal_sigma < MAX_FOCAL_SIGMA) & guessed.method.isin(VARIANTS)]
+inside = guessed.focal_error <= 2 * guessed.focal_sigma
+sigma["focal"] = dict(found=len(guessed), inside=float(inside.mean()) if len(inside) else None)
+pd.json_normalize(sigma).T.rename(columns={0: "value"})
 
 # %%
 if not real:
@@ -272,6 +310,7 @@ pooled
 sizes = dict(shots=int(table.shot.nunique()), rows=len(table), tracks=max_features if real else max_tracks)
 results = dict(sequences=sequences_found, pooled=pooled) if real else dict(starter=starter)
 results["focal"] = lens
+results["sigma"] = sigma
 if not real: results["insertion"] = insertion
 results["speed"] = speed
 record = dict(seeds=[seed], sizes=sizes) | (dict(date=date) if date else {})
@@ -289,12 +328,24 @@ def sentence(group):
 lines = []
 if not real:
     lines += [sentence(group) for group in ("low", "high")]
+    for group in RIGHT:
+        one = starter[group]
+        lines.append(f"- **{group}** ({one['shots']} runs): right status in {one['right']:.0%}.")
     drift = f"{insertion['median_drift']:.2f} pixels over {insertion['shots']} shots"
     lines.append(f"- Median drift of an inserted object: {drift}.")
+
+# %%
 for short, values in pooled.items():
     removed = f"{values['ate_over_path']:.0%} in `ate_over_path`, {values['rpe_rotation']:.0%} in `rpe_rotation`"
     windows_of = f"**Windows of {short.replace('_', ' and ')} frames** ({values['windows']})"
     lines.append(f"- {windows_of}: {removed}; {values['failures']} failures.")
+for gt, found in sigma.items():
+    if gt == "focal": continue
+    parts = " and ".join(f"{value:.2f} for the {what}" for what, value in found.items())
+    lines.append(f"- 68 % of errors over `sigma` ({gt} poses): {parts}.")
+share = sigma["focal"]["inside"]
+inside = "none" if share is None else f"{share:.0%} of {sigma['focal']['found']}"
+lines.append(f"- Focal lengths called found that are within two of their standard deviations: {inside}.")
 lines.append(f"- Median focal error without known intrinsics: {lens['median_error']:.1%}.")
 share = speed["share_of_fastest_solving_baseline"]
 lines.append(f"- Median time over that of the fastest baseline that solves the shot: {share:.2f}.")
