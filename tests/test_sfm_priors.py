@@ -482,7 +482,7 @@ def test_depth_is_checked_before_any_work(networks, tmp_path, monkeypatch):
     refused(lambda: check_depth(-maps_of()), "negative")
 
 
-def test_a_process_that_dies_is_told(networks, monkeypatch):
+def test_a_process_that_dies_is_reported(networks, monkeypatch):
     import primenb.sfm.priors as priors
     popen = subprocess.Popen
     monkeypatch.setattr(priors.subprocess, "Popen", lambda command, **how: popen(

@@ -8,20 +8,6 @@ __all__ = ['FRAME_ENDINGS', 'MAX_TRACK_WIDTH', 'PLATES', 'SHOT_FILES', 'CAMERA_C
            'check_cameras', 'track_shot', 'save_shot_cameras', 'plate_bytes', 'camera_row', 'track_shots',
            'camera_table', 'shots_within', 'choose_shot', 'track_into', 'describe_track']
 
-# %% ../../nbs/film/02_cameras.ipynb #c72b42ad
-import signal, threading
-
-from ..core import extra
-with extra("cameras"):
-    import pyceres, pycolmap  # noqa: F401
-
-def _own_signals():
-    "Gives SIGTERM back to Python."
-    mine = signal.getsignal(signal.SIGTERM)
-    if mine is not None and threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, mine)
-
-_own_signals()
-
 # %% ../../nbs/film/02_cameras.ipynb #d565fbb4
 import json, re
 from dataclasses import dataclass, field, replace

@@ -211,9 +211,9 @@ def _observations(track, most):
     return packed | dict(colours=_packed(track.colours[kept], "u1"), all=len(track.points), shown=len(kept))
 
 # %% ../../nbs/film/01_view.ipynb #efc7d334
-def _codes(track, step, clock):
+def _codes(track, clock):
     "The timecode of each frame."
-    numbers = clock.first + track.start + step * np.arange(len(track.K))
+    numbers = clock.first + track.start + np.arange(len(track.K))
     return [timecode(int(n), clock.rate, clock.drop) for n in numbers]
 
 def _top(values, share, least=0.0):
@@ -226,7 +226,6 @@ def _top(values, share, least=0.0):
 # %% ../../nbs/film/01_view.ipynb #2da1bcf7
 def view_data(
     track: CameraTrack,
-    step: int,  # frames of the film from one of the track to the next
     clock: FilmClock,  # how the film's frames are counted
     most: int = MAX_OBSERVATIONS,  # observations; whole tracks are left out beyond
 ) -> dict:
@@ -235,8 +234,6 @@ def view_data(
     Parameters
     ----------
     track : CameraTrack
-    step : int
-        frames of the film from one of the track to the next
     clock : FilmClock
         how the film's frames are counted
     most : int, default MAX_OBSERVATIONS
@@ -247,7 +244,7 @@ def view_data(
     dict
     """
     lines, where = place_object(track)
-    times = dict(start=track.start, step=step, rate=float(track.rate), codes=_codes(track, step, clock))
+    times = dict(start=track.start, rate=float(track.rate), codes=_codes(track, clock))
     worst = _top(reprojection_errors(track), 0.95, 0.5)
     return times | dict(size=list(track.size), frames=len(track.K), status=track.status.tolist(), worst=worst,
                         cameras=_packed(_camera_numbers(track), "<f8"), lines=_packed(lines, "<f4"), where=where,
@@ -305,7 +302,6 @@ def _runs(track):
 # %% ../../nbs/film/01_view.ipynb #c19cdfbc
 def frame_ticks(
     first: int,  # number of the first frame
-    step: int,  # frames of the film from one of the track to the next
     count: int,  # frames of the track
     most: int = 6,  # labels there is room for
 ) -> list[tuple[int, float]]:  # numbers, and where they stand as a share of the width
@@ -315,8 +311,6 @@ def frame_ticks(
     ----------
     first : int
         number of the first frame
-    step : int
-        frames of the film from one of the track to the next
     count : int
         frames of the track
     most : int, default 6
@@ -327,11 +321,10 @@ def frame_ticks(
     list[tuple[int, float]]
         numbers, and where they stand as a share of the width
     """
-    length = count * step
     sizes = [one * 10**power for power in range(9) for one in (1, 2, 5)]
-    gap = next(size for size in sizes if size >= step and length / size <= most)
-    numbers = [n for n in range(-(-first // gap) * gap, first + length) if n % gap == 0]
-    places = [(n, ((n - first) / step + 0.5) / count) for n in numbers]
+    gap = next(size for size in sizes if count / size <= most)
+    numbers = [n for n in range(-(-first // gap) * gap, first + count) if n % gap == 0]
+    places = [(n, (n - first + 0.5) / count) for n in numbers]
     return [(n, at) for n, at in places if at < 0.95]
 
 # %% ../../nbs/film/01_view.ipynb #0b0d9619
@@ -369,7 +362,8 @@ def _focal_source(facts):
     if facts.get("lens", "given" if "focal_sigma" not in facts else "") == "given": return "given"
     from primenb.sfm.mapper import MAX_FOCAL_SIGMA
     sigma = facts["focal_sigma"]
-    return f"found, ±{100 * sigma:.1g} %" if sigma < MAX_FOCAL_SIGMA else "a usual lens: the shot does not determine it"
+    if sigma < MAX_FOCAL_SIGMA: return f"found, ±{100 * sigma:.1g} %"
+    return "a usual lens: the shot does not determine it"
 
 def view_facts(
     track: CameraTrack,
@@ -409,13 +403,13 @@ def _save_three(path):
 _view_files = {"track.npz": "primenb", "scene.usda": "USD", "camera.chan": "Nuke chan", "camera.nk": "Nuke",
                "camera.py": "Blender", "colmap": "COLMAP", "colmap/transforms.json": "nerfstudio", "scene.jpg": "image"}
 
-def _rows(track, step, codes, most=20):
+def _rows(track, codes, most=20):
     "The table that is there without scripts: some frames, evenly spread."
     errors, turn = error_curves(track), np.degrees(track.sigma[:, 1])
     values = np.column_stack([errors, track.sigma[:, 0], turn])
     some = np.unique(np.linspace(0, len(track.K) - 1, most).round().astype(int))
     numbers = [[_figures(v) for v in row] for row in values[some]]
-    places = [(track.start + step * int(n), codes[n], str(track.status[n])) for n in some]
+    places = [(track.start + int(n), codes[n], str(track.status[n])) for n in some]
     return [(*place, row) for place, row in zip(places, numbers)]
 
 # %% ../../nbs/film/01_view.ipynb #6da332d9
@@ -424,7 +418,6 @@ def render_view(
     *,
     title: str = "",  # such as "Shot 3"
     film: str = "",  # its name
-    step: int = 1,  # frames of the film from one of the track to the next
     clock: FilmClock | None = None,  # how the film's frames are counted; None: from 0, at the track's rate
     links: dict[str, str] | None = None,  # files to link to: address and name
     image: str = "",  # address of a still image of the scene
@@ -440,8 +433,6 @@ def render_view(
         such as "Shot 3"
     film : str, default ''
         its name
-    step : int, default 1
-        frames of the film from one of the track to the next
     clock : FilmClock | None, default None
         how the film's frames are counted; None: from 0, at the track's rate
     links : dict[str, str] | None, default None
@@ -458,14 +449,14 @@ def render_view(
     str
         HTML
     """
-    clock = clock or FilmClock(Fraction(step * track.rate).limit_denominator(1001))
-    data, charts = view_data(track, step, clock), _charts(track)
+    clock = clock or FilmClock(Fraction(track.rate).limit_denominator(1001))
+    data, charts = view_data(track, clock), _charts(track)
     values = {name: [_figures(v) for v in curve] for chart in charts for name, curve in chart["values"].items()}
     begin = clock_time(track.start / float(clock.rate))
-    span = dict(first=track.start, last=track.start + step * (len(track.K) - 1), begin=begin, code=data["codes"][0])
+    span = dict(first=track.start, last=track.start + len(track.K) - 1, begin=begin, code=data["codes"][0])
     shown = dict(shot=data | dict(values=values), charts=charts, runs=_runs(track))
     shown |= dict(span=span, outcome=track.outcome)
-    ticks, rows = frame_ticks(track.start, step, len(track.K)), _rows(track, step, data["codes"])
+    ticks, rows = frame_ticks(track.start, len(track.K)), _rows(track, data["codes"])
     words = dict(title=title or "Shot", film=film, words=outcome_words(track), facts=view_facts(track))
     around = dict(links=links or {}, image=image, report=report, library=library)
     return render_section("view", **shown, **words, **around, ticks=ticks, rows=rows, plate=plate_size(track.size),
@@ -479,7 +470,6 @@ def save_view(
     *,
     title: str = "",  # such as "Shot 3"
     film: str = "",  # its name
-    step: int = 1,  # frames of the film from one of the track to the next
     clock: FilmClock | None = None,  # how the film's frames are counted; None: from 0, at the track's rate
     shared: Path | None = None,  # where three.js lies for all shots; None for the folder above
 ) -> Path:  # of the page, `view.html`
@@ -496,8 +486,6 @@ def save_view(
         such as "Shot 3"
     film : str, default ''
         its name
-    step : int, default 1
-        frames of the film from one of the track to the next
     clock : FilmClock | None, default None
         how the film's frames are counted; None: from 0, at the track's rate
     shared : Path | None, default None
@@ -517,7 +505,7 @@ def save_view(
     image = "scene.jpg" if (folder / "scene.jpg").exists() else ""
     report = "../../report.html" if (folder / "../../report.html").resolve().exists() else ""
     place = quote(Path(os.path.relpath(library, folder)).as_posix())
-    how = dict(title=title, film=film, step=step, clock=clock, links=links, image=image, report=report)
+    how = dict(title=title, film=film, clock=clock, links=links, image=image, report=report)
     page = render_view(track, library=place, **how)
     with atomic(folder / "view.html") as temporary: temporary.write_text(page, encoding="utf-8")
     return folder / "view.html"

@@ -7,6 +7,7 @@ __all__ = ['MAX_FILLED', 'Tracks', 'CameraTrack', 'inverse', 'pose', 'project', 
            'widest_angle', 'umeyama']
 
 # %% ../../nbs/sfm/00_geometry.ipynb #447b781a
+import signal, threading
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,6 +15,10 @@ from fastcore.basics import patch
 from ..core import extra
 with extra("cameras"):
     from scipy.spatial.transform import Rotation
+    _before = signal.getsignal(signal.SIGTERM)
+    import pycolmap  # noqa: F401 - it takes SIGTERM for itself, so it is imported here, before all that use it
+    if _before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _before)
 
 # %% ../../nbs/sfm/00_geometry.ipynb #8405abff
 @dataclass(frozen=True, eq=False)

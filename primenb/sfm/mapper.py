@@ -28,7 +28,7 @@ from fastcore.basics import patch
 
 from ..core import PrimenbError, extra
 from .adjust import Adjustment, Reconstruction, inlier_sigma
-from .geometry import CameraTrack, Tracks, inverse, unproject, pose, triangulate, widest_angle
+from .geometry import CameraTrack, Tracks, inverse, project, unproject, pose, triangulate, widest_angle
 from .path import smooth
 from .priors import DepthMaps, check_fit, depth_folder, depth_network, is_network, sample_depth
 from .start import MIN_POINTS, MIN_ANGLE, initial_pair, register_frames, inlier_tolerance
@@ -821,10 +821,8 @@ def correlation_factor(
         at least 1
     """
     t = problem.tracks
-    seen = np.einsum("oij,oj->oi", scene.cam_from_world[t.frame, :3, :3], scene.points[t.track])
-    seen += scene.cam_from_world[t.frame, :3, 3]
     K = scene.intrinsics(problem.K)[t.frame]
-    r = np.einsum("oij,oj->oi", K, seen / np.maximum(seen[:, 2:], 1e-9))[:, :2] - t.xy
+    r = project(scene.points[t.track], scene.cam_from_world[t.frame], K)[0] - t.xy
     r *= np.minimum(1, 4 * problem.sigma_px / np.maximum(np.linalg.norm(r, axis=1), 1e-12))[:, None]
     some = problem.seen[np.unique(np.linspace(0, len(problem.seen) - 1, frames).astype(int))]
     rho = np.clip(_over_time(t, r), 0, 0.9)
@@ -1110,7 +1108,7 @@ def _statuses(shot):
     if sees.mean() < MIN_SOLVED:
         cause = f"only {sees.sum()} of {T} frames see {MIN_POINTS} points of one rigid scene"
         first, stop = max(_runs(sees), key=lambda run: run[1] - run[0], default=(0, 0))
-        remedy = f"track frames {first} to {stop} alone, mask what moves, or choose another shot"
+        remedy = f"track frames {first} to {stop} of the shot alone, mask what moves, or choose another shot"
         raise PrimenbError("tracks", cause, remedy)
     status = np.where(sees, "rotation_only" if shot.problem.nodal else "solved", "filled").astype("U13")
     for first, stop in _runs(~sees):

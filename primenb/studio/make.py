@@ -78,11 +78,12 @@ def _vantage(place, people, rng):
     stage.close()
 
 # %% ../../nbs/studio/09_make.ipynb #2447519f
-def _find_vantage(kind, time, people, rng, tries=8):
-    "A stage and a first camera in the first of some places that has a view worth tracking, or nothing."
+def _find_vantage(key, kind, time, people, rng, tries=8):
+    "A stage and a first camera in the first of some places that has a view worth tracking; raises `PrimenbError`."
     for _ in range(tries):
         found = _vantage(build_place(kind, int(rng.integers(10**9)), time), people, rng)
         if found: return found
+    raise PrimenbError(key, f"{tries} places ({kind}) have no view worth tracking", "use another seed")
 
 def _median_depth(stage, camera):
     z = ground_truth(stage, camera).depth
@@ -131,9 +132,8 @@ def make_track(
     rng, key = np.random.default_rng([seed, 4, number]), f"track_{number:02d}"
     kind, time = list(PLACES)[number % len(PLACES)], str(rng.choice(["day", "dusk"], p=(0.75, 0.25)))
     people, guess_seed = 2 if number % 3 == 2 else 0, [seed, 11, number]
-    found = _find_vantage(kind, time, people, rng)
-    if not found: raise PrimenbError(key, f"eight places ({kind}) have no view worth tracking", "use another seed")
-    (stage, first), middle = found, _median_depth(*found)
+    stage, first = _find_vantage(key, kind, time, people, rng)
+    middle = _median_depth(stage, first)
     cameras = film(first, move, TRACK_FRAMES, _amount(ratio, middle, rng))
     moving_share = _shoot_track(stage, cameras, Path(folder) / key, guess_seed)
     path = path_length(np.array([c.centre for c in cameras]))
@@ -226,9 +226,7 @@ def make_move(
     shot, key = move_list()[number], f"move_{number:02d}"
     rng = np.random.default_rng([seed, 12, number])
     kind = list(PLACES)[(3 * number + 1) % len(PLACES)]
-    found = _find_vantage(kind, "day", shot.people, rng)
-    if not found: raise PrimenbError(key, f"eight places ({kind}) have no view worth tracking", "use another seed")
-    stage, first = found
+    stage, first = _find_vantage(key, kind, "day", shot.people, rng)
     middle, seconds = _median_depth(stage, first), shot.frames / TRACK_RATE
     stage, old = Stage(stage.place, stage.actors, shot.size), stage
     first = Camera(first.K * [[shot.size[0] / TRACK_SIZE[0]], [shot.size[1] / TRACK_SIZE[1]], [1]],

@@ -127,7 +127,7 @@ function drawPoints(n, to, size) {
 
 // ---- one frame everywhere
 
-const numberOf = n => shot.start + shot.step * n;
+const numberOf = n => shot.start + n;
 const known = value => value === null || value === undefined ? "–" : String(value);
 
 function show(n) {
@@ -135,7 +135,7 @@ function show(n) {
   draw(n);
   const [code, seconds, frame] = $(".times").children;
   code.textContent = shot.codes[n];
-  seconds.textContent = `${(numberOf(n) / shot.rate / shot.step).toFixed(3)} s`;
+  seconds.textContent = `${(numberOf(n) / shot.rate).toFixed(3)} s`;
   frame.textContent = `frame ${numberOf(n)}`;
   $$(".head").forEach(head => head.style.left = `${100 * (n + 0.5) / shot.frames}%`);
   $$("[data-of]").forEach(value => value.textContent = known(shot.values[value.dataset.of][n]));
@@ -239,7 +239,7 @@ document.addEventListener("keydown", event => {
 });
 $("#goto").addEventListener("keydown", event => {
   if (event.key !== "Enter") return;
-  const n = Math.round((Number(event.target.value) - shot.start) / shot.step);
+  const n = Math.round(Number(event.target.value) - shot.start);
   const wrong = !/^\s*\d+\s*$/.test(event.target.value) || n !== clamp(n);
   event.target.setAttribute("aria-invalid", wrong);
   if (wrong) return;
