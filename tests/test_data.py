@@ -9,7 +9,7 @@ import pytest
 from conftest import project
 from primenb.data.corpus import clips, films, pairs, shots, tracking_shots
 from primenb.studio.camera import TRAVELLING
-from primenb.studio.make import RATIOS, CorpusSizes, data_card, track_list
+from primenb.studio.make import CORPUS_SIZES, RATIOS, CorpusSizes, data_card, track_list
 from primenb.studio.stills import RENDITIONS
 from primenb.media.video import probe
 
@@ -18,8 +18,9 @@ splits = "train", "validation", "test"
 
 
 def test_it_was_made_as_the_library_makes_it_by_default():
-    assert CorpusSizes(**json.loads((data / "corpus.json").read_text())) == CorpusSizes()
-    assert (data / "README.md").read_text() == data_card(data, CorpusSizes()), "the card has the wrong numbers"
+    starter = CORPUS_SIZES["starter"]
+    assert CorpusSizes(**json.loads((data / "corpus.json").read_text())) == starter
+    assert (data / "README.md").read_text() == data_card(data, starter), "the card has the wrong numbers"
 
 
 def test_it_is_small(): assert sum(f.stat().st_size for f in data.rglob("*") if f.is_file()) <= 50e6

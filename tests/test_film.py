@@ -458,21 +458,22 @@ def shot_of_size(width, height, frames=32):
 
 
 def test_an_export_that_fails_is_named_and_the_others_are_written(tmp_path, monkeypatch):
-    def refuse(self, path, **how): raise PrimenbError(path, "a .chan file cannot <hold> it", "use another")
+    def refuse(self, path, *more, **how): raise PrimenbError(path, "a .chan file cannot <hold> it", "use another")
     def crash(self, path, *more, **how):
         Path(path).write_text("half")
         raise ZeroDivisionError("by nothing")
     monkeypatch.setattr(CameraTrack, "to_nuke", refuse)
     monkeypatch.setattr(CameraTrack, "to_blender", crash)
     film = encode(tmp_path / "film.mp4", shot_of_size(320, 180, 12), 24)
-    with pytest.warns(UserWarning, match="camera.chan: a .chan file cannot <hold> it, and 1 more"):
+    with pytest.warns(UserWarning, match="camera.chan: a .chan file cannot <hold> it, and 2 more"):
         report = analyse(film, tmp_path / "r", parts=["cameras"])
     row = pd.read_csv(report.out / "cameras.csv").iloc[0]
-    lost = {"0000/camera.chan": "a .chan file cannot <hold> it", "0000/camera.py": "ZeroDivisionError: by nothing"}
+    lost = dict.fromkeys(("0000/camera.chan", "0000/camera.nk"), "a .chan file cannot <hold> it")
+    lost["0000/camera.py"] = "ZeroDivisionError: by nothing"
     assert row.status in ("solved", "rotation_only") and all(why in row.reason for why in lost.values())
     assert json.loads((report.out / "film.json").read_text())["parts"]["cameras"]["unwritten"] == lost
     names = {f.name for f in (report.out / "cameras/0000").iterdir()}
-    assert names == {"track.npz", "scene.usda", "colmap", "scene.jpg"}
+    assert names == {"track.npz", "scene.usda", "colmap", "plate.mp4", "scene.jpg", "view.html"}
     assert broken_links(report) == []
     assert "cannot &lt;hold&gt; it" in (report.out / "report.html").read_text() and len(report.camera_track(0).K) == 12
 

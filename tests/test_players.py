@@ -27,11 +27,13 @@ PLAY = """([src, at]) => new Promise(done => {
   document.body.replaceChildren(video);
   video.requestVideoFrameCallback(look);
   video.onerror = () => answer({state: video.error.message});
-  video.onloadeddata = () => {
+  const jump = waits => {  // once the first frame is on the screen, which a busy machine shows late
+    if (last < 0 && waits > 0) return setTimeout(jump, 50, waits - 1);
     last = -1;
     video.onseeked = () => setTimeout(seen, 200);
     video.currentTime = at;
   };
+  video.onloadeddata = () => jump(60);
   video.src = src; })"""
 
 

@@ -1252,7 +1252,7 @@ def test_the_command_line(asked, capsys):
     make.main(["somewhere", "tiny"])
     make.main(["elsewhere"])
     assert (
-        asked == [("somewhere", make.CORPUS_SIZES["tiny"]), ("elsewhere", make.CorpusSizes())]
+        asked == [("somewhere", make.CORPUS_SIZES["tiny"]), ("elsewhere", make.CORPUS_SIZES["starter"])]
         and "elsewhere is complete" in capsys.readouterr().out
     )
     for wrong in ([], ["a", "small"], ["a", "tiny", "b"], ["a", "b", "c"]):
