@@ -307,8 +307,8 @@ def outcome(self: CameraTrack) -> str:
 # %% ../../nbs/sfm/00_geometry.ipynb #22057706
 @patch
 def undistorted(self: CameraTrack) -> CameraTrack:
-    """The same track for undistorted images, which a pinhole has taken; observations that the lens cannot have are left
-    out.
+    """The same track as a pinhole would have taken it, for undistorted images; observations beyond the lens are
+    dropped.
 
     Returns
     -------
