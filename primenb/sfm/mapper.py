@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['MAX_KEY_FRAMES', 'MAX_PER_FRAME', 'FINAL_CAUCHY_SCALE', 'READMIT_SIGMAS', 'NO_PRIOR', 'PRIOR_MARGIN',
-           'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'NEIGHBOUR_DISTANCES', 'NOISE_FACTOR',
-           'MIN_TOLERANCE', 'MIN_EXPLAINED', 'MIN_SOLVED', 'MAX_FILLED_RUN', 'STATIC_SWAY', 'UNSTEADY_SWAY', 'TRACKERS',
-           'STATUS_COLOURS', 'CAMERA_AXES', 'check_intrinsics', 'guessed_intrinsics', 'disparity_of',
-           'select_key_frames', 'restrict_frames', 'thin_tracks', 'Shot', 'prepare', 'check_tracks',
-           'best_initialisation', 'initialise', 'reject_outliers', 'keep_inliers', 'readmit_inliers', 'choose_prior',
-           'default_focal', 'choose_focal', 'fit_rotation_only', 'choose_motion', 'solve_all_frames',
-           'relative_variance', 'correlation_factor', 'add_all_tracks', 'smooth_path', 'track_noise', 'check_rigid',
-           'border_share', 'static_track', 'solve_tracks', 'to_camera_track', 'as_depth', 'track_camera', 'coloured',
-           'draw_keypoints']
+           'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'LENS_MARGIN', 'LENS_CHOICES',
+           'NEIGHBOUR_DISTANCES', 'NOISE_FACTOR', 'MIN_TOLERANCE', 'MIN_EXPLAINED', 'MIN_SOLVED', 'MAX_FILLED_RUN',
+           'STATIC_SWAY', 'UNSTEADY_SWAY', 'TRACKERS', 'STATUS_COLOURS', 'CAMERA_AXES', 'check_intrinsics',
+           'guessed_intrinsics', 'disparity_of', 'select_key_frames', 'restrict_frames', 'thin_tracks', 'Shot',
+           'prepare', 'check_tracks', 'best_initialisation', 'initialise', 'reject_outliers', 'keep_inliers',
+           'readmit_inliers', 'choose_prior', 'default_focal', 'choose_focal', 'fit_rotation_only', 'choose_motion',
+           'choose_lens', 'solve_all_frames', 'relative_variance', 'correlation_factor', 'add_all_tracks',
+           'smooth_path', 'track_noise', 'check_rigid', 'border_share', 'static_track', 'solve_tracks',
+           'to_camera_track', 'as_depth', 'track_camera', 'coloured', 'draw_keypoints']
 
 # %% ../../nbs/sfm/06_mapper.ipynb #f7cd8769
 import time
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Iterable
+from typing import Callable, Iterable
 
 import cv2
 import matplotlib.pyplot as plt
@@ -27,8 +27,10 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..core import PrimenbError, extra
-from .adjust import Adjustment, Reconstruction, inlier_sigma
-from .geometry import CameraTrack, Tracks, inverse, project, unproject, pose, triangulate, widest_angle
+from .adjust import Adjustment, Reconstruction, inlier_sigma, row_slip
+from primenb.sfm.geometry import (
+    LENS_MODELS, CameraTrack, Lens, Tracks, inverse, pose, project, triangulate, umeyama, unproject, widest_angle,
+)
 from .path import smooth
 from .priors import DepthMaps, check_fit, depth_folder, depth_network, is_network, sample_depth
 from .start import MIN_POINTS, MIN_ANGLE, initial_pair, register_frames, inlier_tolerance
@@ -235,6 +237,8 @@ class Shot:
         how it was found
     slow : np.ndarray | float, default 0.0
         (T,2) variance of rotation and centre that neighbouring frames share
+    doubts : tuple[str, ...], default ()
+        keys of `LENS_CHOICES`: what the images may tell of the lens
     """
     tracks: Tracks         # all of them, in all frames
     K: np.ndarray          # (T,3,3) intrinsics to begin with, pixels
@@ -246,6 +250,7 @@ class Shot:
     scene: Reconstruction | None = None  # what has been found
     facts: dict = field(default_factory=dict)  # how it was found
     slow: np.ndarray | float = 0.  # (T,2) variance of rotation and centre that neighbouring frames share
+    doubts: tuple[str, ...] = ()  # keys of `LENS_CHOICES`: what the images may tell of the lens
 
 # %% ../../nbs/sfm/06_mapper.ipynb #db31b151
 def prepare(
@@ -253,7 +258,8 @@ def prepare(
     K: np.ndarray | None = None,     # (3,3) or (T,3,3) intrinsics in pixels; None to find the focal length
     depth: DepthMaps | None = None,  # the depth prior
     *,
-    zoom: bool = False,   # the focal length changes within the shot
+    zoom: bool | None = None,  # whether the focal length changes within the shot; None to find out where K is None
+    lens: str | None = None,   # "pinhole" for a perfect one, or a model of `Lens` to be found; None to find out
     shift: bool = False,  # the prior's disparity has an unknown shift, one for the shot
     pixel: float = 1.0,   # height of a pixel over its width, where K is None
 ) -> Shot:  # without a scene
@@ -266,8 +272,10 @@ def prepare(
         (3,3) or (T,3,3) intrinsics in pixels; None to find the focal length
     depth : DepthMaps | None, default None
         the depth prior
-    zoom : bool, default False
-        the focal length changes within the shot
+    zoom : bool | None, default None
+        whether the focal length changes within the shot; None to find out where K is None
+    lens : str | None, default None
+        "pinhole" for a perfect one, or a model of `Lens` to be found; None to find out
     shift : bool, default False
         the prior's disparity has an unknown shift, one for the shot
     pixel : float, default 1.0
@@ -289,9 +297,11 @@ def prepare(
     *part, names = restrict_frames(tracks, keys)
     some, rows = part
     prior = dict(metric=depth is not None and depth.metric, sigma_track=0.1 if depth is not None else 0.7)
-    problem = Adjustment(some, K[keys], disparity[rows], focal=focal, shift=shift, **prior)
+    prior |= dict(shift=shift, slip=row_slip(tracks)[rows])
+    if lens in LENS_MODELS: prior |= dict(lens=Lens(lens), free_lens=("k1", "k2"))
+    problem = Adjustment(some, K[keys], disparity[rows], focal=focal, **prior)
     problem, old = problem.subset(thin_tracks(some, MAX_PER_FRAME))
-    return Shot(tracks, K, disparity, unit, keys, problem, names[old])
+    return Shot(tracks, K, disparity, unit, keys, problem, names[old], doubts=_doubts(focal, zoom, lens))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #ab426add
 def check_tracks(
@@ -326,7 +336,7 @@ def _scale_focal(K, factor): return K * np.array([[factor, 1, 1], [1, factor, 1]
 def _attempt(problem, a, use_depth):
     "One attempt from frame a, with outliers rejected once: (problem, scene, names of inlier tracks), or None."
     problem = _with(problem, anchor=a)
-    pair = initial_pair(problem.tracks, problem.K, problem.disparity, a, use_depth)
+    pair = initial_pair(problem.straight(), problem.K, problem.disparity, a, use_depth)
     scene = register_frames(problem, *pair, use_depth)
     placed, posed = np.isfinite(scene.points[:, 0]), np.isfinite(scene.cam_from_world[:, 0, 0])
     if posed.sum() < 2 or placed.sum() < MIN_POINTS: return None
@@ -393,7 +403,7 @@ def best_initialisation(
 # %% ../../nbs/sfm/06_mapper.ipynb #6358df3e
 def _with_all_tracks(problem, scene):
     "The scene with all tracks: triangulated or unprojected at their first depth sample, then refined."
-    t, d = problem.tracks, problem.disparity
+    t, d = problem.straight(scene), problem.disparity
     K = scene.intrinsics(problem.K)
     points = triangulate(t, scene.cam_from_world, K)
     z = np.einsum(
@@ -626,11 +636,13 @@ def default_focal(
     tracks = shot.tracks
     K = guessed_intrinsics(tracks.size, tracks.frames, shot.K[0, 0, 0] / shot.K[0, 1, 1])
     factor, home = K[0, 0, 0] / scene.intrinsics(problem.K)[:, 0, 0].mean(), scene.cam_from_world[problem.anchor]
+    K[:, :2, 2] = shot.K[:, :2, 2]
     fixed = _with(problem, focal="fixed", K=K[shot.keys])
     points = (scene.points @ home[:3, :3].T + home[:3, 3]) / [factor, factor, 1]
     scene = replace(
         scene,
         log_focal=np.zeros_like(scene.log_focal),
+        lens=scene.lens * [factor**2, factor**4, 1, 1, 1],
         points=points,
         cam_from_world=scene.cam_from_world @ inverse(home),
     )
@@ -698,6 +710,119 @@ def choose_motion(
     shot = replace(shot, facts=shot.facts | dict(rotation_only_ratio=ratio))
     return replace(shot, problem=_with(shot.problem, nodal=True), scene=turned) if ratio < ROTATION_ONLY_RATIO else shot
 
+# %% ../../nbs/sfm/06_mapper.ipynb #71fc365e
+LENS_MARGIN = 0.03  # share of the cost by which a less simple lens must be better
+LENS_CHOICES = dict(  # what may be found of a lens, and what is then free; the simplest first
+    shutter=dict(free_lens=("readout",)), distortion=dict(free_lens=("k1", "k2")),
+    axis=dict(free_lens=("cx", "cy")), zoom=dict(focal="each"),
+)
+
+def _doubts(focal, zoom, lens):
+    "What is to be found out of the lens."
+    doubts = ["shutter", "distortion"] if lens is None else []
+    if lens != "pinhole" and focal != "fixed": doubts.append("axis")
+    return (*doubts, "zoom") if zoom is None and focal == "one" else tuple(doubts)
+
+def _freed(problem, names):
+    "The problem with more of the lens unknown."
+    choices = [LENS_CHOICES[name] for name in names]
+    free = dict.fromkeys(problem.free_lens + sum((c.get("free_lens", ()) for c in choices), ()))
+    return _with(problem, focal="each" if "zoom" in names else problem.focal, free_lens=tuple(free))
+
+def _gain(shot, names, steps):
+    "The share of the cost that goes away if these are free."
+    freed = _freed(shot.problem, names)
+    return 1 - freed.cost(freed.solve(shot.scene, steps)) / shot.problem.cost(shot.scene)
+
+# %% ../../nbs/sfm/06_mapper.ipynb #2fc53e8b
+def choose_lens(
+    shot: Shot,  # without a scene
+    begin: Callable[[Shot], Shot],  # finds a first scene, and raises `PrimenbError` where there is none
+) -> Shot:
+    """The state with a scene and the simplest lens that explains the shot; `facts['lens_found']` names what it has.
+
+    Parameters
+    ----------
+    shot : Shot
+        without a scene
+    begin : Callable[[Shot], Shot]
+        finds a first scene, and raises `PrimenbError` where there is none
+
+    Returns
+    -------
+    Shot
+    """
+    bare, found, total = shot, (), len(shot.problem.tracks.frame)
+    def again(names):
+        try: return begin(replace(bare, problem=_freed(bare.problem, names)))
+        except (PrimenbError, np.linalg.LinAlgError): return None
+    shot = begin(bare)
+    while left := [name for name in bare.doubts if name not in found]:
+        if _gain(shot, left, 5) < LENS_MARGIN: break
+        worth = [name for name in left if _gain(shot, (name,), 15) > LENS_MARGIN]
+        tries = {name: other for name in worth if (other := again((*found, name)))}
+        if not tries: break
+        before, *cost = _unexplained([(s.problem, s.scene, None) for s in (shot, *tries.values())], total)
+        if min(cost) > 0.995 * before: break
+        name = next(name for name, c in zip(tries, cost) if c <= (1 + LENS_MARGIN) * min(cost))
+        shot, found = tries[name], (*found, name)
+    facts = shot.facts | dict(lens_found=", ".join(found))
+    problem = shot.problem
+    if problem.focal == "fixed" and not problem.free_lens: return replace(shot, facts=facts)
+    return replace(shot, scene=problem.solve(shot.scene, 60, 1e-6), facts=facts)
+
+# %% ../../nbs/sfm/06_mapper.ipynb #7373a4a8
+def _straightened(tracks, K, lens):
+    "The tracks as a pinhole without rolling shutter would have seen them; raises `PrimenbError` where that needs a K."
+    cause = "its numbers are in focal lengths, and the focal length is not known"
+    if K is None and not lens.is_pinhole: raise PrimenbError("lens", cause, "give K too, or let both be found")
+    xy = tracks.xy - lens.readout * row_slip(tracks) if lens.readout else tracks.xy
+    if lens.is_pinhole: return replace(tracks, xy=xy)
+    xy = lens.undistort(xy, check_intrinsics(K, tracks.size, tracks.frames)[tracks.frame])
+    return replace(tracks, xy=np.where(np.isfinite(xy), xy, -1e4))
+
+def _seen_through(lens, tracks, straight, track):
+    "The track of straightened observations with those of the film and their lens."
+    row = {key: n for n, key in enumerate(zip(straight.frame.tolist(), *straight.xy.T.tolist()))}
+    t = track.tracks
+    rows = np.array([row[key] for key in zip(t.frame.tolist(), *t.xy.T.tolist())], int)
+    return replace(track, tracks=replace(t, xy=tracks.xy[rows]), lens=lens)
+
+# %% ../../nbs/sfm/06_mapper.ipynb #57d14278
+def _check_start(start, tracks):
+    "Raises `PrimenbError` for cameras that cannot be the beginning for these tracks."
+    def refuse(cause): raise PrimenbError("start", cause, "give cameras for these frames at this size")
+    if len(start.K) != tracks.frames: refuse(f"it has {len(start.K)} frames, and the shot has {tracks.frames}")
+    if tuple(start.size) != tuple(tracks.size): refuse(f"its size is {start.size}, and that of the shot {tracks.size}")
+    if start.posed.sum() < 2: refuse("fewer than two of its frames have a camera")
+
+def _begin_at(shot, start):
+    "The shot with the cameras of `start`, and points where they see the tracks; in units of their typical depth."
+    _check_start(start, shot.tracks)
+    posed = np.flatnonzero(start.posed)
+    problem, cameras = shot.problem, _interpolate(posed, start.cam_from_world[posed], shot.tracks.frames)[shot.keys]
+    T = len(cameras)
+    scene = Reconstruction(cameras, np.zeros((len(problem.tracks), 3)), np.zeros(T), np.zeros(T))
+    points = triangulate(problem.straight(), cameras, problem.K)
+    z = np.einsum("oj,oj->o", cameras[:, 2, :3][problem.tracks.frame], points[problem.tracks.track])
+    z += cameras[problem.tracks.frame, 2, 3]
+    unit = np.median(z[z > 0]) if (z > 0).any() else 1.0
+    cameras[:, :3, 3] /= unit
+    return replace(shot, scene=_with_all_tracks(problem, scene))
+
+def _in_world_of(start, track):
+    "The track moved, turned and scaled over the cameras of `start`."
+    both = start.posed & track.posed
+    s, *motion = umeyama(track.centres[both], start.centres[both])
+    if not 1e-9 < s < 1e9: return track
+    R, t = motion
+    cameras = track.cam_from_world.copy()
+    cameras[:, :3, :3] = track.cam_from_world[:, :3, :3] @ R.T
+    cameras[:, :3, 3] = s * track.cam_from_world[:, :3, 3] - np.einsum("tij,j->ti", cameras[:, :3, :3], t)
+    sigma = track.sigma * [s, 1]
+    points = s * track.points @ R.T + t
+    return replace(track, cam_from_world=cameras, points=points, sigma=sigma, depth_scale=track.depth_scale * s)
+
 # %% ../../nbs/sfm/06_mapper.ipynb #cc5dca8b
 def solve_all_frames(
     shot: Shot,
@@ -717,10 +842,12 @@ def solve_all_frames(
     some, old = shot.tracks.keep(rows)
     d, anchor = shot.disparity[rows], int(shot.keys[shot.problem.anchor])
     full = _with(shot.problem, tracks=some, K=shot.K, disparity=d, known=d > 0, track_ratio=None, anchor=anchor)
+    full.slip = row_slip(shot.tracks)[rows]
     whole = _over_all_frames(shot.scene, shot.keys, shot.tracks.frames, np.searchsorted(shot.names, old))
     keys = shot.problem.covariance(shot.scene)
     if len(shot.keys) == shot.tracks.frames:
-        return replace(shot, problem=full, scene=whole, names=old), _fill_covariance(keys, shot.problem.seen)
+        keys, slow = _without_zoom(shot, keys)
+        return replace(shot, problem=full, scene=whole, names=old, slow=slow), _fill_covariance(keys, shot.problem.seen)
     slow = relative_variance(shot.scene.cam_from_world, keys)
     slow = np.stack([np.interp(np.arange(shot.tracks.frames), shot.keys, v) for v in slow.T], 1)
     for _ in range(2): whole = full.refine_points(full.refine_cameras(whole, 3)[0], 1)
@@ -735,7 +862,17 @@ def _over_all_frames(scene, keys, frames, points):
     "The scene of the keyframes, interpolated to all frames, with a selection of its points."
     def across(values): return np.interp(np.arange(frames), keys, values)
     cameras = _interpolate(keys, scene.cam_from_world, frames)
-    return Reconstruction(cameras, scene.points[points], across(scene.log_scale), across(scene.log_focal), scene.shift)
+    return replace(
+        scene, cam_from_world=cameras, points=scene.points[points], log_scale=across(scene.log_scale),
+        log_focal=across(scene.log_focal),
+    )
+
+def _without_zoom(shot, covariance):
+    "The covariance for known focal lengths, which may be smoothed, and (T,2) the variance that a zoom adds to it."
+    if shot.problem.focal != "each": return covariance, 0.0
+    known = _with(shot.problem, focal="fixed").covariance(shot.scene)
+    cameras = shot.scene.cam_from_world
+    return known, np.maximum(relative_variance(cameras, covariance) - relative_variance(cameras, known), 0)
 
 def _fill_covariance(C, seen):
     "The covariance, where frames that see nothing may stand ten times as far off as the worst of the others."
@@ -820,7 +957,7 @@ def correlation_factor(
     float
         at least 1
     """
-    t = problem.tracks
+    t = problem.straight(scene)
     K = scene.intrinsics(problem.K)[t.frame]
     r = project(scene.points[t.track], scene.cam_from_world[t.frame], K)[0] - t.xy
     r *= np.minimum(1, 4 * problem.sigma_px / np.maximum(np.linalg.norm(r, axis=1), 1e-12))[:, None]
@@ -843,9 +980,8 @@ def add_all_tracks(
     -------
     Shot
     """
-    every = _with(
-        shot.problem, tracks=shot.tracks, disparity=shot.disparity, known=shot.disparity > 0, track_ratio=None
-    )
+    prior = dict(disparity=shot.disparity, known=shot.disparity > 0)
+    every = _with(shot.problem, tracks=shot.tracks, slip=row_slip(shot.tracks), track_ratio=None, **prior)
     scene = _with_all_tracks(every, shot.scene)
     px = every.errors(scene)[0]
     fine = max(NOISE_FACTOR * track_noise(shot.tracks), MIN_TOLERANCE * max(shot.tracks.size))
@@ -1035,7 +1171,9 @@ def solve_tracks(
     K: np.ndarray | None = None,      # (3,3) or (T,3,3) intrinsics in pixels; None to find the focal length
     depth: DepthMaps | None = None,   # the depth prior; None for none
     *,
-    zoom: bool = False,        # the focal length changes within the shot
+    zoom: bool | None = None,  # whether the focal length changes within the shot; None to find out where K is None
+    lens: Lens | str | None = None,  # a known lens, "pinhole", or a model to be found; None to find out
+    start: CameraTrack | None = None,  # cameras to begin with, in the pixels of the tracks; the result is in its world
     shift: bool = False,       # the prior's disparity has an unknown shift, one for the shot
     pixel: float = 1.0,        # height of a pixel over its width, where K is None
     rate: float = 24.,         # frames a second
@@ -1052,8 +1190,12 @@ def solve_tracks(
         (3,3) or (T,3,3) intrinsics in pixels; None to find the focal length
     depth : DepthMaps | None, default None
         the depth prior; None for none
-    zoom : bool, default False
-        the focal length changes within the shot
+    zoom : bool | None, default None
+        whether the focal length changes within the shot; None to find out where K is None
+    lens : Lens | str | None, default None
+        a known lens, "pinhole", or a model to be found; None to find out
+    start : CameraTrack | None, default None
+        cameras to begin with, in the pixels of the tracks; the result is in its world
     shift : bool, default False
         the prior's disparity has an unknown shift, one for the shot
     pixel : float, default 1.0
@@ -1072,10 +1214,13 @@ def solve_tracks(
     CameraTrack
     """
     began = time.perf_counter()
-    lens = dict(zoom=zoom, pixel=pixel, shift=shift)
+    given, lens = (lens, "pinhole") if isinstance(lens, Lens) else (None, lens)
+    straight = tracks if given is None else _straightened(tracks, K, given)
+    about = dict(zoom=zoom, lens=lens, pixel=pixel, shift=shift)
     how = dict(depth_in_start=depth_in_start, depth_in_adjustment=depth_in_adjustment, smoothing=smoothing)
-    solve = lambda: _solve_moving(tracks, K, depth, rate, lens, how)
-    track = _held(tracks, K, pixel, rate, solve)
+    solve = lambda: _solve_moving(straight, K, depth, rate, about, how | dict(start=start))
+    track = _held(straight, K, pixel, rate, solve)
+    if given is not None: track = _seen_through(given, tracks, straight, track)
     track.facts.update(seconds=time.perf_counter() - began)
     return track
 
@@ -1089,13 +1234,16 @@ def _solve_moving(tracks, K, depth, rate, lens, how):
         raise PrimenbError("tracks", f"they do not determine the cameras ({e})", remedy) from e
     track = to_camera_track(shot, covariance, rate)
     if depth is None or shot.facts.get("prior") == "left out": track.depth_scale[:] = np.nan
-    return track
+    return track if how["start"] is None else _in_world_of(how["start"], track)
 
-def _solve(shot, depth_in_start, depth_in_adjustment, smoothing):
+def _solve(shot, depth_in_start, depth_in_adjustment, smoothing, start):
     "The shot with cameras for all frames, and their covariance."
-    shot = initialise(choose_prior(shot) if depth_in_start else shot, depth_in_start)
-    if not depth_in_adjustment: shot = _without_depth(shot)
-    shot = choose_focal(choose_motion(readmit_inliers(shot, keep_inliers(shot))))
+    def begin(shot):
+        shot = initialise(shot, depth_in_start) if start is None else _begin_at(shot, start)
+        if not depth_in_adjustment: shot = _without_depth(shot)
+        return readmit_inliers(shot, keep_inliers(shot))
+    shot = choose_lens(choose_prior(shot) if depth_in_start else shot, begin)
+    shot = choose_focal(choose_motion(shot))
     shot, covariance = solve_all_frames(shot)
     if smoothing: shot, covariance = smooth_path(shot, covariance)
     return check_rigid(add_all_tracks(shot)), covariance
@@ -1145,7 +1293,8 @@ def to_camera_track(
     unit, status = shot.unit, _statuses(shot)
     cameras = scene.cam_from_world.copy()
     if covariance.ndim == 2: variance = relative_variance(cameras, covariance)
-    else: variance = covariance.diagonal(axis1=1, axis2=2).reshape(-1, 2, 3).sum(2) + shot.slow
+    else: variance = covariance.diagonal(axis1=1, axis2=2).reshape(-1, 2, 3).sum(2)
+    variance = variance + shot.slow
     cameras[:, :3, 3] /= unit
     cameras[status == "missing"] = np.nan
     facts = shot.facts | dict(tracks=len(shot.tracks), inlier_tracks=len(problem.tracks), sigma_px=problem.sigma_px)
@@ -1154,9 +1303,11 @@ def to_camera_track(
     grey = np.full((len(problem.tracks), 3), 128, np.uint8)
     sigma = factor * np.sqrt(np.maximum(variance, 0))[:, ::-1] / [unit, 1]
     K, points = scene.intrinsics(shot.K), scene.points / unit
+    K[:, :2, 2] += scene.lens[[2, 3]] * shot.tracks.size[0]
+    lens = replace(problem.lens_of(scene), readout=float(scene.lens[4]))
     seen = problem.tracks.keep(status[problem.tracks.frame] != "missing")
     observed = (seen[0], grey[seen[1]], sigma, np.exp(scene.log_scale), rate, facts)
-    return CameraTrack(shot.tracks.size, K, cameras, status, points[seen[1]], *observed)
+    return CameraTrack(shot.tracks.size, K, cameras, status, points[seen[1]], *observed, lens=lens)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #dff0b44b
 def as_depth(
@@ -1200,7 +1351,9 @@ def track_camera(
     mask: np.ndarray | None = None,   # (T,h,w) bool, true where things move; what moves is also found without it
     *,
     tracker: str = "klt",  # or "sift"
-    zoom: bool = False,    # the focal length changes within the shot
+    zoom: bool | None = None,  # whether the focal length changes within the shot; None to find out where K is None
+    lens: Lens | str | None = None,  # a known lens, "pinhole", or a model to be found; None to find out
+    start: CameraTrack | None = None,  # cameras to begin with, of another program or network; kept is their world
     shift: bool = False,   # the prior's disparity has an unknown shift, one for the shot
     pixel: float = 1.0,    # height of a pixel over its width, where K is None
     rate: float | None = None,  # frames a second; None for the video's, or 24
@@ -1221,8 +1374,12 @@ def track_camera(
         (T,h,w) bool, true where things move; what moves is also found without it
     tracker : str, default 'klt'
         or "sift"
-    zoom : bool, default False
-        the focal length changes within the shot
+    zoom : bool | None, default None
+        whether the focal length changes within the shot; None to find out where K is None
+    lens : Lens | str | None, default None
+        a known lens, "pinhole", or a model to be found; None to find out
+    start : CameraTrack | None, default None
+        cameras to begin with, of another program or network; kept is their world
     shift : bool, default False
         the prior's disparity has an unknown shift, one for the shot
     pixel : float, default 1.0
@@ -1237,13 +1394,13 @@ def track_camera(
     if tracker not in TRACKERS:
         raise PrimenbError(f"tracker {tracker!r}", "there is no such tracker", f"choose {' or '.join(TRACKERS)}")
     frames, *of_film = _read_images(source, shot)
-    own, start = of_film
+    own, first = of_film
     check_frames(frames, mask)
     depth = as_depth(depth, frames)
     if depth is not None: check_fit(depth, len(frames), (frames.shape[2], frames.shape[1]))
     tracks = TRACKERS[tracker](frames, mask, min_length=min(3, len(frames)))
-    how = dict(zoom=zoom, shift=shift, pixel=pixel, rate=own if rate is None else rate)
-    return replace(coloured(solve_tracks(tracks, K, depth, **how), frames), start=start)
+    how = dict(zoom=zoom, lens=lens, start=start, shift=shift, pixel=pixel, rate=own if rate is None else rate)
+    return replace(coloured(solve_tracks(tracks, K, depth, **how), frames), start=first)
 
 # %% ../../nbs/sfm/06_mapper.ipynb #0d02dd66
 def coloured(

@@ -7,6 +7,8 @@ __all__ = ['MIN_ANGLE', 'MIN_POINTS', 'inlier_tolerance', 'resect', 'relative_po
            'register_frames']
 
 # %% ../../nbs/sfm/04_start.ipynb #79737ba9
+from dataclasses import replace
+
 import numpy as np
 
 from .adjust import Adjustment, Reconstruction, inlier_sigma
@@ -217,7 +219,7 @@ def _combine(tracks, K, cameras, points, a, b, motion, use_depth):
 # %% ../../nbs/sfm/04_start.ipynb #abf353a6
 def _unproject_new(problem, scene, n, rows, known):
     "Adds the new tracks of frame n at the depth of its map, after scaling the map to the known points."
-    t, d = problem.tracks, problem.disparity
+    t, d = problem.straight(scene), problem.disparity
     z = scene.points[t.track[known]] @ scene.cam_from_world[n, 2, :3] + scene.cam_from_world[n, 2, 3]
     ratio = np.log(z * d[known], where=(z > 0) & (d[known] > 0), out=np.full(len(z), np.nan))
     if not problem.metric and np.isfinite(ratio).any(): scene.log_scale[n] = np.nanmedian(ratio)
@@ -229,7 +231,7 @@ def _unproject_new(problem, scene, n, rows, known):
 # %% ../../nbs/sfm/04_start.ipynb #3b02ed74
 def _triangulate_new(problem, scene, rows, min_angle):
     "Triangulates the tracks that are not known yet and have a wide angle."
-    part, old = problem.tracks.keep(rows, 2)
+    part, old = problem.straight(scene).keep(rows, 2)
     if not len(part): return
     found = triangulate(part, scene.cam_from_world, scene.intrinsics(problem.K))
     axis = scene.cam_from_world[part.frame, 2]
@@ -268,12 +270,12 @@ def refine(
     sub, kept = problem.subset(rows & np.isfinite(scene.points[t.track, 0]))
     if not len(kept): return scene
     cameras = np.where(posed[:, None, None], scene.cam_from_world, np.eye(4))
-    known = Reconstruction(cameras, scene.points[kept], scene.log_scale, scene.log_focal, scene.shift)
+    known = replace(scene, cam_from_world=cameras, points=scene.points[kept])
     done = sub.solve(known, steps)
     problem.sigma_px = float(np.clip(2 * inlier_sigma(sub.errors(done)[0]), 0.1, problem.sigma_px))
     done.cam_from_world[~posed] = np.nan
     scene.points[kept] = done.points
-    return Reconstruction(done.cam_from_world, scene.points, done.log_scale, done.log_focal, done.shift)
+    return replace(done, points=scene.points)
 
 # %% ../../nbs/sfm/04_start.ipynb #5ce66eea
 def register_frames(
@@ -309,7 +311,8 @@ def register_frames(
         n = min(waiting, key=lambda n: np.abs(posed - n).min())
         waiting.remove(n)
         known = of[n][np.isfinite(scene.points[t.track[of[n]], 0])]
-        found, agree = resect(scene.points[t.track[known]], t.xy[known], scene.intrinsics(problem.K)[n], t.size)
+        xy = problem.straight(scene).xy[known]
+        found, agree = resect(scene.points[t.track[known]], xy, scene.intrinsics(problem.K)[n], t.size)
         if found is None: continue
         scene.cam_from_world[n] = found
         if use_depth: _unproject_new(problem, scene, n, of[n], known[agree])
