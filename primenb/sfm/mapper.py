@@ -729,6 +729,12 @@ def _freed(problem, names):
     free = dict.fromkeys(problem.free_lens + sum((c.get("free_lens", ()) for c in choices), ()))
     return _with(problem, focal="each" if "zoom" in names else problem.focal, free_lens=tuple(free))
 
+def _systematic(shot):
+    "Pixels: the standard deviation of the errors, times what their correlation makes of it; infinite without inliers."
+    return shot.problem.sigma_px * correlation_factor(shot.problem, shot.scene)
+
+def _as_many(other, shot): return len(other.problem.tracks.frame) > 0.7 * len(shot.problem.tracks.frame)
+
 def _gain(shot, names, steps):
     "The share of the cost that goes away if these are free."
     freed = _freed(shot.problem, names)
@@ -752,7 +758,7 @@ def choose_lens(
     -------
     Shot
     """
-    bare, found, total = shot, (), len(shot.problem.tracks.frame)
+    bare, found = shot, ()
     def again(names):
         try: return begin(replace(bare, problem=_freed(bare.problem, names)))
         except (PrimenbError, np.linalg.LinAlgError): return None
@@ -760,11 +766,11 @@ def choose_lens(
     while left := [name for name in bare.doubts if name not in found]:
         if _gain(shot, left, 5) < LENS_MARGIN: break
         worth = [name for name in left if _gain(shot, (name,), 15) > LENS_MARGIN]
-        tries = {name: other for name in worth if (other := again((*found, name)))}
+        tries = {name: other for name in worth if (other := again((*found, name))) and _as_many(other, shot)}
         if not tries: break
-        before, *cost = _unexplained([(s.problem, s.scene, None) for s in (shot, *tries.values())], total)
-        if min(cost) > 0.995 * before: break
-        name = next(name for name, c in zip(tries, cost) if c <= (1 + LENS_MARGIN) * min(cost))
+        error = {name: _systematic(other) for name, other in tries.items()}
+        if min(error.values()) > (1 - LENS_MARGIN) * _systematic(shot): break
+        name = next(name for name, e in error.items() if e < 1.1 * min(error.values()))
         shot, found = tries[name], (*found, name)
     facts = shot.facts | dict(lens_found=", ".join(found))
     problem = shot.problem
