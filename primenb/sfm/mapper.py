@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_KEY_FRAMES', 'MAX_PER_FRAME', 'FINAL_CAUCHY_SCALE', 'READMIT_SIGMAS', 'NO_PRIOR', 'PRIOR_MARGIN',
-           'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'LENS_MARGIN', 'LENS_CHOICES',
+           'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'LENS_MARGIN', 'LENS_FACTOR', 'LENS_CHOICES',
            'NEIGHBOUR_DISTANCES', 'NOISE_FACTOR', 'MIN_TOLERANCE', 'MIN_EXPLAINED', 'MIN_SOLVED', 'MAX_FILLED_RUN',
            'STATIC_SWAY', 'UNSTEADY_SWAY', 'TRACKERS', 'STATUS_COLOURS', 'CAMERA_AXES', 'check_intrinsics',
            'guessed_intrinsics', 'disparity_of', 'select_key_frames', 'restrict_frames', 'thin_tracks', 'Shot',
@@ -711,7 +711,8 @@ def choose_motion(
     return replace(shot, problem=_with(shot.problem, nodal=True), scene=turned) if ratio < ROTATION_ONLY_RATIO else shot
 
 # %% ../../nbs/sfm/06_mapper.ipynb #71fc365e
-LENS_MARGIN = 0.03  # share of the cost by which a less simple lens must be better
+LENS_MARGIN = 0.03  # share of the cost by which a less simple lens must be better, to be tried
+LENS_FACTOR = 0.8   # and what it must leave at most of the systematic errors, to be taken
 LENS_CHOICES = dict(  # what may be found of a lens, and what is then free; the simplest first
     shutter=dict(free_lens=("readout",)), distortion=dict(free_lens=("k1", "k2")),
     axis=dict(free_lens=("cx", "cy")), zoom=dict(focal="each"),
@@ -769,7 +770,7 @@ def choose_lens(
         tries = {name: other for name in worth if (other := again((*found, name))) and _as_many(other, shot)}
         if not tries: break
         error = {name: _systematic(other) for name, other in tries.items()}
-        if min(error.values()) > (1 - LENS_MARGIN) * _systematic(shot): break
+        if min(error.values()) > LENS_FACTOR * _systematic(shot): break
         name = next(name for name, e in error.items() if e < 1.1 * min(error.values()))
         shot, found = tries[name], (*found, name)
     facts = shot.facts | dict(lens_found=", ".join(found))
