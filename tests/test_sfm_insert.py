@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
 from primenb.sfm.export import track_from_cameras, srgb_to_linear
-from primenb.sfm.geometry import CameraTrack, Lens, Tracks, project
+from primenb.sfm.geometry import CameraTrack, Lens, Tracks, project, rays
 from primenb.sfm.insert import (
     Lighting, Prop, Spot, box_corners, estimate_lighting, find_ground, find_spot, insert, insertion_drift,
     linear_to_srgb, traffic_cone, write_insert,
@@ -508,8 +508,19 @@ def test_a_spot_is_found_through_a_lens(name):
     assert (z > 0).all() and ((xy > -5) & (xy < np.array(track.size) + 5)).all(-1).mean() > 0.98
     gt = s.cameras.K, s.cameras.cam_from_world
     assert np.nanmedian(insertion_drift(track, spot, *gt, deep, lens=lens)) < 0.3
-    wrong = insertion_drift(replace(track, lens=Lens()), spot, *gt, deep, lens=lens)
-    assert np.nanmedian(wrong) > 1
+
+
+def test_drift_is_that_of_the_film():
+    "None with the true lens; a lens that is wrong slides."
+    lens, track = LENSES["barrel"], set_up(size=(240, 136))
+    x, y = np.meshgrid(np.arange(240) + 0.5, np.arange(136) + 0.5)
+    eye, R = track.centres, track.cam_from_world[:, :3, :3]
+    down = (rays(lens.undistort(np.stack([x, y], -1), track.K[0]), track.K[0])[None] @ R[:, None])[..., 2]
+    depth = np.where(down < -1e-3, -eye[:, 2, None, None] / np.minimum(down, -1e-3), np.nan)
+    spot, film = replace(here, position=np.array([0.9, 1.6, 0]), height=0.5), replace(track, lens=lens)
+    gt = track.K, track.cam_from_world, depth
+    assert np.nanmax(insertion_drift(film, spot, *gt, lens=lens)) < 0.05
+    assert np.nanmax(insertion_drift(track, spot, *gt, lens=lens)) > 0.5
 
 
 def test_a_whole_shot_through_a_lens():
