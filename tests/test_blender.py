@@ -205,7 +205,7 @@ clip = lens.background_images[0].clip
 scene.frame_set(scene.frame_start)
 marks = []
 for n, (x, y) in enumerate(given["marks"]):
-    track = clip.tracking.tracks.new(name=f"mark{n}", frame=scene.frame_start)
+    track = clip.tracking.tracks.new(name=f"mark{n}", frame=1)  # of the clip
     track.markers[0].co = x / given["size"][0], 1 - y / given["size"][1]
     mark = bpy.data.objects.new(f"mark{n}", None)
     scene.collection.objects.link(mark)
@@ -282,7 +282,7 @@ def test_blender_straightens_the_plate_as_we_do(film, tmp_path, oblong):
     name = f"plate.{101 + track.start:04d}.png"
     image = np.array(Image.open(folder / "plates" / name))
     Image.fromarray(image).save(tmp_path / "plates" / name)
-    script = track.to_blender(tmp_path / "camera.py", tmp_path / "plates")
+    script = replace(track, start=101 + track.start).to_blender(tmp_path / "camera.py", tmp_path / "plates")
     proxies = f"{tmp_path}/proxies/"
     given = dict(script=str(script), frames=[1], proxies=proxies, count=1)
     files = in_blender(tmp_path, SEEN + RUN + STRAIGHT, **given)["files"]
