@@ -643,7 +643,8 @@ def test_images_to_straighten():
     assert np.abs(small.astype(int) - large)[4:-4, 4:-4].mean() < 2
     plain = replace(track, lens=Lens())
     assert all(a is b for a, b in zip(undistort_images(plain, half), half))
-    for wrong, cause in (([*images, images[0]], "more than 6"), ([images[0].astype(int)], "int64"), ([images[0, 0, 0]], "3,")):
+    more, whole = [*images, images[0]], [images[0].astype(int)]
+    for wrong, cause in ((more, "more than 6"), (whole, "int64"), ([images[0, 0, 0]], "3,")):
         with pytest.raises(PrimenbError, match=cause): [*undistort_images(track, wrong)]
     barrel = replace(track, lens=Lens(k=(-0.9,)))  # beyond its turning point it shows nothing, not the middle once more
     corner = [*undistort_images(barrel, np.full_like(images, 200))][0]

@@ -430,7 +430,8 @@ def _straight_images(track, path):
 def _save_nuke(track, video, first, path):
     "A script with camera and plate."
     zooms = np.ptp(track.K[track.posed], axis=0).max(initial=0) > 0
-    if zooms and not track.lens.is_pinhole: track.undistorted().to_nuke(path, _straight_images(track, path), first=first)
+    images = _straight_images(track, path)
+    if zooms and not track.lens.is_pinhole: track.undistorted().to_nuke(path, images, first=first)
     else: track.to_nuke(path, video, first=first, maps=path.parent / "stmap")
 
 # %% ../../nbs/film/02_cameras.ipynb #d847a8fc

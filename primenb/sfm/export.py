@@ -1001,18 +1001,21 @@ def _frame_numbers(where, names):
         remedy = "number the images as the frames"
         if not digits: raise PrimenbError(where, f"the name {name!r} has no number", remedy)
     numbers = [int(digits[-1]) for digits in found]
-    twice = next((a for a, n in zip(names, numbers) if numbers.count(n) > 1), None) if len({*numbers}) < len(names) else ""
+    alone = len({*numbers}) == len(numbers)
+    twice = None if alone else next(a for a, n in zip(names, numbers) if numbers.count(n) > 1)
     if twice: raise PrimenbError(where, f"another image has the number of {twice!r}", "leave the images of one camera")
     span = max(numbers) - min(numbers) + 1
     remedy = "number the images as the frames: 1, 2, 3"
-    if span > MAX_SPAN: raise PrimenbError(where, f"its numbers {min(numbers)} to {max(numbers)} are none of frames", remedy)
+    cause = f"its numbers {min(numbers)} to {max(numbers)} are none of frames"
+    if span > MAX_SPAN: raise PrimenbError(where, cause, remedy)
     return np.array(numbers)
 
 def _one(where, what, values):
     "The value that all images share; raises `PrimenbError` where they do not."
     other = next((v for v in values if v != values[0]), None)
     remedy = "leave the images of one camera, or solve them with one"
-    if other is not None: raise PrimenbError(where, f"its images have more than one {what}: {values[0]}, {other}", remedy)
+    cause = f"its images have more than one {what}: {values[0]}, {other}"
+    if other is not None: raise PrimenbError(where, cause, remedy)
     return values[0]
 
 # %% ../../nbs/sfm/09_export.ipynb #2df57150
