@@ -674,7 +674,7 @@ def _plate_nodes(track, path, video, first, maps):
     if track.lens.is_pinhole: return read
     there, back = track.to_stmap(path.parent / "stmap" if maps is None else maps, first=first)
     last = first + len(track.K) - 1
-    straight = _node("STMap", inputs=2, channels="rgb", uv="rgb", name="Undistort")  # of the last two nodes, plate first
+    straight = _node("STMap", inputs=2, channels="rgb", uv="rgb", name="Undistort")  # of the two before it
     ways = (back, "RedistortMap"), (there, "UndistortMap")
     return "".join(_map_node(file, name, first, last) for file, name in ways) + read + straight
 
@@ -1070,8 +1070,7 @@ def load_colmap(
     folder: str | Path,  # of the model's files, or with them in `sparse/0` or `sparse`
     rate: float = 24.0,  # frames a second, which a model does not know
 ) -> CameraTrack:
-    """The cameras and points of a COLMAP model as a track; raises `PrimenbError` for what is none, or of several
-    cameras.
+    """The cameras and points of a COLMAP model as a track; raises `PrimenbError` for what is none.
 
     Parameters
     ----------
@@ -1150,7 +1149,8 @@ def _before(where, whole):
 def _read_ply(path):
     "Points (n,3) and colours (n,3) of a .ply, grey where it has none."
     kinds = dict(char="i1", uchar="u1", short="<i2", ushort="<u2", int="<i4", uint="<u4", float="<f4", double="<f8",
-                 int8="i1", uint8="u1", int16="<i2", uint16="<u2", int32="<i4", uint32="<u4", float32="<f4", float64="<f8")
+                 int8="i1", uint8="u1", int16="<i2", uint16="<u2", int32="<i4", uint32="<u4",
+                 float32="<f4", float64="<f8")
     try:
         head, _, data = path.read_bytes().partition(b"end_header\n")
         words = [line.split() for line in head.decode("ascii").splitlines()]
