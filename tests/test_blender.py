@@ -8,13 +8,14 @@ from dataclasses import replace
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from primenb.data.corpus import tracking_shots
-from primenb.sfm.export import track_from_cameras, upright_rotation
-from primenb.sfm.geometry import project
+from primenb.sfm.export import track_from_cameras, undistort_images, upright_rotation
+from primenb.sfm.geometry import Lens, project
 
 RATE = Fraction(30000, 1001)
 KEYS = "track_22", "track_27", "track_12"  # three drawn shots, one after the other
@@ -195,3 +196,97 @@ def test_blender_imports_the_stage(film, tmp_path, lens):
     world = 2 * track.points @ upright_rotation(track).T
     np.testing.assert_allclose(found["world"], world, atol=1e-3 * np.abs(world).max())
     for seen, n in zip(found["seen"], ns): assert off(seen, track, n) < 0.1
+
+
+# a place in the film, straightened by the clip's lens, as the camera sees it: by a constraint that follows a marker
+FOLLOWED = """
+from bpy_extras.object_utils import world_to_camera_view
+clip = lens.background_images[0].clip
+scene.frame_set(scene.frame_start)
+marks = []
+for n, (x, y) in enumerate(given["marks"]):
+    track = clip.tracking.tracks.new(name=f"mark{n}", frame=1)  # of the clip
+    track.markers[0].co = x / given["size"][0], 1 - y / given["size"][1]
+    mark = bpy.data.objects.new(f"mark{n}", None)
+    scene.collection.objects.link(mark)
+    follow = mark.constraints.new("FOLLOW_TRACK")
+    follow.clip, follow.track, follow.camera = clip, track.name, scene.camera
+    follow.use_active_clip, follow.use_undistorted_position, follow.frame_method = False, True, "STRETCH"
+    marks.append(mark)
+bpy.context.view_layer.update()
+scenery = bpy.context.evaluated_depsgraph_get()
+places = [mark.evaluated_get(scenery).matrix_world.translation for mark in marks]
+found["marks"] = [tuple(world_to_camera_view(scene, scene.camera, place)) for place in places]
+found["undistorted"] = lens.background_images[0].clip_user.use_render_undistorted
+"""
+
+def fixed(track, lens):
+    "The track with a lens that does not zoom."
+    return replace(track, K=track.K[[0] * len(track.K)], lens=lens)
+
+
+BENDS = dict(radial=Lens(k=(-0.15, 0.03, 0.01)), tangential=Lens(k=(-0.1, 0.02), p=(0.008, -0.006)))
+
+
+@pytest.mark.parametrize("bends", BENDS)
+def test_blenders_clip_has_the_lens(film, tmp_path, bends):
+    "A place in the film is straightened to the pixel where our pinhole has it; and the camera sees our points there."
+    folder, track = film
+    track = fixed(with_lens(track, right=12.5), BENDS[bends])  # the constraint takes a camera's vertical shift wrong
+    script = track.to_blender(tmp_path / "camera.py", folder / "plates", first=1001)
+    marks = np.stack(np.meshgrid(np.linspace(10, W - 10, 6), np.linspace(10, H - 10, 5)), -1).reshape(-1, 2)
+    given = dict(script=str(script), frames=[1001], marks=marks.tolist(), size=(W, H))
+    found = in_blender(tmp_path, SEEN + RUN + FOLLOWED, **given)
+    x, y, _ = np.array(found["marks"]).T
+    expected = track.lens.undistort(marks, track.K[0])
+    assert np.abs(expected - marks).max() > 5 and found["undistorted"]
+    np.testing.assert_allclose(np.stack([x * W, (1 - y) * H], -1), expected, atol=0.02)
+    assert off(found["seen"][0], track, 0) < 0.1
+
+
+# the clip as it is shown, straightened by Blender, in an image file
+STRAIGHT = """
+import glob, time
+clip = lens.background_images[0].clip
+clip.use_proxy = clip.use_proxy_custom_directory = True
+proxy = clip.proxy
+proxy.directory, proxy.build_25, proxy.build_undistorted_100, proxy.quality = given["proxies"], False, True, 100
+window = bpy.context.window_manager.windows[0]
+area = window.screen.areas[0]
+area.type, area.spaces[0].clip = "CLIP_EDITOR", clip
+region = next(r for r in area.regions if r.type == "WINDOW")
+with bpy.context.temp_override(window=window, area=area, region=region, space_data=area.spaces[0]):
+    bpy.ops.clip.rebuild_proxy("EXEC_DEFAULT")
+def written(): return sorted(glob.glob(given["proxies"] + "**/*.jpg", recursive=True))
+until = time.monotonic() + 120
+while len(written()) < given["count"] and time.monotonic() < until: time.sleep(0.2)
+time.sleep(0.5)
+found["files"] = written()
+"""
+
+
+def apart_by(a, b, side=64):
+    "How far tiles of two images are shifted, pixels."
+    window = cv2.createHanningWindow((side, side), cv2.CV_32F)
+    tiles = [np.s_[y : y + side, x : x + side] for y in range(8, H - side, side) for x in range(8, W - side, side)]
+    pairs = [(np.float32(a[tile]), np.float32(b[tile])) for tile in tiles if np.std(a[tile]) > 15]
+    assert len(pairs) > 8
+    return np.abs([cv2.phaseCorrelate(*pair, window)[0] for pair in pairs])
+
+
+@pytest.mark.parametrize("oblong", [1.0, 1.2])
+def test_blender_straightens_the_plate_as_we_do(film, tmp_path, oblong):
+    folder, track = film
+    track = fixed(with_lens(track, oblong=oblong, right=12.5, down=-7.0), BENDS["tangential"])
+    (tmp_path / "plates").mkdir()
+    name = f"plate.{101 + track.start:04d}.png"
+    image = np.array(Image.open(folder / "plates" / name))
+    Image.fromarray(image).save(tmp_path / "plates" / name)
+    script = replace(track, start=101 + track.start).to_blender(tmp_path / "camera.py", tmp_path / "plates")
+    proxies = f"{tmp_path}/proxies/"
+    given = dict(script=str(script), frames=[1], proxies=proxies, count=1)
+    files = in_blender(tmp_path, SEEN + RUN + STRAIGHT, **given)["files"]
+    theirs, ours = np.array(Image.open(files[0]).convert("L")), next(undistort_images(track, [image]))
+    ours = cv2.cvtColor(ours, cv2.COLOR_RGB2GRAY)
+    assert np.median(apart_by(theirs, ours)) < 0.1 and apart_by(theirs, ours).max() < 0.3
+    assert np.median(apart_by(theirs, cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))) > 0.5

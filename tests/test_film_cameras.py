@@ -1,6 +1,7 @@
 "The cameras of a film: in film pixels, for every frame, in step with the plate; one bad shot is a row like the others."
 
 import json, os, re, signal, subprocess, sys, time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from primenb.data.corpus import tracking_shots
 from primenb.film import cameras
 from primenb.film.analyse import analyse
 from primenb.film.cameras import CAMERA_COLUMNS, CameraSettings, lens_of, open_footage
+from primenb.film.cameras import camera_row, describe_track
 from primenb.film.cameras import read_masks, save_shot_cameras, scale_tracks, track_shot, track_shots, working_size
 from primenb.media.shots import detect_shots
 from primenb.media.video import encode, iter_frames, probe, read_frames
-from primenb.sfm.export import load_camera_track
-from primenb.sfm.geometry import Tracks
+from primenb.sfm.export import load_camera_track, load_colmap, undistort_images
+from primenb.sfm.geometry import CameraTrack, Lens, Tracks
 from primenb.sfm.mapper import track_camera
 
 GREY = np.full((180, 320, 3), 90, np.uint8)
@@ -350,6 +352,84 @@ def test_a_process_that_is_killed_fails_its_shot_alone(several, tmp_path, monkey
     rows = track_shots(open_footage(path), shots, tmp_path / "c", tmp_path / "k", CameraSettings(plate="none"), 2)
     assert [row["status"] for row in rows] == ["solved", "refused", "failed", "solved"]
     assert "killed" in rows[2]["reason"] and rows[2]["first_frame"] == shots.start_frame[2]
+
+
+# ---- a lens that bends lines
+
+
+def through(lens, zoom=1.0, T=4, size=(96, 54)):
+    "A small track through a lens, and the images of its film."
+    rng = np.random.default_rng(0)
+    K = np.tile(lens_of(30, size), (T, 1, 1))
+    K[:, [0, 1], [0, 1]] *= np.linspace(1, zoom, T)[:, None]
+    A = np.tile(np.eye(4), (T, 1, 1))
+    A[:, 0, 3] = np.linspace(0, 0.5, T)
+    points = rng.uniform((-2, -1, 4), (2, 1, 8), (40, 3))
+    facts = dict(lens="found", sigma_px=0.3, focal_sigma=0.01, depth="", sensor=36.0)
+    none = Tracks(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 2)), T, size)
+    grey = np.full((40, 3), 99, np.uint8)
+    track = CameraTrack(size, K, A, np.full(T, "solved", "U13"), points, none, grey, np.zeros((T, 2)), np.ones(T),
+                        facts=facts, lens=lens)
+    frame, point = np.tile(np.arange(T), 40), np.repeat(np.arange(40), T)
+    xy = track.pixels(points[point], frame)[0]
+    images = rng.integers(0, 255, (T, size[1], size[0], 3)).astype(np.uint8)
+    return replace(track, tracks=replace(none, frame=frame, track=point, xy=xy)), images
+
+
+def written(tmp_path, track, images, plate="png"):
+    footage = open_footage(images_in(tmp_path / "frames", images))
+    track = replace(track, start=1001)
+    return track, tmp_path / "shot", save_shot_cameras(track, tmp_path / "shot", footage, plate=plate)
+
+
+def test_files_of_a_bent_film_are_for_the_straight_plate(tmp_path):
+    track, folder, lost = written(tmp_path, *through(Lens(k=(-0.1, 0.02))))
+    assert lost == {} and load_camera_track(folder / "track.npz").lens == track.lens
+    straight = [*undistort_images(track, through(track.lens)[1])]
+    for n, image in enumerate(straight):
+        stored = cv2.imread(str(folder / f"colmap/images/frame_{1001 + n:06d}.png"))[..., ::-1]
+        assert (stored == image).all()
+    model = load_colmap(folder / "colmap")
+    assert model.lens == Lens() and np.allclose(model.tracks.xy, track.undistorted().tracks.xy)
+    assert json.loads((folder / "colmap/transforms.json").read_text())["camera_model"] == "PINHOLE"
+    assert sorted(p.name for p in (folder / "stmap").iterdir()) == ["redistort.exr", "undistort.exr"]
+    assert f'"{folder}/stmap/undistort.exr"' in (folder / "camera.nk").read_text()
+    script = (folder / "camera.py").read_text()
+    assert "use_render_undistorted = True" in script and "plate.1001.png" in script
+    played = [frame.image for frame in iter_frames(folder / "plate.mp4")]
+    soft = lambda image: cv2.GaussianBlur(np.float32(image), (0, 0), 4)
+    near, film = (np.abs(soft(played[0]) - soft(one)).mean() for one in (straight[0], through(Lens())[1][0]))
+    assert near < film
+    assert "undone in the plate" in (folder / "view.html").read_text()
+
+
+@pytest.mark.parametrize("kind, plate", [("fisheye", "png"), ("zoom", "png"), ("fisheye", "none")])
+def test_a_lens_that_blender_cannot_hold(tmp_path, kind, plate):
+    track, images = through(Lens("fisheye", k=(0.02,))) if kind == "fisheye" else through(Lens(k=(-0.1,)), 1.2)
+    track, folder, lost = written(tmp_path, track, images, plate)
+    if plate == "none":
+        assert list(lost) == ["camera.py"] and "fisheye" in lost["camera.py"] and not (folder / "camera.py").exists()
+        return
+    script, nuke = (folder / "camera.py").read_text(), (folder / "camera.nk").read_text()
+    assert lost == {} and "the undistorted one" in script and "frame_001001.png" in script
+    assert ("STMap {" in nuke) == (folder / "stmap").exists() == (kind == "fisheye")
+    if kind == "zoom": assert "frame_%06d.png" in nuke and "first 1001" in nuke
+
+
+def test_a_row_says_how_lines_are_bent(tmp_path):
+    bent, plain = through(Lens(k=(-0.1,)))[0], through(Lens())[0]
+    row = camera_row(bent)
+    assert (row["k1"], row["k2"]) == (-0.1, 0) and {"k1", "k2"} < set(CAMERA_COLUMNS)
+    pd.DataFrame([camera_row(plain), row]).to_csv(tmp_path / "a.csv")
+    found = pd.read_csv(tmp_path / "a.csv")
+    assert found.k1.isna().tolist() == [True, False]
+    assert "k1 -0.100" in describe_track(bent) and "bends" not in describe_track(plain)
+
+
+def test_a_pinhole_has_no_files_of_a_lens(tmp_path):
+    _, folder, lost = written(tmp_path, *through(Lens()))
+    assert lost == {} and not (folder / "stmap").exists() and "STMap" not in (folder / "camera.nk").read_text()
+    for file in ("camera.py", "view.html"): assert not re.search("undistort|straight", (folder / file).read_text())
 
 
 # ---- primenb track

@@ -3,6 +3,7 @@ import json, os, re, subprocess, sys, types, warnings
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pycolmap
@@ -14,7 +15,8 @@ from scipy.spatial.transform import Rotation
 
 from primenb.core import PrimenbError
 from primenb.sfm.export import track_from_cameras, srgb_to_linear, load_camera_track, upright_rotation
-from primenb.sfm.geometry import CameraTrack, Tracks, project
+from primenb.sfm.export import load_colmap, load_transforms, undistort_images
+from primenb.sfm.geometry import CameraTrack, Lens, Tracks, project
 
 
 def made(seed=0, T=6, P=40, size=(480, 270), lens=True, missing=(2,), zoom=True):
@@ -590,6 +592,410 @@ def test_transforms_are_nerfstudios(tmp_path, zoom):
         X, Y, Z, _ = np.linalg.inv(frame["transform_matrix"]) @ np.c_[ply["xyz"], np.ones(40)].T
         seen = np.stack([lens["cx"] + lens["fl_x"] * X / -Z, lens["cy"] - lens["fl_y"] * Y / -Z], -1)
         assert np.abs(seen - ours(track, t)).max() < 0.01
+
+
+
+# ---- a lens that bends lines
+
+BENDS = dict(
+    k1=Lens(k=(-0.15,)), k2=Lens(k=(0.1, -0.03)), k3=Lens(k=(-0.2, 0.05, 0.01)),
+    p=Lens(k=(-0.1, 0.02), p=(0.004, -0.003)), all=Lens(k=(-0.1, 0.02, 0.003), p=(0.004, -0.003)),
+    fisheye=Lens("fisheye", k=(0.02, -0.01, 0.003, -0.001)),
+)
+
+
+def through(track, lens):
+    "The track as a lens shows it."
+    t = track.tracks
+    return replace(track, lens=lens, tracks=replace(t, xy=lens.distort(t.xy, track.K[t.frame])))
+
+
+def smooth(track, T=6):
+    "Images in which a tenth of a pixel shows, and which interpolation hardly changes."
+    noise = np.random.default_rng(2).normal(128, 900, (T, *track.size[::-1], 3))
+    return np.stack([np.clip(cv2.GaussianBlur(image, (0, 0), 3), 0, 255) for image in noise]).astype(np.uint8)
+
+
+@pytest.mark.parametrize("bends", BENDS)
+def test_a_straightened_image_is_what_a_pinhole_shows(bends):
+    "Against OpenCV's own maps, where the film shows anything."
+    lens, track = BENDS[bends], made(lens=False, zoom=False, size=(240, 136))
+    K = track.K[0]
+    images = smooth(track)
+    found = np.stack([*undistort_images(replace(track, lens=lens), images)])
+    half = K.copy()
+    half[:2, 2] -= 0.5  # OpenCV counts from the middle of the first pixel
+    if lens.model == "fisheye":
+        maps = cv2.fisheye.initUndistortRectifyMap(half, np.array(lens.numbers), None, half, track.size, cv2.CV_32FC1)
+    else: maps = cv2.initUndistortRectifyMap(half, np.array(lens.numbers), None, half, track.size, cv2.CV_32FC1)
+    expected = np.stack([cv2.remap(image, *maps, cv2.INTER_CUBIC) for image in images])
+    assert np.abs(found.astype(int) - expected).max() <= 4 and np.abs(found.astype(int) - images).max() > 20
+
+
+def test_images_to_straighten():
+    track = through(made(zoom=True), BENDS["k2"])
+    images = smooth(track)
+    found = [*undistort_images(track, iter(images))]
+    alone = [*undistort_images(replace(track, K=track.K[[3] * 6]), images[[3] * 6])]
+    assert (alone[0] == found[3]).all() and (alone[0] != [*undistort_images(track, images[[3] * 6])][0]).any()
+    half = [cv2.resize(image, (240, 135), interpolation=cv2.INTER_AREA) for image in images]
+    small, large = [*undistort_images(track, half)][2], cv2.resize(found[2], (240, 135), interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - large)[4:-4, 4:-4].mean() < 2
+    plain = replace(track, lens=Lens())
+    assert all(a is b for a, b in zip(undistort_images(plain, half), half))
+    more, whole = [*images, images[0]], [images[0].astype(int)]
+    for wrong, cause in ((more, "more than 6"), (whole, "int64"), ([images[0, 0, 0]], "3,")):
+        with pytest.raises(PrimenbError, match=cause): [*undistort_images(track, wrong)]
+    barrel = replace(track, lens=Lens(k=(-0.9,)))  # beyond its turning point it shows nothing, not the middle once more
+    corner = [*undistort_images(barrel, np.full_like(images, 200))][0]
+    assert (corner[0, 0] == 0).all() and (corner[135, 240] == 200).all()
+
+
+def read_exr(path):
+    import OpenEXR
+    channels = OpenEXR.File(str(path), separate_channels=True).channels()
+    assert channels["R"].pixels.dtype == np.float32
+    return channels["R"].pixels, channels["G"].pixels
+
+
+@pytest.mark.parametrize("bends", ["p", "fisheye"])
+def test_stmaps_are_read_as_nuke_reads_them(tmp_path, bends):
+    "Red from the left, green from below, 0 to 1 over the image, pixels at their middles."
+    track = replace(made(zoom=False, size=(96, 54)), lens=BENDS[bends])
+    there, back = track.to_stmap(tmp_path / "maps")
+    image = smooth(track, 1)[0]
+    u, v = read_exr(there)
+    seen = cv2.remap(image, u * 96 - 0.5, (1 - v) * 54 - 0.5, cv2.INTER_CUBIC)
+    assert np.abs(seen.astype(int) - next(undistort_images(track, [image]))).max() <= 3
+    for path, way in ((there, track.lens.distort), (back, track.lens.undistort)):
+        u, v = read_exr(path)
+        for x, y in ((0, 0), (70, 10), (95, 53)):
+            expected = way(np.array([x + 0.5, y + 0.5]), track.K[0]) / (96, 54)
+            np.testing.assert_allclose([u[y, x], 1 - v[y, x]], expected, atol=1e-6)
+
+
+def test_a_zoom_has_a_map_for_each_frame(tmp_path):
+    track = replace(made(size=(96, 54)), lens=BENDS["k1"])
+    there, back = track.to_stmap(tmp_path / "maps", first=1001)
+    assert there.name == "undistort.%04d.exr" and len(list((tmp_path / "maps").iterdir())) == 12
+    u, _ = read_exr(tmp_path / "maps/redistort.1004.exr")
+    assert u[9, 5] == pytest.approx(track.lens.undistort(np.array([5.5, 9.5]), track.K[3])[0] / 96, abs=1e-6)
+
+
+def test_where_there_is_nothing_a_map_says_so(tmp_path):
+    track = replace(made(zoom=False, size=(96, 54)), lens=Lens(k=(-0.9,)))
+    track.K[:, [0, 1], [0, 1]] = 60
+    u, v = read_exr(track.to_stmap(tmp_path)[0])
+    assert (u[0, 0], v[0, 0]) == (-1, -1) and 0 < u[27, 48] < 1
+
+
+COLMAPS = dict(k1="SIMPLE_RADIAL", k2="RADIAL", k3="FULL_OPENCV", p="OPENCV", all="FULL_OPENCV",
+               fisheye="OPENCV_FISHEYE")
+
+
+@pytest.mark.parametrize("bends", BENDS)
+@pytest.mark.parametrize("oblong", [False, True])
+def test_colmap_has_the_lens(tmp_path, bends, oblong):
+    track = through(made(3, lens=oblong, zoom=False), BENDS[bends])
+    track.tracks.xy[:] += np.random.default_rng(0).normal(0, 0.5, track.tracks.xy.shape)
+    film = pycolmap.Reconstruction(track.to_colmap(tmp_path / "film", distorted=True) / "sparse/0")
+    straight = pycolmap.Reconstruction(track.to_colmap(tmp_path / "straight") / "sparse/0")
+    name = "OPENCV" if oblong and bends in ("k1", "k2") else COLMAPS[bends]
+    assert film.cameras[1].model.name == name and straight.cameras[1].model.name == "PINHOLE"
+    t = track.tracks
+    ours = np.linalg.norm(track.pixels(track.points[t.track], t.frame)[0] - t.xy, axis=1)
+    for p, point in enumerate(film.points3D[i] for i in sorted(film.points3D)):
+        assert point.error == pytest.approx(np.nanmean(ours[(t.track == p) & (t.frame != 2)]), abs=1e-6)
+    pinhole = track.undistorted()
+    for p, point in enumerate(straight.points3D[i] for i in sorted(straight.points3D)):
+        seen = ours_straight(pinhole, p)
+        assert point.error == pytest.approx(seen, abs=1e-6)
+
+
+def ours_straight(track, p):
+    rows = (track.tracks.track == p) & (track.tracks.frame != 2)
+    t = track.tracks.frame[rows]
+    xy = project(track.points[p], track.cam_from_world[t], track.K[t])[0]
+    return np.linalg.norm(xy - track.tracks.xy[rows], axis=1).mean()
+
+
+@pytest.mark.parametrize("bends", ["k2", "fisheye"])
+def test_colmap_straightens_as_we_do(tmp_path, bends):
+    "From the film's images, but for its own size and focal length, which leave no black corner."
+    track = through(made(lens=False, zoom=False, size=(240, 136)), BENDS[bends])
+    images = smooth(track)
+    film = track.to_colmap(tmp_path / "film", images=images, distorted=True)
+    ours = track.to_colmap(tmp_path / "ours", images=images)
+    pycolmap.undistort_images(tmp_path / "theirs", film / "sparse/0", film / "images")
+    lens = pycolmap.Reconstruction(tmp_path / "theirs/sparse").cameras[1]
+    x, y = np.meshgrid(np.arange(lens.width) + 0.5, np.arange(lens.height) + 0.5)
+    at = np.stack([x, y, np.ones_like(x)], -1) @ (track.K[0] @ np.linalg.inv(lens.calibration_matrix())).T
+    for name in ("frame_000077.png", "frame_000081.png"):
+        np.testing.assert_array_equal(Image.open(film / "images" / name), images[int(name[6:12]) - 76])
+        theirs, own = (np.asarray(Image.open(tmp_path / who / "images" / name)) for who in ("theirs", "ours"))
+        same = cv2.remap(own, (at[..., :2] - 0.5).astype(np.float32), None, cv2.INTER_CUBIC)
+        off = np.abs(same.astype(int) - theirs)[8:-8, 8:-8]  # it interpolates linearly
+        assert off.mean() < 2 and np.quantile(off, 0.999) < 12
+
+
+@pytest.mark.parametrize("bends", BENDS)
+def test_tools_that_know_pinholes_get_that_of_the_straight_plate(tmp_path, bends):
+    "Camera files are those of the same track without its lens."
+    track = made(lens=False, zoom=False)
+    film = replace(track, lens=BENDS[bends])
+    for name, write in (("a.usda", "to_usd"), ("a.chan", "to_nuke"), ("a.nk", "to_nuke"), ("a.py", "to_blender")):
+        a, b = (getattr(one, write)(tmp_path / kind / name) for kind, one in (("film", film), ("straight", track)))
+        assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("bends", ["all", "fisheye", "k1"])
+def test_transforms_have_the_lens(tmp_path, bends):
+    track = through(made(9, size=(96, 54), zoom=False), BENDS[bends])
+    images = plates(track)
+    straight = json.loads(track.to_transforms(tmp_path / "a/transforms.json", images).read_text())
+    film = json.loads(track.to_transforms(tmp_path / "b/transforms.json", images, distorted=True).read_text())
+    assert straight["camera_model"] == "PINHOLE" and "k1" not in straight
+    k = dict(zip(("k1", "k2", "k3", "k4"), (*track.lens.k, 0, 0, 0)))
+    if bends == "fisheye": assert (film["camera_model"], "p1" in film) == ("OPENCV_FISHEYE", False)
+    else: assert film["camera_model"] == "OPENCV" and (film["p1"], film["p2"]) == (track.lens.p or (0, 0))
+    assert {name: film[name] for name in k if name in film} == {name: k[name] for name in k if name in film}
+    name = film["frames"][0]["file_path"]
+    np.testing.assert_array_equal(Image.open(tmp_path / "b" / name), images[0])
+    np.testing.assert_array_equal(Image.open(tmp_path / "a" / name), next(undistort_images(track, images)))
+
+
+@pytest.mark.parametrize("zoom", [False, True])
+def test_nuke_straightens_the_plate(tmp_path, zoom):
+    "An STMap node takes the node before it as its source, and the one before that as its map."
+    track = through(made(zoom=zoom, size=(96, 54)), BENDS["fisheye"])
+    script = track.to_nuke(tmp_path / "a.nk", tmp_path / "film.mov", first=1001)
+    nodes = re.findall(r"^(\w+) {\n(.*?)^}", script.read_text(), re.S | re.M)
+    kinds = [kind for kind, _ in nodes]
+    assert kinds == ["Root", "Read", "Read", "Read", "STMap", "Camera2"]
+    knobs = [dict(line.strip().split(" ", 1) for line in text.splitlines()) for _, text in nodes]
+    assert [k["name"] for k in knobs[1:]] == ["RedistortMap", "UndistortMap", "Plate", "Undistort", "Camera"]
+    assert (knobs[4]["inputs"], knobs[4]["uv"], knobs[2]["raw"]) == ("2", "rgb", "true")
+    file = Path(knobs[2]["file"].strip('"'))
+    assert (knobs[2]["first"], knobs[2]["last"]) == ("1001", "1006" if zoom else "1001")
+    there = file.with_name(file.name % 1004) if zoom else file
+    assert there.parent == tmp_path / "stmap" and there.exists()
+    expected = track.lens.distort(np.array([5.5, 9.5]), track.K[3] if zoom else track.K[0])
+    assert read_exr(there)[0][9, 5] == pytest.approx(expected[0] / 96, abs=1e-6)
+    track.to_nuke(tmp_path / "b.nk", tmp_path / "film.mov", maps=tmp_path / "other")
+    assert (tmp_path / "other").is_dir()
+    lost = through(made(missing=range(6)), BENDS["k1"])
+    with pytest.raises(PrimenbError): lost.to_nuke(tmp_path / "c/c.nk", tmp_path / "film.mov")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_clip_that_cannot_hold_the_lens_is_the_straight_one(tmp_path):
+    for track in (through(made(zoom=False), BENDS["fisheye"]), through(made(zoom=True), BENDS["k1"])):
+        with pytest.raises(PrimenbError, match="neither a fisheye nor a zoom"):
+            track.to_blender(tmp_path / "a.py", tmp_path / "film.mov")
+        images = track.to_colmap(tmp_path / "colmap", images=smooth(track)) / "images"
+        script = track.to_blender(tmp_path / "a.py", tmp_path / "film.mov", straight=images)
+        blender = Blender().run(script)
+        assert Path(blender.video).name == "frame_000076.png" and blender.clip.frame_offset == 0
+        assert "the undistorted one" in script.read_text()
+        (images / "frame_000076.png").unlink()  # a plate that begins later
+        later = Blender().run(track.to_blender(tmp_path / "a.py", tmp_path / "film.mov", straight=images))
+        assert Path(later.video).name == "frame_000077.png" and later.clip.frame_offset == -1
+
+
+@pytest.mark.parametrize("bends", BENDS)
+def test_a_saved_lens_comes_back(tmp_path, bends):
+    track = through(made(6), replace(BENDS[bends], readout=0.4))
+    again = load_camera_track(track.save(tmp_path / "a.npz"))
+    assert again.lens == track.lens
+    same(again, track)
+    arrays = dict(np.load(tmp_path / "a.npz"))
+    for wrong in ("{", "[1]", '{"model": "fishy"}', '{"k": ["a"]}', '{"colour": 1}'):
+        np.savez(tmp_path / "b.npz", **arrays | dict(lens=np.array(wrong)))
+        with pytest.raises(PrimenbError, match="b.npz.*lens"): load_camera_track(tmp_path / "b.npz")
+
+
+def test_older_files_are_read(tmp_path):
+    "A pinhole's file is as it was before there were lenses."
+    track = made(6)
+    arrays = dict(np.load(track.save(tmp_path / "a.npz")))
+    assert arrays["version"] == 2 and "lens" not in arrays
+    del arrays["start"]
+    np.savez(tmp_path / "b.npz", **arrays | dict(version=1))
+    assert load_camera_track(tmp_path / "b.npz").start == 0 and load_camera_track(tmp_path / "b.npz").lens == Lens()
+
+
+# ---- models of others
+
+def comes_back(again, track, points=1e-9):
+    there = track.posed
+    np.testing.assert_allclose(again.cam_from_world[there], track.cam_from_world[there], atol=1e-9)
+    np.testing.assert_allclose(again.K[there], track.K[there], atol=1e-9)
+    assert (again.status == track.status).all() and (again.posed == there).all() and np.isfinite(again.K).all()
+    assert (again.size, again.start, again.rate) == (track.size, track.start, track.rate)
+    assert again.lens.model == track.lens.model and np.allclose(again.lens.numbers, track.lens.numbers, atol=1e-12)
+    np.testing.assert_allclose(again.points, track.points, atol=points)
+    np.testing.assert_array_equal(again.colours, track.colours)
+
+
+@pytest.mark.parametrize("bends", [None, *BENDS])
+@pytest.mark.parametrize("binary", [True, False])
+def test_colmap_there_and_back(tmp_path, bends, binary):
+    track = made(4)
+    if bends: track = through(track, BENDS[bends])
+    folder = track.to_colmap(tmp_path, binary, distorted=True)
+    again = load_colmap(folder, 23.976)
+    comes_back(again, track)
+    kept = track.tracks.keep(track.tracks.frame != 2)[0]
+    for name in ("frame", "track"): np.testing.assert_array_equal(getattr(again.tracks, name), getattr(kept, name))
+    np.testing.assert_allclose(again.tracks.xy, kept.xy, atol=1e-9)
+    assert (again.tracks.frames, again.tracks.size) == (6, track.size)
+    same(load_colmap(folder / "sparse/0"), load_colmap(folder))
+    load_camera_track(again.save(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("bends", [None, "all", "fisheye"])
+@pytest.mark.parametrize("zoom", [True, False])
+def test_transforms_there_and_back(tmp_path, bends, zoom):
+    track = made(4, zoom=zoom)
+    if bends: track = through(track, BENDS[bends])
+    comes_back(load_transforms(track.to_transforms(tmp_path / "t.json", distorted=True), 23.976), track, 1e-5)
+
+
+MODELS = dict(SIMPLE_PINHOLE=[300, 160, 90], PINHOLE=[300, 310, 160, 90], SIMPLE_RADIAL=[300, 160, 90, 0.1],
+              RADIAL=[300, 160, 90, 0.1, -0.02], OPENCV=[300, 310, 161, 92, 0.1, -0.02, 0.003, 0.004],
+              FULL_OPENCV=[300, 310, 161, 92, 0.1, -0.02, 0.003, 0.004, 0.01, 0, 0, 0],
+              OPENCV_FISHEYE=[300, 310, 161, 92, 0.1, -0.02, 0.01, 0.001], SIMPLE_RADIAL_FISHEYE=[300, 160, 90, 0.1],
+              RADIAL_FISHEYE=[300, 160, 90, 0.1, -0.02])
+
+
+def model_of(folder, cameras, names, points=()):
+    "A model by pycolmap, its images in turn by the cameras."
+    model, rng = pycolmap.Reconstruction(), np.random.default_rng(0)
+    for n, (name, numbers) in enumerate(cameras, 1):
+        camera = pycolmap.Camera(camera_id=n, model=name, width=320, height=180, params=numbers)
+        model.add_camera_with_trivial_rig(camera)
+    for i, name in enumerate(names, 1):
+        pose = pycolmap.Rigid3d(pycolmap.Rotation3d(Rotation.random(random_state=i).as_quat()), rng.normal(size=3))
+        camera_id = (i - 1) % len(cameras) + 1
+        image = pycolmap.Image(name=name, keypoints=rng.uniform(0, 90, (4, 2)), camera_id=camera_id, image_id=i)
+        model.add_image_with_trivial_frame(image, pose)
+    for elements in points:
+        model.add_point3D(rng.normal(size=3), pycolmap.Track([pycolmap.TrackElement(*e) for e in elements]),
+                          np.array([1, 2, 3], np.uint8))
+    folder.mkdir(parents=True, exist_ok=True)
+    model.write_text(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_shows_what_colmap_shows(tmp_path, name):
+    model = model_of(tmp_path, [(name, MODELS[name])], ["b/shot_0012.jpg", "b/shot_0010.jpg"])
+    track = load_colmap(tmp_path)
+    assert (track.start, track.status.tolist()) == (10, ["solved", "missing", "solved"])
+    for i, t in ((1, 2), (2, 0)):
+        image = model.images[i]
+        X = image.cam_from_world().inverse() * np.array([[0.3, 0.1, 1], [-0.4, -0.2, 1.5]])
+        seen = np.array([image.project_point(x) for x in X])
+        np.testing.assert_allclose(track.pixels(X, np.array([t, t]))[0], seen, atol=1e-6)
+
+
+def test_points_as_they_are_seen(tmp_path):
+    "A point that an image shows twice counts once, and one that none shows is the last."
+    elements = [[(1, 0), (2, 3), (2, 1)], [], [(2, 2)]]
+    model = model_of(tmp_path, [("PINHOLE", MODELS["PINHOLE"])], ["f_2.png", "f_1.png"], elements)
+    track = load_colmap(tmp_path)
+    assert track.tracks.frame.tolist() == [0, 1, 0] and track.tracks.track.tolist() == [0, 0, 1]
+    np.testing.assert_allclose(track.points, [model.points3D[n].xyz for n in (1, 3, 2)])
+    np.testing.assert_allclose(track.tracks.xy[1], model.images[1].points2D[0].xy)
+    np.testing.assert_allclose(track.tracks.xy[0], model.images[2].points2D[3].xy)
+
+
+def test_models_that_are_none(tmp_path):
+    plain = "PINHOLE", MODELS["PINHOLE"]
+    def refused(cause, cameras=(plain,), names=("f_1.png",)):
+        model_of(tmp_path / "m", cameras, names)
+        with pytest.raises(PrimenbError, match=cause): load_colmap(tmp_path / "m")
+    refused("'no.png' has no number", names=("f_1.png", "no.png"))
+    refused("another image has the number of 'a/f_1.png'", names=("a/f_1.png", "b/f_1.png"))
+    refused("none of frames", names=("1403636579763555584.png", "1403636579813555456.png"))
+    refused("more than one lens", [("SIMPLE_RADIAL", [300, 160, 90, k]) for k in (0.1, 0.2)], ("f_1.png", "f_2.png"))
+    refused("FOV, which is not read", [("FOV", [300, 300, 160, 90, 0.1])])
+    refused("denominator", [("FULL_OPENCV", [*MODELS["FULL_OPENCV"][:-1], 0.1])])
+    refused("no image of it has a camera", names=())
+    with pytest.raises(PrimenbError, match="no model of COLMAP"): load_colmap(tmp_path)
+    with pytest.raises(PrimenbError, match="no model of COLMAP"): load_colmap(tmp_path / "none")
+    (tmp_path / "m/images.txt").write_text("1 2 three")
+    with pytest.raises(PrimenbError, match="COLMAP cannot read it"): load_colmap(tmp_path / "m")
+
+
+def test_transforms_of_relatives(tmp_path):
+    "A focal length as an angle, images without an ending, a world that was turned and scaled, sizes of the images."
+    pose = made(0, missing=()).cam_from_world
+    world = np.linalg.inv(pose) @ np.diag([1, -1, -1, 1])
+    turn = np.array([[0, 1, 0, 1.0], [1, 0, 0, 2], [0, 0, -1, 3]])
+    moved = np.concatenate([turn, [[0, 0, 0, 1]]]) @ world
+    moved[:, :3, 3] *= 0.25
+    frames = [dict(file_path=f"./train/r_{n}", transform_matrix=M.tolist()) for n, M in zip((8, 7, 9), moved)]
+    whole = dict(camera_angle_x=1.0, w=320, h=180, applied_transform=turn.tolist(), applied_scale=0.25, frames=frames)
+    path = tmp_path / "transforms_train.json"
+    path.write_text(json.dumps(whole))
+    track = load_transforms(path)
+    np.testing.assert_allclose(track.cam_from_world, pose[[1, 0, 2]], atol=1e-9)
+    np.testing.assert_allclose(track.K[0], [[160 / np.tan(0.5), 0, 160], [0, 160 / np.tan(0.5), 90], [0, 0, 1]])
+    assert (track.start, len(track.points), track.lens) == (7, 0, Lens())
+    (tmp_path / "train").mkdir()
+    for frame in frames:
+        frame["file_path"] += ".png"
+        Image.new("RGB", (320, 180)).save(tmp_path / frame["file_path"])
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name not in "wh"}))
+    assert load_transforms(path).size == (320, 180)
+
+
+def spoilt_json(whole, how):
+    "The file with one thing wrong, and what must be said of it."
+    frame = whole["frames"][1]
+    if how == "matrix": frame["transform_matrix"] = frame["transform_matrix"][:2]
+    if how == "words": frame["transform_matrix"][0][0] = "one"
+    if how == "mirror": frame["transform_matrix"][0] = [-v for v in frame["transform_matrix"][0]]
+    if how == "path": del frame["file_path"]
+    if how == "focal": whole["fl_x"] = "wide"
+    if how == "size": del whole["w"]
+    if how == "model": whole["camera_model"] = "EQUIRECTANGULAR"
+    if how == "empty": whole["frames"] = []
+    if how == "frames": del whole["frames"]
+    if how == "number": frame["file_path"] = "images/poster.png"
+    if how == "ply": whole["ply_file_path"] = "none.ply"
+    return dict(matrix="no matrix of four columns", words="no matrix of four", mirror="no rotation and a shift",
+                path="no file_path", focal="fl_x is 'wide'", size="w is None", model="EQUIRECTANGULAR",
+                empty="no image of it", frames="no list of frames", number="has no number", ply="none.ply")[how]
+
+
+@pytest.mark.parametrize("how", ["matrix", "words", "mirror", "path", "focal", "size", "model", "empty", "frames",
+                                 "number", "ply"])
+def test_what_is_wrong_with_transforms_is_named(tmp_path, how):
+    path = made(zoom=False).to_transforms(tmp_path / "t.json")
+    whole = json.loads(path.read_text())
+    cause = spoilt_json(whole, how)
+    path.write_text(json.dumps(whole))
+    with pytest.raises(PrimenbError, match=cause): load_transforms(path)
+
+
+def test_what_is_no_transforms(tmp_path):
+    (tmp_path / "t.json").write_text("{")
+    for name, cause in (("t.json", "no JSON"), ("none.json", "none.json")):
+        with pytest.raises(PrimenbError, match=cause): load_transforms(tmp_path / name)
+    path = made(zoom=False).to_transforms(tmp_path / "t.json")
+    ply = tmp_path / "t.ply"
+    whole = ply.read_bytes()
+    for cut in (0, 30, len(whole) - 1):
+        ply.write_bytes(whole[:cut])
+        with pytest.raises(PrimenbError, match="t.ply: its points cannot be read"): load_transforms(path)
+    ply.write_text("ply\nformat ascii 1.0\nelement vertex 2\nproperty float x\nproperty double y\nproperty float z\n"
+                   "end_header\n1 2 3\n4 5 6.5\n")
+    track = load_transforms(path)
+    turned = track.points @ np.array(json.loads(path.read_text())["applied_transform"])[:, :3].T
+    np.testing.assert_allclose(turned, [[1, 2, 3], [4, 5, 6.5]], atol=1e-9)
+    assert (track.colours == 128).all()
 
 
 # ---- wherever a track comes from

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
 from primenb.sfm.export import track_from_cameras, srgb_to_linear
-from primenb.sfm.geometry import CameraTrack, Tracks, project
+from primenb.sfm.geometry import CameraTrack, Lens, Tracks, project, rays
 from primenb.sfm.insert import (
     Lighting, Prop, Spot, box_corners, estimate_lighting, find_ground, find_spot, insert, insertion_drift,
     linear_to_srgb, traffic_cone, write_insert,
@@ -406,3 +406,128 @@ def test_real_footage(real):
     assert abs(np.nanmedian(around) / z - 1) < 0.08, "the floor is where the sensor says"
     made = insert(track, frames, depth=depth, spot=spot)
     assert 0.01 < (made != frames).any(-1)[spot.frame].mean() < 0.4
+
+
+# ---- a lens that bends lines
+
+LENSES = dict(barrel=Lens(k=(-0.15, 0.02)), pincushion=Lens(k=(0.12,)), fisheye=Lens("fisheye", k=(0.02,)),
+              tangential=Lens(k=(-0.1,), p=(0.01, -0.008)))
+
+
+def through(track, lens):
+    "The track as a lens shows it; points outside of the film are not seen."
+    t = track.tracks
+    xy = lens.distort(t.xy, track.K[t.frame])
+    tracks, kept = replace(t, xy=xy).keep(((xy > 0) & (xy < track.size)).all(1))
+    return replace(track, lens=lens, tracks=tracks, points=track.points[kept], colours=track.colours[kept])
+
+
+def bent(image, track, lens, how=cv2.INTER_LINEAR):
+    "A pinhole's image of any size as a lens shows it, by OpenCV's map."
+    h, w = image.shape[:2]
+    by = np.divide((w, h), track.size)
+    x, y = np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5)
+    at = lens.undistort(np.stack([x, y], -1) / by, track.K[0]) * by - 0.5
+    return cv2.remap(image, at.astype(np.float32), None, how)
+
+
+@pytest.mark.parametrize("name", LENSES)
+@pytest.mark.parametrize("aside", [0.0, 2.2])
+def test_an_object_is_bent_as_the_film_is(name, aside):
+    "A cube covers the hull of its bent outline, also beyond the straight image's edge, where a barrel still shows it."
+    lens, track = LENSES[name], set_up(size=(240, 136))
+    film, spot = replace(track, lens=lens), replace(here, position=here.position + [aside, 0, 0])
+    bright = plain._replace(ambient=np.full(3, 2.0), key=np.full(3, 1e-6))
+    prop = Prop(film, spot, bright, pv.Cube(bounds=(-1, 1, -1, 1, 0, 2)))
+    prop.shadows = prop.shadows[0] * 0, prop.shadows[1] * 0
+    made = prop.into(grey(film, 20)[0], 1)
+    prop.close()
+    x, y = np.meshgrid(np.linspace(-0.5, 0.5, 60), np.linspace(0, 1, 60))
+    faces = [np.stack(p, -1).reshape(-1, 3) for p in (
+        (x, 0 * x - 0.5, y), (x, 0 * x + 0.5, y), (0 * x - 0.5, x, y), (0 * x + 0.5, x, y), (x, y - 0.5, 0 * x + 1))]
+    spots = np.concatenate(faces) @ spot.world_from_item[:3, :3].T + spot.position
+    xy = film.pixels(spots, np.full(len(spots), 1))[0]
+    inside = np.floor(xy[((xy > 2) & (xy < np.array(film.size) - 2)).all(1)]).astype(int)
+    expected = np.zeros(film.size[::-1], np.uint8)
+    expected[inside[:, 1], inside[:, 0]] = 1
+    expected = cv2.morphologyEx(expected, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+    changed = (made != 20).any(-1)
+    assert expected.sum() > 300
+    assert changed[cv2.erode(expected, np.ones((3, 3), np.uint8)) > 0].mean() > 0.99
+    far = cv2.dilate(expected, np.ones((7, 7), np.uint8)) == 0
+    far[:3] = far[-3:] = far[:, :3] = far[:, -3:] = False
+    assert changed[far].mean() < 0.001
+
+
+@pytest.mark.parametrize("name", ["barrel", "fisheye"])
+def test_what_is_inserted_is_what_a_lens_makes_of_the_straight_insert(name):
+    lens, track = LENSES[name], set_up(size=(240, 136))
+    noise = cv2.GaussianBlur(np.random.default_rng(0).normal(128, 600, (136, 240, 3)), (0, 0), 3)
+    image = np.uint8(np.clip(noise, 0, 255))
+    filmed = bent(image, track, lens)
+    straight, film = Prop(track, here, plain), Prop(replace(track, lens=lens), here, plain)
+    expected, found = bent(straight.into(image, 1), track, lens), film.into(filmed, 1)
+    straight.close()
+    film.close()
+    changed = (found != filmed).any(-1)
+    assert 0.02 < changed.mean() < 0.5
+    off = np.abs(expected.astype(int) - found).max(-1)
+    assert off[changed].mean() < 4 and (off[changed] > 40).mean() < 0.01
+    assert (found[~changed] == filmed[~changed]).all(), "the film is not interpolated"
+
+
+def test_maps_and_masks_are_those_of_the_film():
+    "People who stand before the object in the film hide it there."
+    lens, track = LENSES["barrel"], set_up(size=(240, 136))
+    film = replace(track, lens=lens)
+    prop, image = Prop(film, here, plain), grey(film)[0]
+    whole = prop.into(image, 1)
+    foot = film.pixels(here.position, np.array(1))[0]
+    mask = np.zeros((68, 120), bool)
+    mask[int(foot[1] / 2) - 12 : int(foot[1] / 2) + 9, int(foot[0] / 2) - 3 : int(foot[0] / 2) + 4] = True
+    hidden = prop.into(image, 1, mask=mask)
+    near = np.full((136, 240), np.nan)
+    near[:, : int(foot[0])] = 0.5
+    left = prop.into(image, 1, depth=near)
+    prop.close()
+    covered = cv2.erode(cv2.resize(mask.astype(np.uint8), (240, 136), interpolation=cv2.INTER_NEAREST), np.ones((5, 5)))
+    assert (whole[covered > 0] != 128).any() and (hidden[covered > 0] == 128).all()
+    side = np.s_[:, : int(foot[0]) - 4]
+    assert (whole[side] != 128).any() and (left[side] == 128).mean() > 0.99
+
+
+@pytest.mark.parametrize("name", ["barrel", "tangential"])
+def test_a_spot_is_found_through_a_lens(name):
+    lens, s = LENSES[name], shot("track_20")
+    track = through(known("track_20"), lens)
+    deep = np.stack([bent(d.astype(np.float32), track, lens, cv2.INTER_NEAREST) for d in s.depth()])
+    mask = np.stack([bent(m.astype(np.uint8), track, lens, cv2.INTER_NEAREST) for m in s.masks]) > 0
+    spot = find_spot(track, depth=deep, mask=mask)
+    assert abs(spot.position[2]) < 0.03 and spot.up[2] > 0.995
+    xy, z = track.pixels(box_corners(spot), np.arange(32)[:, None])
+    assert (z > 0).all() and ((xy > -5) & (xy < np.array(track.size) + 5)).all(-1).mean() > 0.98
+    gt = s.cameras.K, s.cameras.cam_from_world
+    assert np.nanmedian(insertion_drift(track, spot, *gt, deep, lens=lens)) < 0.3
+
+
+def test_drift_is_that_of_the_film():
+    "None with the true lens; a lens that is wrong slides."
+    lens, track = LENSES["barrel"], set_up(size=(240, 136))
+    x, y = np.meshgrid(np.arange(240) + 0.5, np.arange(136) + 0.5)
+    eye, R = track.centres, track.cam_from_world[:, :3, :3]
+    down = (rays(lens.undistort(np.stack([x, y], -1), track.K[0]), track.K[0])[None] @ R[:, None])[..., 2]
+    depth = np.where(down < -1e-3, -eye[:, 2, None, None] / np.minimum(down, -1e-3), np.nan)
+    spot, film = replace(here, position=np.array([0.9, 1.6, 0]), height=0.5), replace(track, lens=lens)
+    gt = track.K, track.cam_from_world, depth
+    assert np.nanmax(insertion_drift(film, spot, *gt, lens=lens)) < 0.05
+    assert np.nanmax(insertion_drift(track, spot, *gt, lens=lens)) > 0.5
+
+
+def test_a_whole_shot_through_a_lens():
+    lens, track = LENSES["barrel"], set_up()
+    film = through(track, lens)
+    images = insert(film, grey(film), spot=here)
+    alone = Prop(film, here, estimate_lighting(grey(film)[::1], film, here))
+    np.testing.assert_array_equal(images[2], alone.into(grey(film)[2], 2))
+    alone.close()
+    assert (images != 128).any((1, 2, 3)).all()

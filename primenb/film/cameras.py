@@ -21,7 +21,7 @@ import pandas as pd
 
 from ..core import PrimenbError, atomic, progress
 from .page import clock_time, remove_files, save_jpeg, write_files
-from .view import save_view
+from .view import lens_words, save_view
 from ..learn.jobs import each_job
 from ..media.shots import detect_shots
 from ..media.video import VideoError, encode, iter_frames, probe
@@ -421,9 +421,22 @@ def _save_colmap(track, footage, plate, folder):
     track.to_colmap(folder, images=images, image_kind=kind)
     track.to_transforms(folder / "transforms.json", image_kind=kind)
 
+# %% ../../nbs/film/02_cameras.ipynb #1a2031ad
+def _straight_images(track, path):
+    "The folder of straightened images beside a file; None where there is none, or where the film is straight."
+    images = path.parent / "colmap/images"
+    return images if not track.lens.is_pinhole and images.is_dir() else None
+
+def _save_nuke(track, video, first, path):
+    "A script with camera and plate."
+    zooms = np.ptp(track.K[track.posed], axis=0).max(initial=0) > 0
+    images = _straight_images(track, path)
+    if zooms and not track.lens.is_pinhole: track.undistorted().to_nuke(path, images, first=first)
+    else: track.to_nuke(path, video, first=first, maps=path.parent / "stmap")
+
 # %% ../../nbs/film/02_cameras.ipynb #d847a8fc
 SHOT_FILES = ("track.npz", "scene.usda", "camera.chan", "camera.nk", "camera.py", "colmap", "scene.jpg", "plate.mp4",
-              "view.html", "three.min.js")  # what a shot's folder may hold
+              "view.html", "three.min.js", "stmap")  # what a shot's folder may hold
 
 # %% ../../nbs/film/02_cameras.ipynb #dc5630b1
 def _writers(track, footage, first, plate, shared):
@@ -434,9 +447,9 @@ def _writers(track, footage, first, plate, shared):
         "track.npz": lambda path: track.save(path),
         "scene.usda": lambda path: track.to_usd(path, first=first),
         "camera.chan": lambda path: track.to_nuke(path, first=first),
-        "camera.nk": lambda path: track.to_nuke(path, video, first=first),
-        "camera.py": lambda path: track.to_blender(path, video, first=first),
         "colmap": lambda path: _save_colmap(track, footage, plate, path),
+        "camera.nk": lambda path: _save_nuke(track, video, first, path),
+        "camera.py": lambda path: track.to_blender(path, video, first=first, straight=_straight_images(track, path)),
         "scene.jpg": lambda path: save_jpeg(track.render(240), path),
         "view.html": lambda path: save_view(track, path.parent, _plate(track, footage), **about),
     }
@@ -496,7 +509,7 @@ def plate_bytes(
 
 # %% ../../nbs/film/02_cameras.ipynb #17d710f2
 CAMERA_COLUMNS = ["shot", "status", "reason", "remedy", "first_frame", "time", "frames", "solved", "filled", "missing",
-                  "points", "explained", "error", "focal", "focal_mm", "focal_sigma", "focal_found", "lens", "depth"]
+                  "points", "explained", "error", "focal", "focal_mm", "focal_sigma", "focal_found", "lens", "k1", "k2", "depth"]
 
 def camera_row(
     track: CameraTrack,
@@ -526,6 +539,8 @@ def camera_row(
     read = {"inverted": " (read as its inverse)", "left out": " (left out: it does not fit)"}
     depth = facts["depth"] + read.get(facts.get("prior"), "")
     sways = f"it sways, and no moving camera was found: {facts['unsteady']}" if "unsteady" in facts else ""
+    k = (np.nan, np.nan) if track.lens.is_pinhole else (*track.lens.k, 0.0, 0.0)
+    row |= dict(k1=k[0], k2=k[1])
     return row | dict(focal_found=lens == "found", lens=lens, depth=depth, reason=sways)
 
 # %% ../../nbs/film/02_cameras.ipynb #b4fa4e30
@@ -773,4 +788,5 @@ def describe_track(
     if row["points"]: words.append(f"{row['points']} points to {row['error']:.2f} pixels")
     lens = f"{row['focal_mm']:.1f} mm on a sensor {sensor:g} mm wide, or {row['focal']:.0f} pixels: {row['lens']}"
     if row["lens"]: words.append(f"focal length {lens}")
+    if bends := lens_words(track): words.append(f"its lens bends lines, {bends}: the files are for the straight plate")
     return "; ".join(words)

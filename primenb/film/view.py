@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONE_SIDES', 'GRID_LINES', 'PLATE_WIDTH', 'MAX_OBSERVATIONS', 'reprojection_errors', 'error_curves', 'cone_and_grid',
            'place_object', 'plate_size', 'save_plate', 'view_data', 'step_path', 'frame_ticks', 'outcome_words',
-           'view_facts', 'render_view', 'save_view', 'camera_rows']
+           'lens_words', 'view_facts', 'render_view', 'save_view', 'camera_rows']
 
 # %% ../../nbs/film/01_view.ipynb #04367cd9
 import base64, os
@@ -23,13 +23,13 @@ from ..core import PrimenbError, atomic, env
 from .page import clock_time, render_section
 from ..media.timelines import FilmClock, timecode
 from ..media.video import encode
-from ..sfm.export import SENSOR_WIDTH, upright_rotation
+from ..sfm.export import SENSOR_WIDTH, undistort_images, upright_rotation
 from ..sfm.geometry import CameraTrack, project, unproject
 
 # %% ../../nbs/film/01_view.ipynb #76680c71
 def reprojection_errors(
     track: CameraTrack,
-) -> np.ndarray:  # (O,) pixels, of each observation; NaN where there is no camera or no point
+) -> np.ndarray:  # (O,) pixels of the film, of each observation; NaN where there is no camera or no point
     """How far each point is projected from where it was seen.
 
     Parameters
@@ -39,10 +39,10 @@ def reprojection_errors(
     Returns
     -------
     np.ndarray
-        (O,) pixels, of each observation; NaN where there is no camera or no point
+        (O,) pixels of the film, of each observation; NaN where there is no camera or no point
     """
     t, p = track.tracks.frame, track.tracks.track
-    xy, z = project(track.points[p], track.cam_from_world[t], track.K[t])
+    xy, z = track.pixels(track.points[p], t)
     return np.where(z > 0, np.linalg.norm(xy - track.tracks.xy, axis=-1), np.nan)
 
 # %% ../../nbs/film/01_view.ipynb #d6e61214
@@ -176,7 +176,8 @@ def save_plate(
     Path
     """
     options = dict(bf="0", g=str(_gop), profile="main")
-    return encode(path, _scaled(images, track), track.rate, crf=23, preset="veryfast", options=options)
+    straight = undistort_images(track, _scaled(images, track))
+    return encode(path, straight, track.rate, crf=23, preset="veryfast", options=options)
 
 # %% ../../nbs/film/01_view.ipynb #44615cc5
 MAX_OBSERVATIONS = 280_000  # on a page, which then stays below 3 MB
@@ -244,6 +245,7 @@ def view_data(
     dict
     """
     lines, where = place_object(track)
+    track = track.undistorted()  # as the plate
     times = dict(start=track.start, rate=float(track.rate), codes=_codes(track, clock))
     worst = _top(reprojection_errors(track), 0.95, 0.5)
     return times | dict(size=list(track.size), frames=len(track.K), status=track.status.tolist(), worst=worst,
@@ -365,6 +367,25 @@ def _focal_source(facts):
     if sigma < MAX_FOCAL_SIGMA: return f"found, ±{100 * sigma:.1g} %"
     return "a usual lens: the shot does not determine it"
 
+def lens_words(
+    track: CameraTrack,
+) -> str:  # empty for a pinhole
+    """How the lens bends lines, in numbers.
+
+    Parameters
+    ----------
+    track : CameraTrack
+
+    Returns
+    -------
+    str
+        empty for a pinhole
+    """
+    if track.lens.is_pinhole: return ""
+    numbers = [f"k{n} {k:.3f}" for n, k in enumerate(track.lens.k, 1)]
+    numbers += [f"p{n} {p:.3f}" for n, p in enumerate(track.lens.p, 1)]
+    return ("fisheye " if track.lens.model == "fisheye" else "") + ", ".join(numbers)
+
 def view_facts(
     track: CameraTrack,
 ) -> dict[str, str]:
@@ -388,6 +409,7 @@ def view_facts(
     error = f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none"
     lens = {"focal length": f"{millimetres} mm on {sensor:g} mm", "in pixels": px, "lens": _focal_source(track.facts)}
     if track.outcome == "static" and lens["lens"] != "given": lens = {}  # nothing tells it
+    if not track.lens.is_pinhole: lens |= {"distortion": f"{lens_words(track)}, undone in the plate"}
     seen = {"error": error, "points": str(len(track.points)), "size": f"{track.size[0]} × {track.size[1]}"}
     return lens | seen
 
@@ -401,7 +423,8 @@ def _save_three(path):
     with atomic(path) as temporary: temporary.write_text(text, encoding="utf-8")
 
 _view_files = {"track.npz": "primenb", "scene.usda": "USD", "camera.chan": "Nuke chan", "camera.nk": "Nuke",
-               "camera.py": "Blender", "colmap": "COLMAP", "colmap/transforms.json": "nerfstudio", "scene.jpg": "image"}
+               "camera.py": "Blender", "colmap": "COLMAP", "colmap/transforms.json": "nerfstudio", "scene.jpg": "image",
+               "stmap": "STMaps"}
 
 def _rows(track, codes, most=20):
     "The table that is there without scripts: some frames, evenly spread."

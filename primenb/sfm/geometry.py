@@ -219,6 +219,43 @@ def undistort(self: Lens,
     x = np.ascontiguousarray(_normalised(xy, K))
     return _pixels(unit.cam_from_img(x.reshape(-1, 2)).reshape(x.shape), K)
 
+# %% ../../nbs/sfm/00_geometry.ipynb #e3f261e4
+@patch(as_prop=True)
+def reach(self: Lens) -> float:
+    """How far from the axis the lens shows anything, in focal lengths; infinite where the model never turns back.
+
+    Returns
+    -------
+    float
+    """
+    slopes = [(2 * power + 1) * k for power, k in enumerate(self.k, 1)]
+    zeros = np.roots([*slopes[::-1], 1])
+    turns = zeros.real[(np.abs(zeros.imag) < 1e-9) & (zeros.real > 0)]
+    most = np.sqrt(turns.min(initial=np.inf))
+    if self.model == "opencv": return float(most)
+    return float(np.tan(most)) if most < np.pi / 2 else np.inf
+
+@patch
+def shows(self: Lens,
+    xy: np.ndarray,  # (...,2) pixels of a pinhole
+    K: np.ndarray,   # (...,3,3)
+) -> np.ndarray:  # (...) bool
+    """Whether the lens shows what a pinhole would show at these pixels.
+
+    Parameters
+    ----------
+    xy : np.ndarray
+        (...,2) pixels of a pinhole
+    K : np.ndarray
+        (...,3,3)
+
+    Returns
+    -------
+    np.ndarray
+        (...) bool
+    """
+    return (_normalised(xy, K) ** 2).sum(-1) < self.reach**2
+
 # %% ../../nbs/sfm/00_geometry.ipynb #f96961d2
 MAX_FILLED = 0.2  # share of the frames without a solved camera up to which a shot counts as solved
 
@@ -420,6 +457,31 @@ def rays(
     x = (xy[..., 0] - K[..., 0, 2]) / K[..., 0, 0]
     y = (xy[..., 1] - K[..., 1, 2]) / K[..., 1, 1]
     return np.stack([x, y, np.ones(xy.shape[:-1])], -1)
+
+# %% ../../nbs/sfm/00_geometry.ipynb #5537950e
+@patch
+def pixels(self: CameraTrack,
+    points: np.ndarray,  # (...,3) in the world
+    frames: np.ndarray,  # (...) int, which frame sees each
+) -> tuple[np.ndarray, np.ndarray]:  # (...,2) pixels, NaN beyond the lens, and (...) depth, negative behind the camera
+    """The pixels where the film shows points, and their depth: `project`, then the lens.
+
+    Parameters
+    ----------
+    points : np.ndarray
+        (...,3) in the world
+    frames : np.ndarray
+        (...) int, which frame sees each
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        (...,2) pixels, NaN beyond the lens, and (...) depth, negative behind the camera
+    """
+    K = self.K[frames]
+    xy, z = project(points, self.cam_from_world[frames], K)
+    if self.lens.is_pinhole: return xy, z
+    return np.where(self.lens.shows(xy, K)[..., None], self.lens.distort(xy, K), np.nan), z
 
 # %% ../../nbs/sfm/00_geometry.ipynb #a6a5eeee
 def unproject(
