@@ -278,7 +278,7 @@ def test_intrinsics_that_do_not_fit_are_refused(name, K):
 
 def test_unknown_trackers_and_wrong_pictures_are_refused(tmp_path):
     frames, K, depth = footage()
-    refused(lambda: track_camera(frames, tracker="magic"), "magic", "klt or sift")
+    refused(lambda: track_camera(frames, tracker="magic"), "magic", "klt or sift")  # and auto
     refused(lambda: track_camera(frames / 255.0), "uint8")
     refused(lambda: track_camera(frames[0]), "no shot")
     refused(lambda: track_camera(tmp_path / "none.mp4"), "no such file")

@@ -32,7 +32,7 @@ from .geometry import CameraTrack, Tracks, inverse, project, unproject, pose, tr
 from .path import smooth
 from .priors import DepthMaps, check_fit, depth_folder, depth_network, is_network, sample_depth
 from .start import MIN_POINTS, MIN_ANGLE, initial_pair, register_frames, inlier_tolerance
-from .tracks import check_frames, klt_tracks, sift_tracks
+from .tracks import auto_tracks, check_frames, klt_tracks, sift_tracks
 from ..media.video import probe, read_frames
 from ..viz import draw_scene, sheet
 from . import export  # noqa: F401 - gives a track to_usd, to_nuke, to_blender and to_colmap
@@ -1076,7 +1076,7 @@ def solve_tracks(
     how = dict(depth_in_start=depth_in_start, depth_in_adjustment=depth_in_adjustment, smoothing=smoothing)
     solve = lambda: _solve_moving(tracks, K, depth, rate, lens, how)
     track = _held(tracks, K, pixel, rate, solve)
-    track.facts.update(seconds=time.perf_counter() - began)
+    track.facts.update(seconds=time.perf_counter() - began, tracker=tracks.tracker)
     return track
 
 # %% ../../nbs/sfm/06_mapper.ipynb #e27a64b9
@@ -1190,7 +1190,7 @@ def _read_images(source, shot):
     return read_frames(source, **how), float(probe(source).rate), start
 
 # %% ../../nbs/sfm/06_mapper.ipynb #6d59ae15
-TRACKERS = dict(klt=klt_tracks, sift=sift_tracks)
+TRACKERS = dict(auto=auto_tracks, klt=klt_tracks, sift=sift_tracks)
 
 def track_camera(
     source: np.ndarray | str | Path,  # (T,H,W,3) uint8, or a video
@@ -1199,7 +1199,7 @@ def track_camera(
     depth=None,                       # as in `as_depth`
     mask: np.ndarray | None = None,   # (T,h,w) bool, true where things move; what moves is also found without it
     *,
-    tracker: str = "klt",  # or "sift"
+    tracker: str = "auto",  # "klt", "sift", or klt and where that fails sift; `facts["tracker"]` says what it was
     zoom: bool = False,    # the focal length changes within the shot
     shift: bool = False,   # the prior's disparity has an unknown shift, one for the shot
     pixel: float = 1.0,    # height of a pixel over its width, where K is None
@@ -1219,8 +1219,8 @@ def track_camera(
         as in `as_depth`
     mask : np.ndarray | None, default None
         (T,h,w) bool, true where things move; what moves is also found without it
-    tracker : str, default 'klt'
-        or "sift"
+    tracker : str, default 'auto'
+        "klt", "sift", or klt and where that fails sift; `facts["tracker"]` says what it was
     zoom : bool, default False
         the focal length changes within the shot
     shift : bool, default False
