@@ -24,7 +24,7 @@ from .core import MissingExtra, PrimenbError, about
 _PARTS = ("shots", "scenes", "motion", "keyframes", "player", "cameras", "clips")
 _DETECTORS = ("adaptive", "content", "hash", "histogram", "threshold", "transitions", "transnetv2")
 _LINES = ("otio", "edl", "fcpxml", "csv")  # files for editing programs
-_TRACKERS = ("klt", "sift")
+_TRACKERS = ("auto", "klt", "sift")
 
 def _complete(names):
     "Completes a list of names, separated by commas."
@@ -319,8 +319,9 @@ _ShotNumber = Annotated[int | None, _option(
 _Rate = Annotated[float | None, _option(
     "--rate", metavar="FPS", help="Frames a second of a folder of images (24 if not given).")]
 _Zoom = Annotated[bool, _option("--zoom", help="The focal length changes within the shot.")]
-_Tracker = Annotated[str, _listed("--tracker", choices=_TRACKERS, metavar="klt|sift", help=(
-    "How points are followed: klt, from frame to frame (if not given), or sift, also between far frames."))]
+_Tracker = Annotated[str, _listed("--tracker", choices=_TRACKERS, metavar="auto|klt|sift", help=(
+    "How points are followed: klt, from frame to frame; sift, also between far frames; or auto, klt and where "
+    "that loses them sift (if not given)."))]
 _Anew = Annotated[bool, _option("--overwrite", help="Replace the files of a track that OUT holds.")]
 
 # %% ../nbs/90_cli.ipynb #f4b5266d
@@ -328,7 +329,7 @@ _Anew = Annotated[bool, _option("--overwrite", help="Replace the files of a trac
 def _track_command(
     ctx: typer.Context, source: _Source, out: _Place, begin: _From = None, end: _To = None, shot: _ShotNumber = None,
     rate: _Rate = None, focal: _Focal = None, sensor: _Sensor = None, zoom: _Zoom = False, mask: _Mask = None,
-    depth: _Depth = None, tracker: _Tracker = "klt", first_frame: _FirstFrame = None, plate: _Plate = None,
+    depth: _Depth = None, tracker: _Tracker = "auto", first_frame: _FirstFrame = None, plate: _Plate = None,
     skip_damaged: _Skip = False, overwrite: _Anew = False, as_json: _Json = False, quiet: _Quiet = False,
     config: _Config = None,
 ):

@@ -278,7 +278,7 @@ def test_intrinsics_that_do_not_fit_are_refused(name, K):
 
 def test_unknown_trackers_and_wrong_pictures_are_refused(tmp_path):
     frames, K, depth = footage()
-    refused(lambda: track_camera(frames, tracker="magic"), "magic", "klt or sift")
+    refused(lambda: track_camera(frames, tracker="magic"), "magic", "klt or sift")  # and auto
     refused(lambda: track_camera(frames / 255.0), "uint8")
     refused(lambda: track_camera(frames[0]), "no shot")
     refused(lambda: track_camera(tmp_path / "none.mp4"), "no such file")
@@ -473,3 +473,13 @@ def test_real_windows_are_solved_near_their_published_poses(real, name, begin, l
     track = sound(track_camera(frames, K=K, depth=sensor_depth(posed)), 12)
     assert set(track.status) == {"solved"} and off(track.centres, centres) < limit
     assert 0.8 < umeyama(track.centres, centres)[0] < 1.25  # sensor depth is in metres
+
+
+def test_without_depth_both_ways_to_begin_are_tried(real):
+    posed = [f for n, f in zip(range(9), posed_frames(real / "hololens", check=False)) if n >= 1]
+    centres = inverse(np.stack([f.cam_from_world for f in posed]))[:, :3, 3]
+    tracks = klt_tracks(np.stack([f.image for f in posed]))
+    track = sound(solve_tracks(tracks, np.stack([f.K for f in posed])), 8)
+    # from points that are equally far: twice as much, at the same error in pixels
+    assert off(track.centres, centres) < 0.06
+    assert track.facts["tracker"] == "klt"

@@ -6,7 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
-from primenb.sfm.tracks import GRID, check_frames, join_matches, klt_tracks, sift_tracks
+from primenb.data.public import posed_frames
+from primenb.sfm.tracks import GRID, auto_tracks, check_frames, join_matches, klt_tracks, sift_tracks
 
 followers = pytest.mark.parametrize("make", [klt_tracks, sift_tracks])
 
@@ -173,3 +174,55 @@ def test_masks_of_any_size_are_brought_to_the_pictures_size():
     mask[:, :3, 5] = True
     grown = check_frames(np.zeros((4, 90, 160, 3), np.uint8), mask)
     assert grown.shape == (4, 90, 160) and (grown == mask.repeat(10, 1).repeat(10, 2)).all()
+
+
+# ---- whatever the speed
+
+def link(tracks, n):
+    "How many tracks are seen both before frame n and from it on, counted one by one."
+    seen = [tracks.frame[tracks.track == j] for j in range(len(tracks))]
+    return sum(frames.min() < n <= frames.max() for frames in seen)
+
+
+def slid(steps, seed=0):
+    "A texture in which a window moves to the right by the steps, in pixels."
+    big = moved(1, size=(1000, 180), seed=seed)[0]
+    return np.stack([big[:, x : x + 320] for x in np.cumsum([0, *steps])])
+
+
+@settings(max_examples=4, deadline=None)
+@given(step=st.integers(0, 5), seed=st.integers(0, 99))
+def test_at_ordinary_speed_auto_is_klt(step, seed):
+    frames = slid([step] * 5, seed)
+    plain, auto, stream = klt_tracks(frames), auto_tracks(frames), auto_tracks(iter(frames))
+    for one in (auto, stream):
+        assert (one.tracker, one.sway) == ("klt", plain.sway)
+        for name in ("frame", "track", "xy"): assert (getattr(one, name) == getattr(plain, name)).all()
+
+
+def test_a_jump_is_bridged_where_all_frames_are_there():
+    frames = slid([3] * 4 + [140] + [3] * 4)
+    bridged, stream = auto_tracks(frames), auto_tracks(iter(frames))
+    tidy(bridged, 3)
+    assert bridged.tracker == "sift" and link(bridged, 5) > 20 > link(klt_tracks(frames), 5)
+    assert stream.tracker.startswith("klt") and stream.frames == len(frames)
+
+
+def test_matching_is_not_taken_where_it_links_no_better():
+    frames = np.concatenate([slid([3] * 4, seed=1), slid([3] * 4, seed=2)])  # a cut
+    plain, auto = klt_tracks(frames), auto_tracks(frames)
+    assert auto.tracker.startswith("klt") and len(auto) >= len(plain) and link(auto, 5) <= link(plain, 5) + 2
+
+
+def test_people_that_walk_into_the_mask_are_not_lost_tracks():
+    frames, mask = slid([3] * 5), np.zeros((6, 180, 320), bool)
+    mask[3, :, 40:] = True
+    assert auto_tracks(frames, mask).tracker == "klt"
+
+
+def test_a_fast_real_camera_is_followed(real):
+    images = [f.image for n, f in zip(range(45), posed_frames(real / "hololens_fast", check=False)) if n >= 37]
+    frames = np.stack(images)
+    plain, auto = klt_tracks(frames), auto_tracks(frames)
+    worst = [min(link(made, n) for n in range(1, 8)) for made in (plain, auto)]
+    assert auto.tracker == "sift" and worst[1] > 1.5 * worst[0]

@@ -291,8 +291,8 @@ class CameraSettings:
         a folder of masks numbered as the frames, white where things move
     depth : str | None, default None
         a folder of depth maps numbered as the frames, or a depth network
-    tracker : str, default 'klt'
-        or "sift"
+    tracker : str, default 'auto'
+        "klt", "sift", or klt and where that fails sift
     zoom : bool, default False
         the focal length changes within the shot
     first_frame : str, default '1'
@@ -304,7 +304,7 @@ class CameraSettings:
     sensor: float = SENSOR_WIDTH  # its width, millimetres
     mask: str | None = None  # a folder of masks numbered as the frames, white where things move
     depth: str | None = None  # a folder of depth maps numbered as the frames, or a depth network
-    tracker: str = "klt"  # or "sift"
+    tracker: str = "auto"  # "klt", "sift", or klt and where that fails sift
     zoom: bool = False  # the focal length changes within the shot
     first_frame: str = "1"  # number of a shot's first frame in the files; "film" for the one it has in the film
     plate: str = "jpg"  # images beside the COLMAP model: "jpg", "png" or "none"
@@ -508,8 +508,9 @@ def plate_bytes(
     return sum(file.stat().st_size for file in Path(folder).glob("**/colmap/images/*"))
 
 # %% ../../nbs/film/02_cameras.ipynb #17d710f2
-CAMERA_COLUMNS = ["shot", "status", "reason", "remedy", "first_frame", "time", "frames", "solved", "filled", "missing",
-                  "points", "explained", "error", "focal", "focal_mm", "focal_sigma", "focal_found", "lens", "k1", "k2", "depth"]
+CAMERA_COLUMNS = ["shot", "status", "reason", "remedy", "first_frame", "time", "frames", "solved", "filled",
+                  "missing", "points", "explained", "error", "focal", "focal_mm", "focal_sigma", "focal_found",
+                  "lens", "k1", "k2", "depth"]
 
 def camera_row(
     track: CameraTrack,
@@ -786,6 +787,8 @@ def describe_track(
     words = [f"{len(track.K)} cameras, frames {track.start} to {last}: {OUTCOMES[row['status']]}"]
     words += [f"{row[name]} {name}" for name in ("filled", "missing") if row[name]]
     if row["points"]: words.append(f"{row['points']} points to {row['error']:.2f} pixels")
+    made = track.facts.get("tracker", "")
+    if made not in ("", "klt"): words.append(f"followed by {made}")
     lens = f"{row['focal_mm']:.1f} mm on a sensor {sensor:g} mm wide, or {row['focal']:.0f} pixels: {row['lens']}"
     if row["lens"]: words.append(f"focal length {lens}")
     if bends := lens_words(track): words.append(f"its lens bends lines, {bends}: the files are for the straight plate")

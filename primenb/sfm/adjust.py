@@ -214,7 +214,8 @@ def straight(self: Adjustment,
     Tracks
     """
     t = self.tracks
-    lens, K, xy = self.lens, self.K, t.xy
+    lens, K = self.lens, self.K
+    xy = t.xy
     if scene is not None and self.free_lens:
         lens, K = self.lens_of(scene), scene.intrinsics(K)
         xy = xy - scene.lens[[2, 3]] * t.size[0] - scene.lens[4] * self.slip

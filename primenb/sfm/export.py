@@ -145,7 +145,7 @@ def undistort_images(
     if track.lens.is_pinhole:
         yield from images
         return
-    K, places, made_for = _lenses(track), None, None
+    K, made_for = _lenses(track), None
     for n, image in enumerate(images):
         if n == len(K): raise PrimenbError("images", f"there are more than {n}", "give one for each frame, in order")
         if image.dtype not in _WARPED or image.ndim not in (2, 3):

@@ -39,6 +39,8 @@ class Tracks:
         width and height in pixels
     sway : float, default np.inf
         how far the image as a whole moves, in its widths; infinite where that is not known
+    tracker : str, default ''
+        what made them: klt, klt-wide or sift; empty where that is not known
     """
     frame: np.ndarray  # (O,) int, which frame, from 0
     track: np.ndarray  # (O,) int, which track, 0..n-1, each at least once
@@ -46,6 +48,7 @@ class Tracks:
     frames: int        # how many frames the shot has
     size: tuple[int, int]  # width and height in pixels
     sway: float = np.inf   # how far the image as a whole moves, in its widths; infinite where that is not known
+    tracker: str = ""     # what made them: klt, klt-wide or sift; empty where that is not known
 
     def __len__(self): return int(self.track[-1]) + 1 if len(self.track) else 0
     @property
