@@ -369,10 +369,12 @@ def _by_motion(D, X):
 @patch
 def _by_lens(self: Adjustment, view, scene):
     "(O,2,l) derivatives by the free numbers of the lens."
-    r2, one, W = (view.x**2).sum(1, keepdims=True), np.ones((len(view.x), 1)), self.tracks.size[0]
-    if self.lens.model == "fisheye": r2 = np.arctan(np.sqrt(r2)) ** 2
+    W, one = self.tracks.size[0], np.ones((len(view.x), 1))
+    r2 = (view.x**2).sum(1, keepdims=True)
     bent = view.away / view.bend[0][:, None]
-    if self.lens.model == "fisheye": bent = bent * np.sqrt(r2 / np.maximum((view.x**2).sum(1, keepdims=True), 1e-12))
+    if self.lens.model == "fisheye":
+        angle = np.arctan(np.sqrt(r2))
+        bent, r2 = bent * angle / np.sqrt(np.maximum(r2, 1e-12)), angle**2
     by = dict(k1=bent * r2, k2=bent * r2**2, cx=one * [W, 0], cy=one * [0, W], readout=one * self.slip)
     return np.stack([by[name] for name in self.free_lens], 2)
 

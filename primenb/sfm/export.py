@@ -1152,7 +1152,7 @@ def _read_ply(path):
                  int8="i1", uint8="u1", int16="<i2", uint16="<u2", int32="<i4", uint32="<u4",
                  float32="<f4", float64="<f8")
     try:
-        head, _, data = path.read_bytes().partition(b"end_header\n")
+        head, data = path.read_bytes().split(b"end_header\n", 1)
         words = [line.split() for line in head.decode("ascii").splitlines()]
         vertex = next(n for n, w in enumerate(words) if w[:2] == ["element", "vertex"])
         later = [n for n, w in enumerate(words) if w and w[0] == "element" and n > vertex]

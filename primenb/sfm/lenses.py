@@ -7,20 +7,19 @@ __all__ = ['LENS_LOOKS', 'NAMES', 'Look', 'seen_through', 'look_case', 'run_look
 
 # %% ../../nbs/sfm/12_lenses.ipynb #b4c368d8
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..core import atomic, extra, rounded
+from ..core import PrimenbError, atomic, extra, rounded
 from ..data.corpus import tracking_shots
 from .evaluate import evaluate_track
 from .geometry import Lens, inverse, pose, project, unproject
 from .mapper import solve_tracks
-from .protocol import Case, no_cameras
+from .protocol import Case
 from .tracks import klt_tracks
-from ..core import PrimenbError
 with extra("cameras"):
     from scipy.spatial.transform import Rotation, Slerp
 
@@ -106,10 +105,10 @@ def seen_through(
     tuple[np.ndarray, np.ndarray]
         the frames as the look shows them, and (T,3,3) their intrinsics
     """
-    T, h, w = frames.shape[:3]
+    h, w = frames.shape[1:3]
     longer, at = _longer(K[0], look, (w, h)), _pixel_centres(h, w)
     images, intrinsics = np.empty_like(frames), K.copy()
-    for t, zoomed in enumerate(1 + look.zoom * np.linspace(0, 1, T)):
+    for t, zoomed in enumerate(1 + look.zoom * np.linspace(0, 1, len(frames))):
         p = _traced_back(at, K[t], look, longer, zoomed)
         if look.lens.readout: p = _rows_apart(p, t, K[t], cam_from_world, depth[t], look.lens.readout)
         place = (p - 0.5).astype(np.float32)
