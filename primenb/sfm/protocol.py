@@ -576,8 +576,10 @@ def run_judged(
     out : str
         the JSON file to write
     """
+    begun = time.process_time()
     case = judged_case(load_sequence(sequence), first, frames, max_features, seed)
     found = evaluate_case(case, entries, Path(out).parent)
+    for row in found: row["processor_seconds"] = time.process_time() - begun
     with atomic(out) as f: f.write_text(json.dumps(rounded(found)))
 
 # %% ../../nbs/sfm/11_protocol.ipynb #1c8de820
