@@ -370,8 +370,10 @@ def _extract(path, folder, frames, K, seed):
         reader.camera_model = "PINHOLE"
         reader.camera_params = ",".join(str(k) for k in (K[0, 0, 0], K[0, 1, 1], K[0, 0, 2], K[0, 1, 2]))
     options = _repeatable(pycolmap.FeatureExtractionOptions(use_gpu=False), seed)
-    names, one, cpu = _write_images(folder, frames), pycolmap.CameraMode.SINGLE, pycolmap.Device.cpu
-    pycolmap.extract_features(path, folder, names, one, reader, options, cpu)
+    names = _write_images(folder, frames)
+    pycolmap.extract_features(
+        path, folder, names, pycolmap.CameraMode.SINGLE, reader, options, pycolmap.Device.cpu
+    )
 
 def _keypoints(path, size):
     "The keypoints of a database, each a track of its own; a frame without any has none."
