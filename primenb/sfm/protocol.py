@@ -557,6 +557,7 @@ def judged_case(
     images = whole.images[first : first + frames]
     return replace(case, tracks=solved_from, held_out=held_out, priors=priors, images=images, facts=facts)
 
+# %% ../../nbs/sfm/11_protocol.ipynb #461a4ac7
 def run_judged(
     sequence: str,  # its folder
     first: int,
