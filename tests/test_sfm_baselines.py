@@ -4,7 +4,11 @@ import pycolmap
 import pytest
 
 from primenb.core import PrimenbError
-from primenb.sfm.baselines import SFM_BASELINES, RELAXED, initial_pairs, frame_pairs, solve_baseline, to_database
+from primenb.data.corpus import tracking_shots
+from primenb.sfm.baselines import (
+    IMAGE_BASELINES, RELAXED, SFM_BASELINES, frame_pairs, images_database, initial_pairs, solve_baseline, solve_images,
+    to_database,
+)
 from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import Tracks, pose, project, rays
 
@@ -198,3 +202,58 @@ def test_nothing_is_said(high, capfd):
     for method in SFM_BASELINES: solve_baseline(scene(0.02, T=6, n=80)[0], method, None)
     assert capfd.readouterr() == ("", "") and pycolmap.logging.minloglevel == level
     assert min(RELAXED.values()) < 1
+
+
+# --- from images
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    "Some frames of a drawn shot, and COLMAP's own features of them."
+    shot = next(s for s in tracking_shots() if s.key == "track_12")
+    frames, K = shot.frames()[:24:4], shot.cameras.K[:24:4]
+    base = images_database(frames, tmp_path_factory.mktemp("drawn") / "images.db", K)
+    return frames, K, shot.cameras.cam_from_world[:24:4], shot.facts["median_depth"], base
+
+
+def test_keypoints_are_those_of_colmap(drawn):
+    frames, K, _, _, (keypoints, base) = drawn
+    assert base.pairs == 15 and base.verified > 10 and base.seconds > 0
+    assert keypoints.frames == 6 and keypoints.size == (frames.shape[2], frames.shape[1])
+    with pycolmap.Database.open(base.path) as db:
+        lens, = db.read_all_cameras()
+        assert np.allclose(lens.calibration_matrix(), K[0]) and lens.has_prior_focal_length
+        for image in db.read_all_images():
+            xy = keypoints.xy[keypoints.frame == int(image.name[:6])]
+            assert np.allclose(xy, db.read_keypoints(image.image_id)[:, :2])
+
+
+@pytest.mark.parametrize("method", IMAGE_BASELINES)
+def test_images_are_solved_and_again_the_same(drawn, method):
+    frames, K, gt, depth, base = drawn
+    track, facts = solve_images(frames, method, K, base=base)
+    metrics = evaluate_track(track, K, gt, depth)
+    assert facts["seconds"] > base[1].seconds
+    if method == "colmap_default":  # which needs more parallax than there is
+        assert not track.posed.any() and "parallax" in facts["reason"]
+    else:
+        assert metrics["registered"] == 1 and metrics["ate_over_path"] < 0.05
+    again = solve_images(frames, method, K, base=base)[0]
+    assert np.array_equal(track.cam_from_world, again.cam_from_world, equal_nan=True)
+
+
+def test_long_windows_are_matched_in_sequence_and_an_unknown_lens_is_radial(drawn, tmp_path):
+    frames = drawn[0]
+    base = images_database(frames, tmp_path / "free.db", exhaustive=4)[1]
+    with pycolmap.Database.open(base.path) as db:
+        lens, = db.read_all_cameras()
+    assert lens.model.name == "SIMPLE_RADIAL" and base.pairs <= 15 and base.verified > 0
+
+
+def test_images_of_a_zoom_are_refused(drawn, tmp_path):
+    frames, K, *_ = drawn
+    zoom = K * np.linspace(1, 2, len(K))[:, None, None]
+    with pytest.raises(PrimenbError, match="changes within the shot"):
+        images_database(frames, tmp_path / "zoom.db", zoom)
+    with pytest.raises(PrimenbError, match="colmap_default"):
+        solve_images(frames, "colmap")

@@ -10,16 +10,22 @@ from primenb.core import PrimenbError
 from primenb.sfm.evaluate import (
     AUCS,
     ERRORS,
+    MAX_EPIPOLAR,
     METRICS,
     THRESHOLDS,
     align,
     count_failures,
     draw_paths,
+    epipolar_errors,
+    epipolar_metrics,
+    epipolar_pairs,
     evaluate_track,
     improvement,
     pair_errors,
     pose_auc,
+    ratio_to_best,
     rotation_angle,
+    split_tracks,
     transform_cameras,
 )
 from primenb.sfm.geometry import CameraTrack, Tracks, inverse, pose, umeyama
@@ -359,3 +365,108 @@ def test_paths_are_drawn(tmp_path):
         "holes",
     ]
     fig.savefig(tmp_path / "paths.png")
+
+
+# --- without ground truth
+
+
+def observed(gt, rng, noise=0.2, n=150):
+    "Tracks of points in front of wandering cameras."
+    points = rng.uniform([-3, -2, 6], [3, 2, 12], (n, 3))
+    x = np.einsum("tij,nj->nti", gt[:, :3, :3], points) + gt[:, :3, 3]
+    xy = (x @ K.T)[..., :2] / x[..., 2:] + noise * rng.normal(size=(n, len(gt), 2))
+    shape = n, len(gt)
+    seen = (x[..., 2] > 1) & (rng.random(shape) < 0.8)
+    name, frame = np.nonzero(seen)
+    return Tracks(frame, name, xy[name, frame], len(gt), (480, 270)).keep(np.ones(len(name), bool), 2)[0]
+
+
+def slow_epipolar(found, tracks, min_motion):
+    "Pair by pair; the epipolar line is drawn through two points of the other camera's ray."
+    out = []
+    for gap in (1, 2, 4, 8, 16, 32):
+        for i in range(tracks.frames - gap):
+            j, here = i + gap, []
+            for name in range(len(tracks)):
+                rows = {int(tracks.frame[r]): r for r in np.flatnonzero(tracks.track == name)}
+                if i in rows and j in rows:
+                    here.append((tracks.xy[rows[i]], tracks.xy[rows[j]]))
+            if not here or np.median([np.hypot(*(b - a)) for a, b in here]) <= 0.02:
+                continue
+            for a, b in here:
+                if np.hypot(*(b - a)) >= min_motion:
+                    squares = [off_line(found[i], found[j], a, b) ** 2, off_line(found[j], found[i], b, a) ** 2]
+                    out.append(np.sqrt(np.mean(squares)))
+    return np.array(out)
+
+
+def off_line(first, second, x, y):
+    "Pixels from y, in the second image, to the line of those points whose image in the first is x."
+    ends = []
+    for z in (5.0, 50.0):
+        point = np.linalg.inv(first) @ np.r_[z * np.linalg.inv(K) @ np.r_[x, 1], 1]
+        image = K @ (second @ point)[:3]
+        ends.append(image[:2] / image[2])
+    along = (ends[1] - ends[0]) / np.hypot(*(ends[1] - ends[0]))
+    return abs(along[0] * (y - ends[0])[1] - along[1] * (y - ends[0])[0])
+
+
+def test_epipolar_errors_are_those_of_a_slow_loop():
+    rng = np.random.default_rng(3)
+    gt = cameras(rng, 9)
+    gt[5] = gt[4]
+    tracks = observed(gt, rng, n=60)
+    again = tracks.frame == 5  # the image of frame 4, shown twice
+    twin = {int(n): xy for n, xy in zip(tracks.track[tracks.frame == 4], tracks.xy[tracks.frame == 4])}
+    for row in np.flatnonzero(again):
+        tracks.xy[row] = twin.get(int(tracks.track[row]), tracks.xy[row])
+    found = shaken(gt, rng)
+    now = epipolar_errors(track(found), tracks, min_motion=2.0)
+    assert np.allclose(now, slow_epipolar(found, tracks, 2.0), rtol=1e-6)
+    pairs = tracks.frame[epipolar_pairs(tracks, min_motion=2.0)]
+    assert not (pairs == [4, 5]).all(1).any() and len(pairs) == len(now) > 100
+
+
+def test_exact_cameras_have_the_noise_and_wrong_ones_more():
+    rng = np.random.default_rng(4)
+    gt = cameras(rng, 12)
+    tracks = observed(gt, rng, noise=0.4)
+    exact = epipolar_metrics(epipolar_errors(track(gt), tracks))
+    assert exact["epipolar_rms"] == pytest.approx(0.4 * np.sqrt(2), rel=0.06)
+    other = epipolar_metrics(epipolar_errors(track(elsewhere(gt, rng)), tracks))
+    assert other == pytest.approx(exact, rel=1e-6)  # of another world, the same cameras
+    for wrong in (track(shaken(gt, rng)), track(gt, f=600.0), track(missing(gt, [3, 4]))):
+        assert epipolar_metrics(epipolar_errors(wrong, tracks))["epipolar_rms"] > 1.1 * exact["epipolar_rms"]
+    lost = epipolar_metrics(epipolar_errors(track(np.full_like(gt, np.nan)), tracks))
+    assert lost["epipolar"] == lost["epipolar_rms"] == MAX_EPIPOLAR
+    nothing = tracks.keep(np.zeros(len(tracks.frame), bool))[0]
+    assert epipolar_metrics(epipolar_errors(track(gt), nothing))["epipolar"] is None
+
+
+def test_cameras_at_one_place_are_judged_by_where_they_put_each_point():
+    rng = np.random.default_rng(5)
+    gt = cameras(rng, 6, path=0.0)
+    tracks = observed(gt, rng, noise=0.0)
+    assert epipolar_metrics(epipolar_errors(track(gt), tracks))["epipolar_rms"] < 1e-6
+    turned = gt.copy()
+    turned[3:, :3, :3] = Rotation.from_rotvec([0, 0.01, 0]).as_matrix() @ turned[3:, :3, :3]
+    assert np.max(epipolar_errors(track(turned), tracks)) > 4
+
+
+@given(st.integers(0, 99), st.integers(1, 30))
+def test_halves_share_no_track_and_lose_none(seed, n):
+    frame = np.tile(np.arange(3), n)
+    whole = Tracks(frame, np.repeat(np.arange(n), 3), np.random.default_rng(seed).random((3 * n, 2)), 3, (10, 10))
+    halves = split_tracks(whole, seed)
+    assert [len(h) for h in halves] == [(n + 1) // 2, n // 2] and all((h.lengths == 3).all() for h in halves)
+    assert sorted(map(tuple, np.concatenate([h.xy for h in halves]))) == sorted(map(tuple, whole.xy))
+    assert np.array_equal(split_tracks(whole, seed)[0].xy, halves[0].xy)
+
+
+def test_ratio_to_the_best_by_hand():
+    ours, others = np.array([1.0, 2.0, 4.0]), dict(a=np.array([2.0, 2.0, 2.0]), b=np.array([1.0, 8.0, 8.0]))
+    found = ratio_to_best(ours, others)
+    assert found["best"] == "a" and found["value"] == pytest.approx(1.0) and found["low"] < 1 < found["high"]
+    assert ratio_to_best(ours / 3, others)["value"] == pytest.approx(1 / 3)
+    alone = ratio_to_best(ours, dict(b=others["b"]))
+    assert alone["value"] == pytest.approx((8 / 64) ** (1 / 3)) and alone["best"] == "b"
