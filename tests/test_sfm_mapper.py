@@ -14,7 +14,7 @@ from primenb.sfm.adjust import Adjustment
 from primenb.sfm.evaluate import evaluate_track
 from primenb.sfm.geometry import Tracks, inverse, pose, project, umeyama
 from primenb.sfm.mapper import MAX_FILLED_RUN, MAX_KEY_FRAMES, guessed_intrinsics, track_noise, solve_tracks
-from primenb.sfm.mapper import track_camera
+from primenb.sfm.mapper import select_key_frames, track_camera
 from primenb.sfm.priors import DepthMaps, depth_of, sensor_depth
 from primenb.sfm.tracks import klt_tracks
 from primenb.media.video import read_frames
@@ -483,3 +483,32 @@ def test_without_depth_both_ways_to_begin_are_tried(real):
     # from points that are equally far: twice as much, at the same error in pixels
     assert off(track.centres, centres) < 0.06
     assert track.facts["tracker"] == "klt"
+
+
+# ---- keyframes
+
+def passing(T, stays, per_frame=20):
+    "Tracks that begin in every frame and stay in view for some frames."
+    begin = np.repeat(np.arange(T), per_frame)
+    track, age = np.repeat(np.arange(len(begin)), stays), np.tile(np.arange(stays), len(begin))
+    frame = begin[track] + age
+    inside = frame < T
+    xy = np.random.default_rng(0).uniform(0, 1, (inside.sum(), 2)) * SIZE
+    return Tracks(frame[inside], track[inside], xy, T, SIZE)
+
+
+def test_fast_shots_have_more_keyframes_and_slow_ones_as_many_as_before():
+    slow, fast = passing(150, 40), passing(150, 5)
+    even = np.unique(np.linspace(0, 149, MAX_KEY_FRAMES).round().astype(int))
+    assert (select_key_frames(slow) == even).all()
+    keys = select_key_frames(fast)
+    assert set(even) < set(keys.tolist()) and len(keys) == 2 * MAX_KEY_FRAMES
+    assert len(select_key_frames(passing(60, 2))) == 60 and (np.diff(keys) > 0).all()
+
+
+def test_a_keyframe_is_added_where_two_share_too_little():
+    tracks = passing(150, 12)
+    blink = tracks.keep(~((tracks.frame[np.flatnonzero(np.diff(tracks.track, prepend=-1))] < 75)[tracks.track]
+                          & (tracks.frame >= 75)))[0]  # all tracks end at frame 75
+    more = np.setdiff1d(select_key_frames(blink), select_key_frames(tracks))
+    assert len(more) and (np.abs(more - 75) < 8).all()

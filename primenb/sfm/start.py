@@ -304,8 +304,9 @@ def register_frames(
     t = problem.tracks
     rows = np.split(problem.order, problem.of_frame[1:])
     scene = refine(problem, Reconstruction(cameras, points, np.zeros(t.frames), np.zeros(t.frames)), use_depth)
-    waiting, due = [n for n in problem.seen if np.isnan(scene.cam_from_world[n, 0, 0])], 4
-    of = dict(zip(problem.seen, rows))
+    waiting, failed = [n for n in problem.seen if np.isnan(scene.cam_from_world[n, 0, 0])], []
+    of, due = dict(zip(problem.seen, rows)), 4
+    left = len(waiting) + 1
     while waiting:
         posed = np.flatnonzero(np.isfinite(scene.cam_from_world[:, 0, 0]))
         n = min(waiting, key=lambda n: np.abs(posed - n).min())
@@ -313,8 +314,12 @@ def register_frames(
         known = of[n][np.isfinite(scene.points[t.track[of[n]], 0])]
         xy = problem.straight(scene).xy[known]
         found, agree = resect(scene.points[t.track[known]], xy, scene.intrinsics(problem.K)[n], t.size)
-        if found is None: continue
-        scene.cam_from_world[n] = found
-        if use_depth: _unproject_new(problem, scene, n, of[n], known[agree])
-        if len(posed) + 1 >= due: scene, due = refine(problem, scene, use_depth), due * 2
+        if found is None: failed.append(n)
+        else:
+            scene.cam_from_world[n] = found
+            if use_depth: _unproject_new(problem, scene, n, of[n], known[agree])
+            if len(posed) + 1 >= due: scene, due = refine(problem, scene, use_depth), due * 2
+        if not waiting and 0 < len(failed) < left:  # frames beyond reach may be near by now
+            scene, left = refine(problem, scene, use_depth), len(failed)
+            waiting, failed = failed, []
     return refine(problem, scene, use_depth, 6)
