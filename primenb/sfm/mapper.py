@@ -774,8 +774,8 @@ def choose_motion(
     return replace(shot, problem=_with(shot.problem, nodal=True), scene=turned) if ratio < ROTATION_ONLY_RATIO else shot
 
 # %% ../../nbs/sfm/06_mapper.ipynb #71fc365e
-LENS_MARGIN = 0.03  # share of the cost by which a less simple lens must be better, to be tried
-LENS_FACTOR = 0.8   # and what it must leave at most of the systematic errors, to be taken
+LENS_MARGIN = 0.02  # share of the cost by which a less simple lens must be better, to be tried
+LENS_FACTOR = dict(shutter=0.9, distortion=0.8, axis=0.8, zoom=0.8)  # and the systematic errors it may leave at most
 LENS_CHOICES = dict(  # what may be found of a lens, and what is then free; the simplest first
     shutter=dict(free_lens=("readout",)), distortion=dict(free_lens=("k1", "k2")),
     axis=dict(free_lens=("cx", "cy")), zoom=dict(focal="each"),
@@ -803,7 +803,7 @@ def _gain(shot, names, steps):
 # %% ../../nbs/sfm/06_mapper.ipynb #2fc53e8b
 def choose_lens(
     shot: Shot,  # without a scene
-    begin: Callable[[Shot], Shot],  # finds a first scene, and raises `PrimenbError` where there is none
+    begin: Callable[..., Shot],  # finds a first scene, or goes on from one; raises `PrimenbError` where there is none
 ) -> Shot:
     """The state with a scene and the simplest lens that explains the shot; `facts['lens_found']` names what it has.
 
@@ -811,8 +811,8 @@ def choose_lens(
     ----------
     shot : Shot
         without a scene
-    begin : Callable[[Shot], Shot]
-        finds a first scene, and raises `PrimenbError` where there is none
+    begin : Callable[..., Shot]
+        finds a first scene, or goes on from one; raises `PrimenbError` where there is none
 
     Returns
     -------
@@ -820,16 +820,18 @@ def choose_lens(
     """
     bare, found = shot, ()
     def again(names):
-        try: return begin(replace(bare, problem=_freed(bare.problem, names)))
+        known = shot.scene if bare.problem.focal == "fixed" else None  # a known focal length has led to the right place
+        try: return begin(replace(bare, problem=_freed(bare.problem, names)), known)
         except (PrimenbError, np.linalg.LinAlgError): return None
     shot = begin(bare)
     while left := [name for name in bare.doubts if name not in found]:
         if _gain(shot, left, 5) < LENS_MARGIN: break
         worth = [name for name in left if _gain(shot, (name,), 15) > LENS_MARGIN]
         tries = {name: other for name in worth if (other := again((*found, name))) and _as_many(other, shot)}
-        if not tries: break
         error = {name: _systematic(other.problem, other.scene) for name, other in tries.items()}
-        if min(error.values()) > LENS_FACTOR * _systematic(shot.problem, shot.scene): break
+        before = _systematic(shot.problem, shot.scene)
+        error = {name: e for name, e in error.items() if e < LENS_FACTOR[name] * before}
+        if not error: break
         name = next(name for name, e in error.items() if e < 1.1 * min(error.values()))
         shot, found = tries[name], (*found, name)
     facts = shot.facts | dict(lens_found=", ".join(found))
@@ -1304,8 +1306,9 @@ def _solve_moving(tracks, K, depth, rate, lens, how):
 
 def _solve(shot, depth_in_start, depth_in_adjustment, smoothing, start):
     "The shot with cameras for all frames, and their covariance."
-    def begin(shot):
-        shot = initialise(shot, depth_in_start) if start is None else _begin_at(shot, start)
+    def begin(shot, scene=None):
+        if scene is not None: shot = replace(shot, scene=_with_all_tracks(shot.problem, scene))
+        else: shot = initialise(shot, depth_in_start) if start is None else _begin_at(shot, start)
         if not depth_in_adjustment: shot = _without_depth(shot)
         return readmit_inliers(shot, keep_inliers(shot))
     shot = choose_lens(choose_prior(shot) if depth_in_start else shot, begin)
