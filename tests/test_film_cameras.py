@@ -534,6 +534,7 @@ def test_begun_with_a_model_it_ends_in_its_world(film, tmp_path, capsys):
     a, b = (load_camera_track(tmp_path / name / "track.npz") for name in "ab")
     span = np.ptp(a.centres, axis=0).max()
     assert np.abs(a.centres - b.centres).max() < 0.1 * span and a.outcome == b.outcome == "solved"
+    assert f"begun with 24 cameras of {tmp_path}/a/colmap" in describe_track(b) and "begun" not in describe_track(a)
     assert main([*words, str(tmp_path / "c"), "--start", str(tmp_path / "a/nothing")]) == 1
     assert "there is no such file" in capsys.readouterr().err and not (tmp_path / "c").exists()
 

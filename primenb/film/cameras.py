@@ -492,6 +492,7 @@ def track_shot(
     except PrimenbError as e:
         raise PrimenbError(f"{footage.path}, frames {span[0]} to {span[1] - 1}", e.cause, e.remedy) from None
     facts = track.facts | dict(depth=depth.kind if depth else "", lens=_lens(track, settings), sensor=settings.sensor)
+    if how["start"]: facts["start"] = f"{how['start'].posed.sum()} cameras of {settings.start}"
     return replace(track, start=span[0], facts=facts, colours=_colours(track, frames, at))
 
 # %% ../../nbs/film/02_cameras.ipynb #aac596b0
@@ -925,5 +926,6 @@ def describe_track(
     if row["points"]: words.append(f"{row['points']} points to {row['error']:.2f} pixels")
     made = track.facts.get("tracker", "")
     if made not in ("", "klt"): words.append(f"followed by {made}")
+    if "start" in track.facts: words.append(f"begun with {track.facts['start']}")
     if row["lens"]: words.append(_focal_words(track, sensor, row["lens"]))
     return "; ".join([*words, *_lens_words(track)])
