@@ -339,7 +339,8 @@ def _track_command(
     ctx: typer.Context, source: _Source, out: _Place, begin: _From = None, end: _To = None, shot: _ShotNumber = None,
     rate: _Rate = None, focal: _Focal = None, sensor: _Sensor = None, zoom: _Zoom = False, lens: _Lens = None,
     mask: _Mask = None, depth: _Depth = None, start: _Start = None, tracker: _Tracker = "auto",
-    first_frame: _FirstFrame = None, plate: _Plate = None, skip_damaged: _Skip = False, overwrite: _Anew = False, as_json: _Json = False, quiet: _Quiet = False,
+    first_frame: _FirstFrame = None, plate: _Plate = None,
+    skip_damaged: _Skip = False, overwrite: _Anew = False, as_json: _Json = False, quiet: _Quiet = False,
     config: _Config = None,
 ):
     """Find the camera of one shot, and write it for other programs."""

@@ -20,7 +20,8 @@ from primenb.film import cameras
 from primenb.film.analyse import analyse
 from primenb.film.cameras import CAMERA_COLUMNS, CameraSettings, check_cameras, lens_from, lens_of, open_footage
 from primenb.film.cameras import camera_row, describe_track
-from primenb.film.cameras import read_masks, read_start, save_shot_cameras, scale_tracks, track_shot, track_shots, working_size
+from primenb.film.cameras import read_masks, read_start, save_shot_cameras, scale_tracks, track_shot
+from primenb.film.cameras import track_shots, working_size
 from primenb.media.shots import detect_shots
 from primenb.media.video import encode, iter_frames, probe, read_frames
 from primenb.sfm.export import load_camera_track, load_colmap, undistort_images

@@ -253,7 +253,7 @@ def lens_from(
         as `solve_tracks` takes it
     """
     if text in LENS_WORDS: return text
-    kind, _, numbers = text.rpartition(":")
+    kind, numbers = text.rpartition(":")[::2]
     cause = "it is no lens"
     forms = "k1,k2 or k1,k2,p1,p2 or k1,k2,p1,p2,k3 or fisheye:k1,k2,k3,k4"
     remedy = f"give {', '.join(LENS_WORDS)}, or its numbers: {forms}"
