@@ -679,7 +679,8 @@ def test_a_folder_with_other_files_is_never_touched(film, tmp_path, capsys):
 
 def test_options_of_track_from_a_file(film, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("primenb.toml").write_text("[track]\nshot = 1\nfocal = 35\nlens = '-0.1,0'\nfirst-frame = 1001\nplate = 'none'\n")
+    text = "[track]\nshot = 1\nfocal = 35\nlens = '-0.1,0'\nfirst-frame = 1001\nplate = 'none'\n"
+    Path("primenb.toml").write_text(text)
     assert main(["track", str(film), "-o", "shot", "--json", "--quiet"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["focal_mm"] == pytest.approx(35) and (found["k1"], found["k2"]) == (-0.1, 0)
