@@ -83,6 +83,9 @@ _Focal = Annotated[float | None, _option(
     "--focal", metavar="MM", help="For cameras: the focal length in millimetres, if it is known.")]
 _Sensor = Annotated[float | None, _option(
     "--sensor", metavar="MM", help="For cameras: the width of the sensor in millimetres (36 if not given).")]
+_Lens = Annotated[str | None, _option("--lens", metavar="LENS", help=(
+    "For cameras: the lens, if it is known: pinhole; opencv or fisheye, with numbers to be found; or its numbers, with "
+    "--focal: k1,k2 or k1,k2,p1,p2 or k1,k2,p1,p2,k3 or fisheye:k1,k2,k3,k4."))]
 _Mask = Annotated[str | None, _option("--mask", metavar="DIR", help=(
     "For cameras: a folder of masks (png, jpg, tif) numbered as the frames; what is white in them moves."))]
 _FirstFrame = Annotated[str | None, _option("--first-frame", metavar="1|film|N", help=(
@@ -168,7 +171,7 @@ def _analyse_command(
     ctx: typer.Context, films: _Films, out: _Out, jobs: _Jobs = 1, parts: _Parts = None,
     detector: _Detector = "transitions", threshold: _Threshold = None, min_length: _MinLength = 0.6,
     begin: _From = None, end: _To = None, split: _Split = False, timeline: _Timeline = None, proxy: _Proxy = "auto",
-    depth: _Depth = None, focal: _Focal = None, sensor: _Sensor = None, mask: _Mask = None,
+    depth: _Depth = None, focal: _Focal = None, sensor: _Sensor = None, lens: _Lens = None, mask: _Mask = None,
     first_frame: _FirstFrame = None, plate: _Plate = None, scenes_per_hour: _PerHour = None,
     skip_damaged: _Skip = False, overwrite: _Overwrite = False, as_json: _Json = False, quiet: _Quiet = False,
     config: _Config = None,
@@ -225,11 +228,14 @@ def _camera_options(given, where):
     "The options about cameras, as `analyse` takes them; what needs the tracker to be checked is left to it."
     for name in ("focal", "sensor"):
         with where(name): _at_least(f"--{name}", given[name], 0)
+    if given["lens"] is not None:
+        from primenb.film.cameras import check_lens
+        with where("lens"): check_lens(given["lens"], given["focal"])
     first = given["first_frame"]
     with where("first_frame"):
         if first not in (None, "film") and not first.isdecimal():
             raise PrimenbError(f"--first-frame {first!r}", "it is no frame number", "give 1, film, or one such as 1001")
-    return {name: given[name] for name in ("focal", "sensor", "mask", "depth", "first_frame", "plate")}
+    return {name: given[name] for name in ("focal", "sensor", "lens", "mask", "depth", "first_frame", "plate")}
 
 # %% ../nbs/90_cli.ipynb #d6ce2751
 def _settings(given, where):
@@ -318,7 +324,10 @@ _ShotNumber = Annotated[int | None, _option(
     "--shot", metavar="N", min=0, help="Which of the shots in the range, counted from 0, if there are several.")]
 _Rate = Annotated[float | None, _option(
     "--rate", metavar="FPS", help="Frames a second of a folder of images (24 if not given).")]
-_Zoom = Annotated[bool, _option("--zoom", help="The focal length changes within the shot.")]
+_Zoom = Annotated[bool, _option(
+    "--zoom", help="The focal length changes within the shot; it is found out if neither this nor --focal is given.")]
+_Start = Annotated[str | None, _option("--start", metavar="PATH", help=(
+    "Cameras to begin with: the folder of a COLMAP model, a transforms.json or a track.npz, of the same frames."))]
 _Tracker = Annotated[str, _listed("--tracker", choices=_TRACKERS, metavar="auto|klt|sift", help=(
     "How points are followed: klt, from frame to frame; sift, also between far frames; or auto, klt and where "
     "that loses them sift (if not given)."))]
@@ -328,8 +337,9 @@ _Anew = Annotated[bool, _option("--overwrite", help="Replace the files of a trac
 @app.command("track")
 def _track_command(
     ctx: typer.Context, source: _Source, out: _Place, begin: _From = None, end: _To = None, shot: _ShotNumber = None,
-    rate: _Rate = None, focal: _Focal = None, sensor: _Sensor = None, zoom: _Zoom = False, mask: _Mask = None,
-    depth: _Depth = None, tracker: _Tracker = "auto", first_frame: _FirstFrame = None, plate: _Plate = None,
+    rate: _Rate = None, focal: _Focal = None, sensor: _Sensor = None, zoom: _Zoom = False, lens: _Lens = None,
+    mask: _Mask = None, depth: _Depth = None, start: _Start = None, tracker: _Tracker = "auto",
+    first_frame: _FirstFrame = None, plate: _Plate = None,
     skip_damaged: _Skip = False, overwrite: _Anew = False, as_json: _Json = False, quiet: _Quiet = False,
     config: _Config = None,
 ):
@@ -339,7 +349,7 @@ def _track_command(
     with where("rate"): _at_least("--rate", rate, 0)
     with where("tracker"): _names("--tracker", tracker, _TRACKERS)
     settings = {name: value for name, value in _camera_options(given, where).items() if value is not None}
-    return partial(_track, source, out, span, given, settings=settings | dict(tracker=tracker, zoom=zoom))
+    return partial(_track, source, out, span, given, settings=settings | dict(tracker=tracker, zoom=zoom, start=start))
 
 # %% ../nbs/90_cli.ipynb #450a322b
 def _range(source, span, footage, log):

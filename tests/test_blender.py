@@ -289,4 +289,4 @@ def test_blender_straightens_the_plate_as_we_do(film, tmp_path, oblong):
     theirs, ours = np.array(Image.open(files[0]).convert("L")), next(undistort_images(track, [image]))
     ours = cv2.cvtColor(ours, cv2.COLOR_RGB2GRAY)
     assert np.median(apart_by(theirs, ours)) < 0.1 and apart_by(theirs, ours).max() < 0.3
-    assert np.median(apart_by(theirs, cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))) > 0.5
+    assert apart_by(theirs, cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)).max() > 1

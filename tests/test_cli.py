@@ -133,6 +133,7 @@ odd = st.one_of(
                     "--scenes-per-hour",
                     "--min-length",
                     "--detector",
+                    "--lens",
                 ]
             ),
             odd,
@@ -224,6 +225,7 @@ def test_options_reach_the_analysis_under_their_names(archive, tmp_path, monkeyp
 
     monkeypatch.setattr(films, "analyse", stand_in)
     words = ["--split", "--timeline", "otio,edl", "--proxy", "never", "--skip-damaged", "--from", "12f", "--to", "1.5"]
+    words += ["--focal", "35", "--lens", "-0.1,0"]
     assert main(["analyse", str(archive / "a.mp4"), "-o", str(tmp_path / "o"), "--parts", "keyframes", *words]) == 1
     called.pop("log")
     assert called == dict(
@@ -236,6 +238,8 @@ def test_options_reach_the_analysis_under_their_names(archive, tmp_path, monkeyp
         min_length=0.6,
         overwrite=False,
         jobs=1,
+        focal=35,
+        lens="-0.1,0",
     )
 
 

@@ -18,13 +18,15 @@ from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
 from primenb.film import cameras
 from primenb.film.analyse import analyse
-from primenb.film.cameras import CAMERA_COLUMNS, CameraSettings, lens_of, open_footage
+from primenb.film.cameras import CAMERA_COLUMNS, CameraSettings, check_cameras, lens_from, lens_of, open_footage
 from primenb.film.cameras import camera_row, describe_track
-from primenb.film.cameras import read_masks, save_shot_cameras, scale_tracks, track_shot, track_shots, working_size
+from primenb.film.cameras import read_masks, read_start, save_shot_cameras, scale_tracks, track_shot
+from primenb.film.cameras import track_shots, working_size
 from primenb.media.shots import detect_shots
 from primenb.media.video import encode, iter_frames, probe, read_frames
 from primenb.sfm.export import load_camera_track, load_colmap, undistort_images
-from primenb.sfm.geometry import CameraTrack, Lens, Tracks
+from primenb.sfm.geometry import CameraTrack, Lens, Tracks, inverse, umeyama
+from primenb.sfm.lenses import Look, seen_through
 from primenb.sfm.mapper import track_camera
 
 GREY = np.full((180, 320, 3), 90, np.uint8)
@@ -432,6 +434,115 @@ def test_a_pinhole_has_no_files_of_a_lens(tmp_path):
     for file in ("camera.py", "view.html"): assert not re.search("undistort|straight", (folder / file).read_text())
 
 
+# ---- a lens that is known, and cameras to begin with
+
+
+small = st.floats(-1, 1)
+
+
+@given(st.one_of(*[st.lists(small, min_size=n, max_size=n) for n in (2, 4, 5)]))
+def test_the_numbers_of_a_lens_are_read(numbers):
+    lens = lens_from(", ".join(map(repr, numbers)))
+    assert lens.model == "opencv" and lens.numbers[: len(numbers)] == tuple(numbers)
+
+
+@given(st.lists(small, min_size=4, max_size=4))
+def test_the_numbers_of_a_fisheye_are_read(numbers):
+    assert lens_from("fisheye:" + ",".join(map(repr, numbers))) == Lens("fisheye", tuple(numbers))
+
+
+@pytest.mark.parametrize("text", ["", "0.1", "0.1,0,0", "1,2,3,4,5,6", "zeiss", "k1,k2", "inf,0", "fisheye:0.1,0",
+                                  "opencv:0.1,0", ":0.1,0", "Pinhole"])
+def test_what_is_no_lens_is_refused(text):
+    with pytest.raises(PrimenbError, match="it is no lens"): check_cameras(CameraSettings(lens=text, focal=35))
+
+
+def test_numbers_of_a_lens_need_a_focal_length():
+    check_cameras(CameraSettings(lens="-0.2,0", focal=35))
+    check_cameras(CameraSettings(lens="opencv"))
+    with pytest.raises(PrimenbError, match="--focal"): check_cameras(CameraSettings(lens="-0.2,0"))
+
+
+@pytest.fixture(scope="module")
+def bent(tmp_path_factory):
+    "A shot through a lens that bends lines, its focal length in millimetres, and the centres of its cameras."
+    shot = next(s for s in tracking_shots() if s.key == "track_20")
+    K, cameras = shot.cameras.K[:20], shot.cameras.cam_from_world[:20]
+    images, K = seen_through(Look(Lens(k=(-0.2,))), shot.frames()[:20], K, cameras, shot.depth()[:20])
+    path = encode(tmp_path_factory.mktemp("bent") / "bent.mp4", images, 24, crf=12)
+    return path, float(K[0, 0, 0] * 36 / images.shape[2]), inverse(cameras)[:, :3, 3]
+
+
+def test_a_lens_that_is_known_is_used(bent, tmp_path, capsys):
+    film, focal, centres = bent
+    words = ["track", str(film), "-o", str(tmp_path / "shot"), "--plate", "none", "--focal", f"{focal:.3f}", "--json"]
+    off, rows = {}, {}
+    for lens in ("-0.2,0", "pinhole"):
+        assert main([*words, "--lens", lens, "--overwrite"]) == 0
+        rows[lens], track = json.loads(capsys.readouterr().out), load_camera_track(tmp_path / "shot/track.npz")
+        s, R, t = umeyama(track.centres, centres)
+        off[lens] = np.linalg.norm(s * track.centres @ R.T + t - centres)
+    known, plain = rows.values()
+    assert (known["k1"], known["k2"], known["lens"]) == (-0.2, 0, "given")
+    assert plain["k1"] is None and plain["lens_found"] == ""
+    assert known["error"] < plain["error"] and off["-0.2,0"] < 0.5 * off["pinhole"]
+
+
+def test_a_row_says_what_was_noticed_of_a_lens():
+    track = through(Lens(k=(-0.1,), readout=0.6), 1.2)[0]
+    track.facts["lens_found"] = "distortion, shutter, zoom"
+    assert camera_row(track)["lens_found"] == "distortion, shutter, zoom" and "lens_found" in CAMERA_COLUMNS
+    said = describe_track(track)
+    assert "30.0 to 36.0 mm" in said and "rolling shutter, 0.60 of a frame" in said and "k1 -0.100" in said
+    off = replace(track, lens=Lens(), K=track.K + np.array([[0, 0, 5], [0, 0, -3], [0, 0, 0]]))
+    assert "its axis is +5, -3 px from the middle" in describe_track(off) and "shutter" not in describe_track(off)
+
+
+@pytest.fixture
+def model(tmp_path):
+    "A track of frames 1001 to 1008, in files of all kinds."
+    track = replace(through(Lens(k=(-0.1,)), T=8)[0], start=1001)
+    track.save(tmp_path / "track.npz")
+    track.to_colmap(tmp_path / "colmap", distorted=True)
+    track.to_transforms(tmp_path / "transforms.json")
+    return track, tmp_path
+
+
+@pytest.mark.parametrize("name", ["track.npz", "colmap", "transforms.json"])
+def test_cameras_to_begin_with_are_matched_and_scaled(model, name):
+    track, folder = model
+    start = read_start(folder / name, (1003, 1007), (192, 108))
+    assert (start.size, start.start, len(start.K)) == ((192, 108), 1003, 4)
+    assert np.allclose(start.cam_from_world, track.cam_from_world[2:6], atol=1e-6)
+    assert np.allclose(start.K, track.K[2:6] * [[2], [2], [1]])
+    beyond = read_start(folder / name, (1005, 1017), track.size)
+    assert beyond.posed.tolist() == [True] * 4 + [False] * 8 and beyond.status[4] == "missing"
+    in_order = read_start(folder / name, (0, 8), track.size)
+    assert np.allclose(in_order.cam_from_world, track.cam_from_world, atol=1e-6) and in_order.start == 0
+
+
+@pytest.mark.parametrize("name, span, size, cause", [
+    ("nowhere", (1001, 1009), (96, 54), "there is no such file"), ("", (1001, 1009), (96, 54), "no model of COLMAP"),
+    ("colmap/points.txt", (1001, 1009), (96, 54), "no cameras that are read here"),
+    ("track.npz", (0, 9), (96, 54), "8 cameras, of images 1001 to 1008; the shot has frames 0 to 8"),
+    ("track.npz", (1001, 1009), (96, 72), "96x54, another shape than the film's, 96x72")])
+def test_cameras_of_something_else_are_refused(model, name, span, size, cause):
+    (model[1] / "colmap/points.txt").write_text("")
+    with pytest.raises(PrimenbError, match=re.escape(cause)): read_start(model[1] / name, span, size)
+
+
+def test_begun_with_a_model_it_ends_in_its_world(film, tmp_path, capsys):
+    words = ["track", str(film), "--shot", "1", "--plate", "none", "--quiet", "-o"]
+    assert main([*words, str(tmp_path / "a")]) == 0
+    assert main([*words, str(tmp_path / "b"), "--start", str(tmp_path / "a/colmap")]) == 0
+    a, b = (load_camera_track(tmp_path / name / "track.npz") for name in "ab")
+    span = np.ptp(a.centres, axis=0).max()
+    assert np.abs(a.centres - b.centres).max() < 0.1 * span and a.outcome == b.outcome == "solved"
+    assert f"begun with 24 cameras of {tmp_path}/a/colmap" in describe_track(b) and "begun" not in describe_track(a)
+    assert main([*words, str(tmp_path / "c"), "--start", str(tmp_path / "a/nothing")]) == 1
+    assert "there is no such file" in capsys.readouterr().err and not (tmp_path / "c").exists()
+
+
 # ---- primenb track
 
 
@@ -550,6 +661,7 @@ def test_what_is_wrong_with_a_folder_is_named(drawn, tmp_path, capsys, how):
     (["--focal", "0"], "--focal 0.0: it is not a number above 0"), (["--sensor", "nan"], "--sensor nan"),
     (["--first-frame", "one"], "--first-frame 'one': it is no frame number"),
     (["--plate", "exr"], "'jpg', 'png', 'none'"),
+    (["--lens", "zeiss"], "lens 'zeiss': it is no lens"), (["--lens", "-0.2,0"], "give the focal length"),
     (["--tracker", "kltt"], "did you mean klt?"), (["--rate", "-1"], "--rate -1.0"), (["--mask", ""], "--mask ''"),
     (["--from", "10", "--to", "5"], "it ends before it begins"), (["--shot", "-1"], "'--shot'")])
 def test_an_option_of_track_that_means_nothing(film, tmp_path, capsys, words, line):
@@ -567,9 +679,11 @@ def test_a_folder_with_other_files_is_never_touched(film, tmp_path, capsys):
 
 def test_options_of_track_from_a_file(film, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("primenb.toml").write_text("[track]\nshot = 1\nfocal = 35\nfirst-frame = 1001\nplate = 'none'\n")
+    text = "[track]\nshot = 1\nfocal = 35\nlens = '-0.1,0'\nfirst-frame = 1001\nplate = 'none'\n"
+    Path("primenb.toml").write_text(text)
     assert main(["track", str(film), "-o", "shot", "--json", "--quiet"]) == 0
-    assert json.loads(capsys.readouterr().out)["focal_mm"] == pytest.approx(35)
+    found = json.loads(capsys.readouterr().out)
+    assert found["focal_mm"] == pytest.approx(35) and (found["k1"], found["k2"]) == (-0.1, 0)
     assert numbers_in(Path("shot"))["chan"] == 1001 and not Path("shot/colmap/images").exists()
 
 

@@ -18,7 +18,7 @@ LENS = np.array([[230.0, 0, 160], [0, 230, 90], [0, 0, 1]])
 small = st.floats(-0.05, 0.05)
 
 
-def spun(lens=Lens(), zoom=0.0, axis=(0.0, 0.0), T=24, n=260, noise=0.05, seed=0):
+def spun(lens=Lens(), zoom=0.0, axis=(0.0, 0.0), T=24, n=260, noise=0.05, seed=0, focal=LENS[0, 0]):
     "Tracks of points that a lens shows of a path with turns, its intrinsics, cameras and centres."
     rng, s = np.random.default_rng(seed), np.linspace(0, 1, T)
     def camera(s):
@@ -29,7 +29,7 @@ def spun(lens=Lens(), zoom=0.0, axis=(0.0, 0.0), T=24, n=260, noise=0.05, seed=0
         return cameras, centre
     cameras, centres = camera(s)
     K = np.tile(LENS, (T, 1, 1))
-    K[:, [0, 1], [0, 1]] *= (1 + zoom * s)[:, None]
+    K[:, [0, 1], [0, 1]] *= (1 + zoom * s)[:, None] * focal / LENS[0, 0]
     K[:, :2, 2] += axis
     X = np.c_[rng.uniform(-4, 4, n), rng.uniform(-2.2, 2.2, n), rng.uniform(2.5, 8, n)]
     xy, z = project(X[:, None], cameras, K)
@@ -180,6 +180,14 @@ def test_cameras_of_others_are_refined_in_their_own_world(known):
     assert abs(s - 1) < 1e-6 and np.allclose(R, np.eye(3), atol=1e-6) and np.allclose(t, 0, atol=1e-6)
     assert np.median(np.hypot(*(project(track.points[track.tracks.track], track.cam_from_world[track.tracks.frame],
                                         track.K[track.tracks.frame])[0] - track.tracks.xy).T)) < 0.2
+
+
+def test_the_focal_length_of_a_start_is_where_the_search_begins():
+    tracks, K, cameras, centres = spun(n=900, T=16, focal=700.0)
+    start = replace(solve_tracks(tracks, K), cam_from_world=cameras, K=K * [[1.05, 1, 1], [1, 1.05, 1], [1, 1, 1]])
+    track = solve_tracks(tracks, None, start=start)
+    assert track.outcome == "solved" and off(track, centres) < 2e-3
+    assert track.K[0, 0, 0] == pytest.approx(700, rel=0.03) and track.facts["lens_found"] == ""
 
 
 def test_a_start_with_holes_is_filled_and_one_that_does_not_fit_is_refused():

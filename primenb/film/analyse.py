@@ -379,7 +379,7 @@ def _make_motion(report):
 def _camera_settings(settings):
     "What the report's settings say of cameras."
     from primenb.film.cameras import CameraSettings
-    names = ("focal", "sensor", "mask", "depth", "first_frame", "plate")
+    names = ("focal", "sensor", "mask", "depth", "first_frame", "plate", "lens")
     return CameraSettings(**{name: settings[name] for name in names if name in settings})
 
 def _check_cameras(settings):
@@ -730,10 +730,10 @@ def _make_parts(report, order, key, log):
     if partial.exists() and not any(partial.iterdir()): partial.rmdir()
 
 # %% ../../nbs/film/03_analyse.ipynb #026bd4e3
-def _of_cameras(focal=None, sensor=None, mask=None, first_frame=None, plate=None):
+def _of_cameras(focal=None, sensor=None, mask=None, first_frame=None, plate=None, lens=None):
     "The settings of cameras, as they are stored."
     mask, first_frame = (None if value is None else str(value) for value in (mask, first_frame))
-    return dict(focal=focal, sensor=sensor, mask=mask, first_frame=first_frame, plate=plate)
+    return dict(focal=focal, sensor=sensor, mask=mask, first_frame=first_frame, plate=plate, lens=lens)
 
 def _given(span, timelines, depth, **settings):
     "The settings that are not None, as they are stored."
@@ -784,7 +784,7 @@ def analyse(
     overwrite: bool = False,  # begin anew in a folder that holds a report
     available: list[Part] = PAGE_PARTS,  # the parts to choose from, in the order of the page
     log: Callable[[str], None] = lambda line: None,  # called with a line about each part
-    **cameras,  # focal, sensor, mask, first_frame, plate: as in `primenb.film.cameras.CameraSettings`
+    **cameras,  # focal, sensor, mask, first_frame, plate, lens: as in `primenb.film.cameras.CameraSettings`
 ) -> FilmReport:
     """Analyses a film part by part into a folder with `film.json`, tables and `report.html`; continues if stopped.
 
@@ -823,7 +823,7 @@ def analyse(
     log : Callable[[str], None], default lambda line: None
         called with a line about each part
     **cameras
-        focal, sensor, mask, first_frame, plate: as in `primenb.film.cameras.CameraSettings`
+        focal, sensor, mask, first_frame, plate, lens: as in `primenb.film.cameras.CameraSettings`
 
     Returns
     -------

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONE_SIDES', 'GRID_LINES', 'PLATE_WIDTH', 'MAX_OBSERVATIONS', 'reprojection_errors', 'error_curves', 'cone_and_grid',
            'place_object', 'plate_size', 'save_plate', 'view_data', 'step_path', 'frame_ticks', 'outcome_words',
-           'lens_words', 'view_facts', 'render_view', 'save_view', 'camera_rows']
+           'lens_facts', 'view_facts', 'render_view', 'save_view', 'camera_rows']
 
 # %% ../../nbs/film/01_view.ipynb #04367cd9
 import base64, os
@@ -367,10 +367,10 @@ def _focal_source(facts):
     if sigma < MAX_FOCAL_SIGMA: return f"found, ±{100 * sigma:.1g} %"
     return "a usual lens: the shot does not determine it"
 
-def lens_words(
+def lens_facts(
     track: CameraTrack,
-) -> str:  # empty for a pinhole
-    """How the lens bends lines, in numbers.
+) -> dict[str, str]:  # empty for a pinhole
+    """What a lens is beside its focal length, label and value: distortion, axis, rolling shutter.
 
     Parameters
     ----------
@@ -378,14 +378,20 @@ def lens_words(
 
     Returns
     -------
-    str
+    dict[str, str]
         empty for a pinhole
     """
-    if track.lens.is_pinhole: return ""
-    numbers = [f"k{n} {k:.3f}" for n, k in enumerate(track.lens.k, 1)]
-    numbers += [f"p{n} {p:.3f}" for n, p in enumerate(track.lens.p, 1)]
-    return ("fisheye " if track.lens.model == "fisheye" else "") + ", ".join(numbers)
+    lens, facts = track.lens, {}
+    numbers = [f"k{n} {k:.3f}" for n, k in enumerate(lens.k, 1)] + [f"p{n} {p:.3f}" for n, p in enumerate(lens.p, 1)]
+    kind = "fisheye " if lens.model == "fisheye" else ""
+    if not lens.is_pinhole: facts["distortion"] = kind + ", ".join(numbers)
+    x, y = np.nanmedian(track.K[:, :2, 2], axis=0) - np.array(track.size) / 2
+    if max(abs(x), abs(y)) > 0.5: facts["axis"] = f"{x:+.0f}, {y:+.0f} px from the middle"
+    if lens.readout: facts["rolling shutter"] = f"{lens.readout:.2f} of a frame from the first row to the last"
+    return facts
 
+
+# %% ../../nbs/film/01_view.ipynb #5be3a1c7
 def view_facts(
     track: CameraTrack,
 ) -> dict[str, str]:
@@ -409,7 +415,8 @@ def view_facts(
     error = f"{np.nanmedian(errors):.2f} px" if np.isfinite(errors).any() else "none"
     lens = {"focal length": f"{millimetres} mm on {sensor:g} mm", "in pixels": px, "lens": _focal_source(track.facts)}
     if track.outcome == "static" and lens["lens"] != "given": lens = {}  # nothing tells it
-    if not track.lens.is_pinhole: lens |= {"distortion": f"{lens_words(track)}, undone in the plate"}
+    lens |= lens_facts(track)
+    if not track.lens.is_pinhole: lens["distortion"] += ", undone in the plate"
     seen = {"error": error, "points": str(len(track.points)), "size": f"{track.size[0]} × {track.size[1]}"}
     return lens | seen
 
@@ -535,7 +542,8 @@ def save_view(
 
 # %% ../../nbs/film/01_view.ipynb #3c805808
 _row_columns = ("shot", "status", "reason", "remedy", "frames", "first_frame", "time", "solved", "filled", "missing",
-                "points", "error", "focal", "focal_mm", "focal_sigma", "focal_found", "lens")
+                "points", "error", "focal", "focal_mm", "focal_sigma", "focal_found", "lens",
+                "lens_found")
 
 def _known(value): return None if pd.isna(value) or value == "" else value
 

@@ -864,10 +864,16 @@ def _check_start(start, tracks):
     if tuple(start.size) != tuple(tracks.size): refuse(f"its size is {start.size}, and that of the shot {tracks.size}")
     if start.posed.sum() < 2: refuse("fewer than two of its frames have a camera")
 
+def _as_long(shot, focal):
+    "The shot with another focal length to begin with, pixels."
+    K, part = (_scale_focal(K, focal / K[0, 0, 0]) for K in (shot.K, shot.problem.K))
+    return replace(shot, K=K, problem=_with(shot.problem, K=part))
+
 def _begin_at(shot, start):
     "The shot with the cameras of `start`, and points where they see the tracks; in units of their typical depth."
     _check_start(start, shot.tracks)
     posed = np.flatnonzero(start.posed)
+    if shot.problem.focal != "fixed": shot = _as_long(shot, np.median(start.K[posed, 0, 0]))
     problem, cameras = shot.problem, _interpolate(posed, start.cam_from_world[posed], shot.tracks.frames)[shot.keys]
     T = len(cameras)
     scene = Reconstruction(cameras, np.zeros((len(problem.tracks), 3)), np.zeros(T), np.zeros(T))
