@@ -456,6 +456,7 @@ def sift_tracks(
 # %% ../../nbs/sfm/01_tracks.ipynb #9a0b46ac
 def _weakest_link(tracks):
     "The fewest tracks that are seen both before a frame and from it on."
+    if not len(tracks): return 0
     first = np.flatnonzero(np.diff(tracks.track, prepend=-1))
     begin, end = tracks.frame[first], tracks.frame[np.append(first[1:], len(tracks.frame)) - 1]
     change = np.bincount(begin + 1, minlength=tracks.frames + 1) - np.bincount(end + 1, minlength=tracks.frames + 1)
