@@ -170,7 +170,7 @@ def test_the_experiment_on_one_window(real, tmp_path):
         project / "nbs/exp/sfm_real.ipynb", params, tmp_path / "found", summary=str(tmp_path / "found.json"),
         headlines=["lengths.8.none.ate_ratio", "focal.median_error"], max_features=300, workers=1, **settings
     )
-    assert not (tmp_path / "found/.windows").exists()
+    assert not (tmp_path / "found/.jobs").exists()
     found = json.loads((tmp_path / "found.json").read_text())
     one = found["lengths"]["8"]["affine_8"]
     low, high = one["ate_ratio_interval"]

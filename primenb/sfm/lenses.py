@@ -162,8 +162,9 @@ def _look_row(case, group, track, guess):
     found = [name for name in track.facts.get("lens_found", "").split(", ") if name]
     error = float(np.abs(track.K[:, 0, 0] / case.K[:, 0, 0] - 1).max())
     sigma = float(track.facts.get("focal_sigma", np.nan))
+    told = bool(sigma < guess)
+    sigma = sigma if np.isfinite(sigma) else None
     metrics = evaluate_track(track, case.K, case.gt_poses["exact"], case.median_depth, 0.0)
-    told = sigma < guess
     row = dict(status=track.outcome, found=" ".join(found), focal_error=error, focal_sigma=sigma, told=told)
     row |= dict(noticed=NAMES.get(group) in found, invented=bool(set(found) - {NAMES.get(group)}))
     row |= dict(honest=not told or error <= 2 * sigma, ate_over_path=metrics["ate_over_path"])

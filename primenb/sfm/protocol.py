@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['VARIANTS', 'PARITIES', 'COMPARED', 'GROSS', 'Case', 'starter_case', 'MethodRun', 'no_cameras', 'run_method',
            'object_drift', 'facts_of', 'evaluate_case', 'run_starter', 'move_case', 'run_move', 'Sequence',
-           'load_sequence', 'read_sequence', 'window_case', 'run_window', 'read_rows', 'judged_case', 'run_judged',
-           'window_firsts', 'compare_windows']
+           'load_sequence', 'read_sequence', 'window_case', 'run_window', 'jobs_folder', 'read_rows', 'judged_case',
+           'run_judged', 'window_firsts', 'compare_windows']
 
 # %% ../../nbs/sfm/11_protocol.ipynb #81b13f41
-import json, time
+import hashlib, json, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -504,6 +504,31 @@ def run_window(
     """
     found = evaluate_case(window_case(whole, first, frames, max_features), entries, Path(out).parent)
     with atomic(out) as f: f.write_text(json.dumps(rounded(found)))
+
+# %% ../../nbs/sfm/11_protocol.ipynb #eea3f4a1
+def jobs_folder(
+    out: str | Path,  # where the results go
+    *settings,        # what else the jobs depend on
+) -> Path:  # made if need be; to be removed with its parent once the results are written
+    """A folder for the files of jobs, the same for the same solver and settings.
+
+    Parameters
+    ----------
+    out : str | Path
+        where the results go
+    *settings
+        what else the jobs depend on
+
+    Returns
+    -------
+    Path
+        made if need be; to be removed with its parent once the results are written
+    """
+    code = b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))
+    name = hashlib.sha256(code + repr(settings).encode()).hexdigest()[:12]
+    place = Path(out) / ".jobs" / name
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 # %% ../../nbs/sfm/11_protocol.ipynb #25fe9cdd
 def read_rows(
