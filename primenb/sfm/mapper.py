@@ -6,13 +6,13 @@
 __all__ = ['MAX_KEY_FRAMES', 'MAX_PER_FRAME', 'MIN_LINK', 'AGREE', 'FINAL_CAUCHY_SCALE', 'READMIT_SIGMAS', 'NO_PRIOR',
            'PRIOR_MARGIN', 'FOCAL_SIGMA_FACTOR', 'MAX_FOCAL_SIGMA', 'ROTATION_ONLY_RATIO', 'LENS_MARGIN', 'LENS_FACTOR',
            'LENS_CHOICES', 'NEIGHBOUR_DISTANCES', 'NOISE_FACTOR', 'MIN_TOLERANCE', 'MIN_EXPLAINED', 'MIN_SOLVED',
-           'MAX_FILLED_RUN', 'STATIC_SWAY', 'UNSTEADY_SWAY', 'TRACKERS', 'STATUS_COLOURS', 'CAMERA_AXES',
-           'check_intrinsics', 'guessed_intrinsics', 'disparity_of', 'select_key_frames', 'restrict_frames',
-           'thin_tracks', 'Shot', 'prepare', 'check_tracks', 'best_initialisation', 'initialise', 'reject_outliers',
-           'keep_inliers', 'readmit_inliers', 'choose_prior', 'default_focal', 'choose_focal', 'fit_rotation_only',
-           'choose_motion', 'choose_lens', 'solve_all_frames', 'relative_variance', 'correlation_factor',
-           'add_all_tracks', 'smooth_path', 'track_noise', 'check_rigid', 'border_share', 'static_track',
-           'solve_tracks', 'to_camera_track', 'as_depth', 'track_camera', 'coloured', 'draw_keypoints']
+           'MAX_FILLED_RUN', 'STATIC_SWAY', 'UNSTEADY_SWAY', 'MIN_UNSTEADY', 'TRACKERS', 'STATUS_COLOURS',
+           'CAMERA_AXES', 'check_intrinsics', 'guessed_intrinsics', 'disparity_of', 'select_key_frames',
+           'restrict_frames', 'thin_tracks', 'Shot', 'prepare', 'check_tracks', 'best_initialisation', 'initialise',
+           'reject_outliers', 'keep_inliers', 'readmit_inliers', 'choose_prior', 'default_focal', 'choose_focal',
+           'fit_rotation_only', 'choose_motion', 'choose_lens', 'solve_all_frames', 'relative_variance',
+           'correlation_factor', 'add_all_tracks', 'smooth_path', 'track_noise', 'check_rigid', 'border_share',
+           'static_track', 'solve_tracks', 'to_camera_track', 'as_depth', 'track_camera', 'coloured', 'draw_keypoints']
 
 # %% ../../nbs/sfm/06_mapper.ipynb #f7cd8769
 import time
@@ -1193,6 +1193,7 @@ def _surrounding(tracks, shot, again):
 # %% ../../nbs/sfm/06_mapper.ipynb #25a5f1c6
 STATIC_SWAY = 1e-3  # image widths, below which a shot is static
 UNSTEADY_SWAY = 0.01  # and below which it is called so if no moving camera is found
+MIN_UNSTEADY = 0.9  # share of the frames in which it must be found there
 
 def static_track(
     tracks: Tracks,
@@ -1233,7 +1234,8 @@ def _held(tracks, K, pixel, rate, solve):
         except PrimenbError as e:
             if tracks.sway > UNSTEADY_SWAY: raise
             cause = e.cause
-    if track and (track.outcome != "filled" or tracks.sway > UNSTEADY_SWAY): return track
+    found = np.isin(track.status, ("solved", "rotation_only")).mean() if track else 0.0
+    if track and (found >= MIN_UNSTEADY or tracks.sway > UNSTEADY_SWAY): return track
     if track: cause = "it is seen in a part of the frames only"
     size = tracks.size, tracks.frames
     K = guessed_intrinsics(*size, pixel) if K is None else check_intrinsics(K, *size)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_KEPT', 'GRID', 'MIN_CORNER', 'REFILL_EVERY', 'PATCH', 'STORED', 'GAIN', 'MAX_JUMP', 'MAX_RETURN',
-           'MAX_DIFFERENCE', 'MAX_STRETCH', 'MAX_SAMPLES', 'MIN_SHARED', 'MIN_VISIBLE', 'FAST_SWAY', 'check_frames',
-           'measure_sway', 'klt_tracks', 'quiet_colmap', 'join_matches', 'sift_tracks', 'auto_tracks']
+           'MAX_DIFFERENCE', 'MAX_STRETCH', 'MAX_SAMPLES', 'MIN_SHARED', 'MIN_VISIBLE', 'check_frames', 'measure_sway',
+           'klt_tracks', 'quiet_colmap', 'join_matches', 'sift_tracks', 'auto_tracks']
 
 # %% ../../nbs/sfm/01_tracks.ipynb #8d574677
 import itertools, tempfile
@@ -463,8 +463,6 @@ def _weakest_link(tracks):
     return int(np.cumsum(change)[1 : tracks.frames].min())
 
 # %% ../../nbs/sfm/01_tracks.ipynb #a6bf411b
-FAST_SWAY = 0.02  # image widths: a camera that sways less over its shot is not fast
-
 def auto_tracks(
     frames: np.ndarray | Iterable,   # (T,H,W,3) uint8, or (H,W,3) images one after the other, which SIFT cannot match
     mask: np.ndarray | None = None,  # (T,h,w) bool, true where things move; with an iterable of the frames' size
@@ -494,7 +492,6 @@ def auto_tracks(
     """
     steps = _Steps(wide=True)
     found = _klt(frames, mask, steps, max_tracks, min_distance, min_length)
-    slow = min(steps.kept, default=1) >= MIN_KEPT or found.sway < FAST_SWAY  # what hides a view that rests is no speed
-    if slow or not hasattr(frames, "__len__"): return found
+    if min(steps.kept, default=1) >= MIN_KEPT or not hasattr(frames, "__len__"): return found
     matched = sift_tracks(np.asarray(frames), mask, min_length=min_length)
     return max(found, matched, key=_weakest_link)
