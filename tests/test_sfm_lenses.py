@@ -1,4 +1,4 @@
-"Lenses: OpenCV's formulas, what the solver finds by itself or is told, cameras of others as a start."
+"Lenses: OpenCV's formulas, what the solver finds by itself or is given, cameras of others as a start."
 from dataclasses import replace
 
 import cv2
@@ -8,8 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from primenb.core import PrimenbError
 from primenb.data.corpus import tracking_shots
-from primenb.sfm.adjust import row_slip
-from primenb.sfm.geometry import Lens, Tracks, pose, project, umeyama
+from primenb.sfm.geometry import Lens, Tracks, pose, project, row_slip, umeyama
 from primenb.sfm.lenses import Look, look_case, seen_through
 from primenb.sfm.mapper import MAX_FOCAL_SIGMA, solve_tracks, track_camera
 

@@ -506,7 +506,7 @@ def _read_small(footage, span):
     return numbers, frames[: len(numbers)]
 
 def _how(settings, footage, span):
-    "What the solver is told of lens and cameras."
+    "What is known of lens and cameras, as the solver takes it."
     start = None if settings.start is None else read_start(settings.start, span, footage.size)
     lens = None if settings.lens is None else lens_from(settings.lens)
     return dict(zoom=settings.zoom or None, lens=lens, start=start)

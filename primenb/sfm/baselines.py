@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from ..core import PrimenbError, extra
 from .geometry import CameraTrack, Tracks
+from .tracks import write_greys
 with extra("cameras"):
     import pycolmap
 
@@ -356,11 +356,6 @@ def solve_baseline(
 def _error(model): return model.compute_mean_reprojection_error() if model.num_points3D() else np.inf
 
 # %% ../../nbs/sfm/08_baselines.ipynb #ed578678
-def _write_images(folder, frames):
-    names = [f"{n:06d}.png" for n in range(len(frames))]
-    for name, frame in zip(names, frames): cv2.imwrite(str(folder / name), cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
-    return names
-
 def _extract(path, folder, frames, K, seed):
     "SIFT features of all frames, which share one camera."
     reader = pycolmap.ImageReaderOptions()
@@ -370,9 +365,8 @@ def _extract(path, folder, frames, K, seed):
         reader.camera_model = "PINHOLE"
         reader.camera_params = ",".join(str(k) for k in (K[0, 0, 0], K[0, 1, 1], K[0, 0, 2], K[0, 1, 2]))
     options = _repeatable(pycolmap.FeatureExtractionOptions(use_gpu=False), seed)
-    names = _write_images(folder, frames)
     pycolmap.extract_features(
-        path, folder, names, pycolmap.CameraMode.SINGLE, reader, options, pycolmap.Device.cpu
+        path, folder, write_greys(folder, frames), pycolmap.CameraMode.SINGLE, reader, options, pycolmap.Device.cpu
     )
 
 def _keypoints(path, size):

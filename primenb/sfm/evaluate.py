@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import PrimenbError
-from .adjust import row_slip
-from .geometry import CameraTrack, Tracks, inverse, umeyama
+from .geometry import CameraTrack, Tracks, inverse, straighten, umeyama
 
 # %% ../../nbs/sfm/07_evaluate.ipynb #f3567b56
 def _with_crosses(cam_from_world, delta=1e-5):
@@ -530,11 +529,6 @@ def epipolar_pairs(
     return np.concatenate(found)
 
 # %% ../../nbs/sfm/07_evaluate.ipynb #40639a8f
-def _straight(tracks, track):
-    "(O,2) the observations without the lens that a track has."
-    xy = tracks.xy - track.lens.readout * row_slip(tracks) if track.lens.readout else tracks.xy
-    return track.lens.undistort(xy, track.K[tracks.frame])
-
 def _homogeneous(xy): return np.concatenate([xy, np.ones((len(xy), 1))], 1)
 
 def _line_distances(F, x, y):
@@ -577,7 +571,7 @@ def epipolar_errors(
     """
     pairs = epipolar_pairs(held_out, max_pairs, min_motion)
     i, j = held_out.frame[pairs].T
-    seen = _straight(held_out, track)
+    seen = straighten(held_out, track.lens, track.K).xy
     x, y = (_homogeneous(seen[rows]) for rows in pairs.T)
     step = track.cam_from_world[j] @ inverse(track.cam_from_world[i])
     R, t = step[:, :3, :3], step[:, :3, 3]

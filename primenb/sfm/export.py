@@ -24,7 +24,7 @@ from PIL import Image
 
 from ..core import PrimenbError, atomic, extra
 from ..data.records import json_file, npz_file
-from .geometry import CameraTrack, Lens, Tracks, inverse, unproject, project
+from .geometry import CameraTrack, Lens, Tracks, inverse, pixel_centres, project, unproject
 with extra("cameras"):
     import OpenEXR
     import pycolmap
@@ -102,19 +102,15 @@ def _lenses(track):
     nearest = np.abs(np.arange(len(track.K))[:, None] - known).argmin(1)
     return track.K[known[nearest]]
 
-def _centres(size):
-    "(H,W,2) the middles of all pixels."
-    return np.stack(np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5), -1)
-
 def _bent(track, K, size):
     "(H,W,2) where the film shows each pixel of a pinhole, both of a size; NaN where it shows nothing."
-    xy = _centres(size) * (np.array(track.size) / size)
+    xy = pixel_centres(size) * (np.array(track.size) / size)
     shown = np.where(track.lens.shows(xy, K)[..., None], track.lens.distort(xy, K), np.nan)
     return shown * (np.array(size) / track.size)
 
 def _straight(track, K, size):
     "(H,W,2) the pixel of a pinhole that each pixel of the film shows, both of a size; NaN where there is none."
-    xy = track.lens.undistort(_centres(size) * (np.array(track.size) / size), K)
+    xy = track.lens.undistort(pixel_centres(size) * (np.array(track.size) / size), K)
     return np.where(track.lens.shows(xy, K)[..., None], xy, np.nan) * (np.array(size) / track.size)
 
 # %% ../../nbs/sfm/09_export.ipynb #accd5bc2

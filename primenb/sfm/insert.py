@@ -21,7 +21,7 @@ with extra("studio"):
     import pyvista as pv
     import vtk
 from .export import srgb_to_linear, upright_rotation
-from .geometry import CameraTrack, Lens, unproject, project, rays
+from .geometry import CameraTrack, Lens, pixel_centres, project, rays, unproject
 from ..render import Item, Window, box, lathe, read_colours, read_depth_buffer, thing
 from ..media.video import encode, frame_numbers, iter_frames, read_frames
 
@@ -800,16 +800,16 @@ def _straightened(self: Prop, t, image, how, empty):
     "A frame, or a map of any size, as the straight view has it."
     by = np.divide(image.shape[1::-1], self.film.size)
     size, K = np.ceil(self.track.size * by).astype(int), self.film.K[t]
-    cells = np.stack(np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5), -1) / by - self.margin
+    cells = pixel_centres(size) / by - self.margin
     shown = np.where(self.film.lens.shows(cells, K)[..., None], self.film.lens.distort(cells, K) * by - 0.5, -1e4)
     return cv2.remap(image, shown.astype(np.float32), None, how, borderMode=cv2.BORDER_CONSTANT, borderValue=empty)
 
 @patch
 def _places_in_view(self: Prop, t):
     "(H,W,2) where the straight view has each pixel of the film; kept while the intrinsics stay the same."
-    (W, H), K = self.film.size, self.film.K[t]
+    K = self.film.K[t]
     if K.tobytes() not in self.places:
-        at = self.film.lens.undistort(np.stack(np.meshgrid(np.arange(W) + 0.5, np.arange(H) + 0.5), -1), K)
+        at = self.film.lens.undistort(pixel_centres(self.film.size), K)
         at = np.where(self.film.lens.shows(at, K)[..., None], at + self.margin - 0.5, -1e4)
         self.places = {K.tobytes(): at.astype(np.float32)}
     return self.places[K.tobytes()]

@@ -26,10 +26,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.basics import patch
 
-from ..core import PrimenbError, extra
-from .adjust import Adjustment, Reconstruction, inlier_sigma, row_slip
+from ..core import PrimenbError
+from .adjust import Adjustment, Reconstruction, inlier_sigma
 from primenb.sfm.geometry import (
-    LENS_MODELS, CameraTrack, Lens, Tracks, inverse, pose, project, triangulate, umeyama, unproject, widest_angle,
+    LENS_MODELS, CameraTrack, Lens, Tracks, interpolate_cameras, inverse, pose, project, row_slip, straighten,
+    triangulate, umeyama, unproject, widest_angle,
 )
 from .path import smooth
 from .priors import DepthMaps, check_fit, depth_folder, depth_network, is_network, sample_depth
@@ -38,8 +39,6 @@ from .tracks import auto_tracks, check_frames, klt_tracks, sift_tracks
 from ..media.video import probe, read_frames
 from ..viz import draw_scene, sheet
 from . import export  # noqa: F401 - gives a track to_usd, to_nuke, to_blender and to_colmap
-with extra("cameras"):
-    from scipy.spatial.transform import Rotation, Slerp
 
 # %% ../../nbs/sfm/06_mapper.ipynb #2677c4ab
 def check_intrinsics(
@@ -488,17 +487,8 @@ def _complete(problem, scene, use_depth):
     points[old] = _with_all_tracks(some, _whole(scene, None)).points
     scene = register_frames(problem, scene.cam_from_world, points, use_depth)
     posed = np.flatnonzero(np.isfinite(scene.cam_from_world[:, 0, 0]))
-    return _with_all_tracks(
-        problem, replace(scene, cam_from_world=_interpolate(posed, scene.cam_from_world[posed], problem.tracks.frames))
-    )
-
-def _interpolate(keys, cameras, frames):
-    "(frames,4,4): keyframes as they are, those between by even motion, those outside like the nearest."
-    at = np.clip(np.arange(frames), keys[0], keys[-1])
-    if len(keys) == 1: return np.repeat(cameras, frames, 0)
-    turns = Slerp(keys, Rotation.from_matrix(cameras[:, :3, :3]))(at).as_matrix()
-    centres = np.stack([np.interp(at, keys, c) for c in inverse(cameras)[:, :3, 3].T], 1)
-    return pose(turns, -np.einsum("tij,tj->ti", turns, centres))
+    cameras = interpolate_cameras(scene.cam_from_world[posed], posed, np.arange(problem.tracks.frames))
+    return _with_all_tracks(problem, replace(scene, cam_from_world=cameras))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #ad3b3abe
 def initialise(
@@ -844,13 +834,12 @@ def _straightened(tracks, K, lens):
     "The tracks as a pinhole without rolling shutter would have seen them; raises `PrimenbError` where that needs a K."
     cause = "its numbers are in focal lengths, and the focal length is not known"
     if K is None and not lens.is_pinhole: raise PrimenbError("lens", cause, "give K too, or let both be found")
-    xy = tracks.xy - lens.readout * row_slip(tracks) if lens.readout else tracks.xy
-    if lens.is_pinhole: return replace(tracks, xy=xy)
-    xy = lens.undistort(xy, check_intrinsics(K, tracks.size, tracks.frames)[tracks.frame])
-    return replace(tracks, xy=np.where(np.isfinite(xy), xy, -1e4))
+    straight = straighten(tracks, lens, None if K is None else check_intrinsics(K, tracks.size, tracks.frames))
+    return straight.keep(np.isfinite(straight.xy).all(1))[0]
 
-def _seen_through(lens, tracks, straight, track):
+def _seen_through(lens, tracks, track):
     "The track of straightened observations with those of the film and their lens."
+    straight = straighten(tracks, lens, track.K)
     row = {key: n for n, key in enumerate(zip(straight.frame.tolist(), *straight.xy.T.tolist()))}
     t = track.tracks
     rows = np.array([row[key] for key in zip(t.frame.tolist(), *t.xy.T.tolist())], int)
@@ -874,7 +863,7 @@ def _begin_at(shot, start):
     _check_start(start, shot.tracks)
     posed = np.flatnonzero(start.posed)
     if shot.problem.focal != "fixed": shot = _as_long(shot, np.median(start.K[posed, 0, 0]))
-    problem, cameras = shot.problem, _interpolate(posed, start.cam_from_world[posed], shot.tracks.frames)[shot.keys]
+    problem, cameras = shot.problem, interpolate_cameras(start.cam_from_world[posed], posed, shot.keys)
     T = len(cameras)
     scene = Reconstruction(cameras, np.zeros((len(problem.tracks), 3)), np.zeros(T), np.zeros(T))
     points = triangulate(problem.straight(), cameras, problem.K)
@@ -935,7 +924,7 @@ def solve_all_frames(
 def _over_all_frames(scene, keys, frames, points):
     "The scene of the keyframes, interpolated to all frames, with a selection of its points."
     def across(values): return np.interp(np.arange(frames), keys, values)
-    cameras = _interpolate(keys, scene.cam_from_world, frames)
+    cameras = interpolate_cameras(scene.cam_from_world, keys, np.arange(frames))
     return replace(
         scene, cam_from_world=cameras, points=scene.points[points], log_scale=across(scene.log_scale),
         log_focal=across(scene.log_focal),
@@ -1146,7 +1135,7 @@ def check_rigid(
         raise PrimenbError(
             "tracks",
             f"a rigid scene explains {share:.0%} of what is seen: most of it moves",
-            "mask what moves, choose a shot with a still background, or take the lens's distortion out",
+            "mask what moves, choose a shot with a still background, or give its lens",
         )
     return shot
 
@@ -1296,7 +1285,7 @@ def solve_tracks(
     how = dict(depth_in_start=depth_in_start, depth_in_adjustment=depth_in_adjustment, smoothing=smoothing)
     solve = lambda: _solve_moving(straight, K, depth, rate, about, how | dict(start=start))
     track = _held(straight, K, pixel, rate, solve)
-    if given is not None: track = _seen_through(given, tracks, straight, track)
+    if given is not None: track = _seen_through(given, tracks, track)
     track.facts.update(seconds=time.perf_counter() - began, tracker=tracks.tracker)
     return track
 
@@ -1380,11 +1369,10 @@ def to_camera_track(
     grey = np.full((len(problem.tracks), 3), 128, np.uint8)
     sigma = factor * np.sqrt(np.maximum(variance, 0))[:, ::-1] / [unit, 1]
     K, points = scene.intrinsics(shot.K), scene.points / unit
-    K[:, :2, 2] += scene.lens[[2, 3]] * shot.tracks.size[0]
-    lens = replace(problem.lens_of(scene), readout=float(scene.lens[4]))
+    K[:, :2, 2] += scene.axis * shot.tracks.size[0]
     seen = problem.tracks.keep(status[problem.tracks.frame] != "missing")
     observed = (seen[0], grey[seen[1]], sigma, np.exp(scene.log_scale), rate, facts)
-    return CameraTrack(shot.tracks.size, K, cameras, status, points[seen[1]], *observed, lens=lens)
+    return CameraTrack(shot.tracks.size, K, cameras, status, points[seen[1]], *observed, lens=problem.lens_of(scene))
 
 # %% ../../nbs/sfm/06_mapper.ipynb #dff0b44b
 def as_depth(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_KEPT', 'GRID', 'MIN_CORNER', 'REFILL_EVERY', 'PATCH', 'STORED', 'GAIN', 'MAX_JUMP', 'MAX_RETURN',
            'MAX_DIFFERENCE', 'MAX_STRETCH', 'MAX_SAMPLES', 'MIN_SHARED', 'MIN_VISIBLE', 'check_frames', 'measure_sway',
-           'klt_tracks', 'quiet_colmap', 'join_matches', 'sift_tracks', 'auto_tracks']
+           'klt_tracks', 'quiet_colmap', 'write_greys', 'join_matches', 'sift_tracks', 'auto_tracks']
 
 # %% ../../nbs/sfm/01_tracks.ipynb #8d574677
 import itertools, tempfile
@@ -348,10 +348,30 @@ def quiet_colmap():
     finally: pycolmap.logging.minloglevel = before
 
 # %% ../../nbs/sfm/01_tracks.ipynb #dd2b0a94
+def write_greys(
+    folder: Path,
+    frames: np.ndarray,  # (T,H,W,3) uint8
+) -> list[str]:  # the names
+    """Writes frames as grey images whose names are their numbers, for COLMAP.
+
+    Parameters
+    ----------
+    folder : Path
+    frames : np.ndarray
+        (T,H,W,3) uint8
+
+    Returns
+    -------
+    list[str]
+        the names
+    """
+    names = [f"{n:06d}.png" for n in range(len(frames))]
+    for name, frame in zip(names, frames): cv2.imwrite(str(folder / name), cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+    return names
+
 def _features(folder, frames, mask, max_features):
     "A COLMAP database with the SIFT features of all frames, by image number = frame + 1."
-    for n, frame in enumerate(frames):
-        cv2.imwrite(str(folder / f"{n:06d}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+    names = write_greys(folder, frames)
     options, reader = pycolmap.FeatureExtractionOptions(use_gpu=False, num_threads=1), pycolmap.ImageReaderOptions()
     options.sift.max_num_features = max_features
     if mask is not None:
@@ -359,7 +379,6 @@ def _features(folder, frames, mask, max_features):
         for n, m in enumerate(mask):
             cv2.imwrite(str(folder / "masks" / f"{n:06d}.png.png"), np.where(m, 0, 255).astype(np.uint8))
         reader.mask_path = folder / "masks"
-    names = [f"{n:06d}.png" for n in range(len(frames))]
     pycolmap.extract_features(
         folder / "shot.db", folder, names, pycolmap.CameraMode.SINGLE, reader, options, pycolmap.Device.cpu
     )
