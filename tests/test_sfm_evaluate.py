@@ -463,6 +463,16 @@ def test_halves_share_no_track_and_lose_none(seed, n):
     assert np.array_equal(split_tracks(whole, seed)[0].xy, halves[0].xy)
 
 
+@given(st.integers(0, 99), st.integers(2, 30), st.integers(1, 10))
+def test_tracks_of_one_keypoint_stay_together(seed, n, twice):
+    frame, xy = np.tile(np.arange(3), n + min(n, twice)), np.random.default_rng(seed).random((3 * n, 2))
+    again = np.concatenate([xy, xy[: 3 * min(n, twice)]])
+    halves = split_tracks(Tracks(frame, np.repeat(np.arange(len(frame) // 3), 3), again, 3, (10, 10)), seed)
+    mine, other = (set(map(tuple, h.xy)) for h in halves)
+    assert not mine & other and len(mine | other) == 3 * n
+    assert abs(len(halves[0]) - len(halves[1])) <= 2
+
+
 def test_ratio_to_the_best_by_hand():
     ours, others = np.array([1.0, 2.0, 4.0]), dict(a=np.array([2.0, 2.0, 2.0]), b=np.array([1.0, 8.0, 8.0]))
     found = ratio_to_best(ours, others)

@@ -154,7 +154,7 @@ def test_a_judged_window(real, tmp_path):
     assert set(case.priors) == {"sensor", "affine_8", "affine_16"} and list(case.gt_poses) == ["published"]
     assert case.priors["affine_8"].kind == "disparity" and case.priors["affine_8"].valid.all()
     mine, other = (set(map(tuple, t.xy)) for t in (case.tracks, case.held_out))
-    assert not mine & other and abs(len(case.tracks) - len(case.held_out)) <= 1
+    assert not mine & other and abs(len(case.tracks) - len(case.held_out)) <= 3
     runs = [MethodRun("depth_guided", "affine_8"), MethodRun("glomap_default"), MethodRun("colmap_relaxed")]
     run_judged(str(real / "hololens_fast"), 4, 8, 500, 0, runs, str(tmp_path / "w.json"))
     rows = read_rows([tmp_path / "w.json"])

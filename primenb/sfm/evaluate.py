@@ -13,8 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ..core import PrimenbError
+from ..core import PrimenbError, extra
 from .geometry import CameraTrack, Tracks, inverse, straighten, umeyama
+with extra("cameras"):
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
 # %% ../../nbs/sfm/07_evaluate.ipynb #f3567b56
 def _with_crosses(cam_from_world, delta=1e-5):
@@ -469,7 +472,7 @@ def split_tracks(
     tracks: Tracks,
     seed: int = 0,  # of the random halves
 ) -> tuple[Tracks, Tracks]:  # to solve from, and held out; both renumbered from 0
-    """A random half of the tracks, and the other half.
+    """A random half of the tracks, and the other half; tracks that share an observation are kept together.
 
     Parameters
     ----------
@@ -482,9 +485,14 @@ def split_tracks(
     tuple[Tracks, Tracks]
         to solve from, and held out; both renumbered from 0
     """
-    first = np.zeros(len(tracks), bool)
-    first[np.random.default_rng(seed).permutation(len(tracks))[: (len(tracks) + 1) // 2]] = True
-    rows = first[tracks.track]
+    place = np.unique(np.c_[tracks.frame, tracks.xy], axis=0, return_inverse=True)[1].ravel() + len(tracks)
+    shared = coo_matrix((np.ones(len(place)), (tracks.track, place)), shape=[place.max(initial=0) + 1] * 2)
+    group = connected_components(shared, directed=False)[1][: len(tracks)]
+    order = np.random.default_rng(seed).permutation(group.max(initial=-1) + 1)
+    size = np.bincount(group, minlength=len(order))[order]
+    first = np.zeros(len(order), bool)
+    first[order[size.cumsum() - size / 2 <= len(tracks) / 2]] = True
+    rows = first[group][tracks.track]
     return tracks.keep(rows)[0], tracks.keep(~rows)[0]
 
 # %% ../../nbs/sfm/07_evaluate.ipynb #29171020
