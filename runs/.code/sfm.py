@@ -3,6 +3,7 @@ data = "data"  # folder of the corpus; relative to the project
 num_shots = 30  # how many of its tracking shots, the first ones
 max_tracks = 200  # tracks at a time in a tracking shot
 high_noise = 0.25  # a second, larger noise of the simulated depth, for shots with path/depth up to 0.05
+lens_shots = []  # shots that are shown again through other lenses; none of those that the solver was tuned on
 unknown_every = 3  # baselines with unknown focal length run on every n-th shot
 max_timing_frames = 256  # frames of the longest shot in the measurement of growth; 0 leaves it out
 sequences = []  # folders of real sequences in place of the corpus; may name variables such as $PRIMENB_REAL
@@ -16,7 +17,7 @@ headlines = []  # names of the numbers that are compared after a rerun
 out = "runs/sfm"  # where results go
 
 # %%
-import os, tempfile, time
+import os, shutil, time
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has one core
@@ -33,9 +34,11 @@ from primenb.results import save_results
 from primenb.sfm.baselines import SFM_BASELINES
 from primenb.sfm.evaluate import AUCS, METRICS, count_failures, draw_paths, improvement
 from primenb.sfm.insert import insert
+from primenb.sfm.lenses import LENS_LOOKS, run_look
 from primenb.sfm.mapper import MAX_FOCAL_SIGMA, solve_tracks
 from primenb.sfm.protocol import (
-    VARIANTS, MethodRun, read_rows, read_sequence, run_method, run_move, run_starter, run_window, starter_case,
+    VARIANTS, MethodRun, jobs_folder, read_rows, read_sequence, run_method, run_move, run_starter, run_window,
+    starter_case,
 )
 from primenb.sfm.tracks import klt_tracks
 from primenb.viz import label, sheet, show, style
@@ -73,6 +76,14 @@ def move_jobs(place):
         file = place / f"{shot.key}.json"
         yield file, run_move, (shot.key, str(folder), max_tracks, entries, str(file))
 
+def look_jobs(place):
+    "Shots through other lenses, which nobody tells the solver of."
+    for key in lens_shots:
+        for group, looks in LENS_LOOKS.items():
+            for n in range(len(looks)):
+                file = place / f"{key}-{group}-{n}.json"
+                yield file, run_look, (key, group, n, str(folder), max_tracks, MAX_FOCAL_SIGMA, str(file))
+
 # %%
 def window_jobs(wholes, place):
     "Windows spread over each sequence."
@@ -86,16 +97,20 @@ def window_jobs(wholes, place):
 
 # %%
 wholes = [read_sequence(place(s)) for s in sequences]
-with tempfile.TemporaryDirectory() as work:
-    jobs = list(window_jobs(wholes, Path(work)) if real else starter_jobs(Path(work)))
-    run_jobs(jobs, workers, "shots")
-    table = read_rows([file for file, *_ in jobs])
-    moved = [] if real else list(move_jobs(Path(work)))
-    run_jobs(moved, workers, "moves")
-    moves = read_rows([file for file, *_ in moved])
+work = jobs_folder(out, max_tracks, high_noise, unknown_every, max_features)
+jobs = list(window_jobs(wholes, work) if real else starter_jobs(work))
+run_jobs(jobs, workers, "shots")
+table = read_rows([file for file, *_ in jobs])
+moved = [] if real else list(move_jobs(work))
+run_jobs(moved, workers, "moves")
+moves = read_rows([file for file, *_ in moved])
+looked = [] if real else list(look_jobs(work))
+run_jobs(looked, workers, "lenses")
+looks = read_rows([file for file, *_ in looked])
 ratios = ["centre_ratios", "rotation_ratios"]
 table.drop(columns=["seconds", "reason", *ratios]).to_csv(out / "cameras.csv", index=False)
 if len(moves): moves.drop(columns=["seconds", *ratios]).to_csv(out / "moves.csv", index=False)
+if len(looks): looks.to_csv(out / "lenses.csv", index=False)
 len(table), len(moves)
 
 # %%
@@ -165,6 +180,20 @@ for group, rows in moves.groupby("group") if len(moves) else ():
     starter[group] = found
 names = ["shot", "group", "move", "known_K", "status", "found_path", "ate_over_path", "focal_error", "seconds"]
 moves[names].round(4) if len(moves) else None
+
+# %%
+def lens_group(rows):
+    "What was found of one kind of lens."
+    own, bare = (rows[rows.method == name] for name in ("found", "pinhole"))
+    sure = own[own.focal_found]
+    found = {name: float(own[name].astype(float).mean()) for name in ("noticed", "invented", "focal_found", "honest")}
+    found |= dict(focal_error=float(own.focal_error.median()), pinhole_error=float(bare.focal_error.median()))
+    found["found_error"] = float(sure.focal_error.median()) if len(sure) else None
+    return found | dict(ate=float(own.ate_over_path.median()), pinhole_ate=float(bare.ate_over_path.median()),
+                        refused=int((own.status == "refused").sum()), shots=len(own))
+
+lenses = {group: lens_group(rows) for group, rows in looks.groupby("group")} if len(looks) else {}
+pd.DataFrame(lenses).T.round(3)
 
 # %%
 tested = table[(table.name == "depth_guided") & (table.status == "solved")]
@@ -310,11 +339,13 @@ pooled
 sizes = dict(shots=int(table.shot.nunique()), rows=len(table), tracks=max_features if real else max_tracks)
 results = dict(sequences=sequences_found, pooled=pooled) if real else dict(starter=starter)
 results["focal"] = lens
+if lenses: results["lenses"] = lenses
 results["sigma"] = sigma
 if not real: results["insertion"] = insertion
 results["speed"] = speed
 record = dict(seeds=[seed], sizes=sizes) | (dict(date=date) if date else {})
 save_results(out, results, headlines, seconds=time.perf_counter() - started, **record)
+shutil.rmtree(work.parent)
 pd.json_normalize(results).T.rename(columns={0: "value"})
 
 # %%
@@ -329,8 +360,13 @@ lines = []
 if not real:
     lines += [sentence(group) for group in ("low", "high")]
     for group in RIGHT:
+        if group not in starter: continue
         one = starter[group]
         lines.append(f"- **{group}** ({one['shots']} runs): right status in {one['right']:.0%}.")
+    for group, one in lenses.items():
+        errors = f"{one['focal_error']:.1%} (a pinhole: {one['pinhole_error']:.1%})"
+        start = f"- **{group}** ({one['shots']} shots through such a lens): noticed in {one['noticed']:.0%}, "
+        lines.append(f"{start}median focal error {errors}, honest about it in {one['honest']:.0%}.")
     drift = f"{insertion['median_drift']:.2f} pixels over {insertion['shots']} shots"
     lines.append(f"- Median drift of an inserted object: {drift}.")
 
