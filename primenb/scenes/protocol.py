@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SHOT_HEADS', 'LABEL_FRACTIONS', 'RAW_FEATURES', 'FilmSource', 'FilmSet', 'film_set', 'with_embeddings',
-           'raw_features', 'evaluate_shot_run', 'scored_films', 'SceneSet', 'scene_set', 'evaluate_scene_run',
-           'CorpusShotRun', 'train_corpus_shots', 'CorpusSceneRun', 'train_corpus_scenes']
+           'raw_features', 'evaluate_shot_run', 'scored_films', 'evaluate_members', 'evaluate_adapted', 'SceneSet',
+           'scene_set', 'evaluate_scene_run', 'CorpusShotRun', 'train_corpus_shots', 'CorpusSceneRun',
+           'train_corpus_scenes']
 
 # %% ../../nbs/scenes/12_protocol.ipynb #ca8cb957
-import json
+import json, time
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from .model import Shots, archive_films, embed_shots, feature_shots, shot_key_fr
 from .movies import Scene, SceneRun, Scenes, corpus_scenes, embed_scenes, evaluate_scenes, labels_of
 from .movies import train_scenes
 from .similarity import film_similarity
-from .train import ShotRun, make_shot_net, train_shots
+from .train import ShotRun, adapt_features, beside, make_shot_net, train_shots
 with extra("learn"):
     from sklearn.model_selection import KFold, LeaveOneOut, StratifiedKFold
 
@@ -49,12 +50,15 @@ class FilmSource:
         of key-frames, pixels
     unlabelled : str, default 'all'
         shots that encoders are trained on: "all", or "train", of films that heads are fitted to
+    damaged : str, default 'raise'
+        or "skip", for films with features that cannot be read
     """
     folder: str = "data"  # of the corpus; or of films with features, as in `primenb.data.public.feature_films`
     features: str = ""    # the name of features; empty for key-frames of the corpus
     width: int = 48       # of key-frames, pixels
     height: int = 27      # of key-frames, pixels
     unlabelled: str = "all"  # shots that encoders are trained on: "all", or "train", of films that heads are fitted to
+    damaged: str = "raise"   # or "skip", for films with features that cannot be read
 
 # %% ../../nbs/scenes/12_protocol.ipynb #ec1ec25e
 class FilmSet(NamedTuple):
@@ -74,7 +78,8 @@ class FilmSet(NamedTuple):
     parts: list[tuple]  # as in `score_held_out`
 
 def _films_with_features(source):
-    records = [f for f in feature_films(setting_path(source.folder)) if source.features in f.features]
+    known = feature_films(setting_path(source.folder), damaged=source.damaged)
+    records = [f for f in known if source.features in f.features]
     if len(records) < 5:
         raise PrimenbError(source.folder, f"{len(records)} films have features {source.features!r}",
                            "name features that at least five films have")
@@ -244,6 +249,92 @@ def scored_films(
     """
     records = {r.film: r for r in film_set(source).records}
     return [ScoredFilm.of(records[name], np.array(s)) for name, s in result["scores"][head].items()]
+
+# %% ../../nbs/scenes/12_protocol.ipynb #288eb909
+def _scores_of(embeddings, data):
+    "head -> film -> scores."
+    films = with_embeddings(data.records, embeddings)
+    def scored(head): return {s.film: s.scores.tolist() for s in score_held_out(head, films, data.parts)}
+    return {name: scored(head) for name, head in SHOT_HEADS.items()}
+
+def evaluate_members(
+    run: ShotRun,  # of the first encoder; the others have the next seeds
+    source: FilmSource,
+    out: str | Path,    # folder for the trainings, and evaluation.json
+    members: int = 4,   # encoders, side by side
+    raws: tuple = (0.0,),  # weights of the features beside them, where the encoders have 1 together
+) -> dict:  # settings, and scores by weight, head and film
+    """Trains encoders on all shots and evaluates them together; resumes, and returns a finished result at once.
+
+    Parameters
+    ----------
+    run : ShotRun
+        of the first encoder; the others have the next seeds
+    source : FilmSource
+    out : str | Path
+        folder for the trainings, and evaluation.json
+    members : int, default 4
+        encoders, side by side
+    raws : tuple, default (0.0,)
+        weights of the features beside them, where the encoders have 1 together
+
+    Returns
+    -------
+    dict
+        settings, and scores by weight, head and film
+    """
+    data = film_set(source)
+    settings = dict(**run.key(), source=asdict(source), shots_checksum=checksum(data.shots.inputs),
+                    heads=str(SHOT_HEADS), members=members, raws=list(raws))
+    path, shots = Path(out) / "evaluation.json", data.shots
+    if found := finished(path, settings): return found
+    each = []
+    for n in range(members):
+        train_shots(replace(run, seed=run.seed + n), shots, Path(out) / str(n))
+        each.append(embed_shots(load(Path(out) / str(n)), shots.inputs))
+    def weighted(raw): return shots.split(beside([*each, shots.inputs], [1 / members] * members + [raw]))
+    result = dict(run=rounded(settings), scores={str(raw): _scores_of(weighted(raw), data) for raw in raws})
+    with atomic(path) as f: f.write_text(json.dumps(result) + "\n")
+    return result
+
+# %% ../../nbs/scenes/12_protocol.ipynb #9eb28c87
+def evaluate_adapted(
+    source: FilmSource,
+    number: int,   # of the film
+    prices: tuple,  # of a scene, as in `primenb.scenes.find.zero_shot_boundaries`
+    out: str | Path,  # folder for evaluation.json
+) -> dict:  # settings, seconds, hours, and scores by features, price and film
+    """Groups the shots of one film by its features, and by those adapted to it.
+
+    Parameters
+    ----------
+    source : FilmSource
+    number : int
+        of the film
+    prices : tuple
+        of a scene, as in `primenb.scenes.find.zero_shot_boundaries`
+    out : str | Path
+        folder for evaluation.json
+
+    Returns
+    -------
+    dict
+        settings, seconds, hours, and scores by features, price and film
+    """
+    record = film_set(source).records[number]
+    settings = dict(source=asdict(source), film=record.film, prices=list(prices))
+    path = Path(out) / "evaluation.json"
+    if found := finished(path, settings): return found
+    started = time.perf_counter()
+    adapted = adapt_features([record], source.features, device="cpu")[0]
+    result = dict(run=settings, seconds=time.perf_counter() - started, scores={})
+    result["hours"] = float(record.shots.end.iloc[-1] - record.shots.start.iloc[0]) / 3600
+    for name in (source.features, "embeddings"):
+        result["scores"]["raw" if name == source.features else "adapted"] = {
+            str(price): {record.film: ZeroShot(name, price).scores(adapted).tolist()} for price in prices}
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with atomic(path) as f: f.write_text(json.dumps(result) + "\n")
+    return result
 
 # %% ../../nbs/scenes/12_protocol.ipynb #acb18a1b
 class SceneSet(NamedTuple):
