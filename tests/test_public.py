@@ -1241,3 +1241,34 @@ def test_depth_maps_refuse_what_they_are_not(tmp_path):
         make()
         with pytest.raises(PrimenbError, match="d.png"): read_depth(tmp_path / "d.png")
     with pytest.raises(PrimenbError, match="no such file"): read_depth(tmp_path / "none.png")
+
+
+@given(st.lists(st.integers(15, 60), min_size=2, max_size=8), st.data())
+@quick
+def test_small_overlaps_of_shots_are_repaired_and_counted(tmp_path, lengths, data):
+    ends = np.cumsum(lengths)
+    over = np.array([data.draw(st.integers(0, 12)) for _ in lengths[1:]] + [0])
+    np.savez(tmp_path / "f.npz", shots=np.stack([ends - lengths, ends - 1 + over], 1))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        (film,) = feature_films(tmp_path / "f.npz", rate=24)
+    assert (film.frames == np.stack([ends - lengths, ends], 1)).all()
+    words = [str(w.message) for w in said]
+    counted = [f"{(over > 0).sum()} of {len(lengths)} shots overlap" in w and f"{over.max()} frames" in w for w in words]
+    assert counted == [True] * bool(over.any())
+
+
+def test_a_large_overlap_of_shots_is_refused(tmp_path):
+    np.savez(tmp_path / "f.npz", shots=np.array([[0, 49], [30, 79]]))
+    refused(lambda: feature_films(tmp_path / "f.npz"), "f.npz", "begins before the one before it has ended")
+
+
+def test_films_with_features_outside_a_checkout(tmp_path, monkeypatch):
+    from primenb.scenes.protocol import FilmSource, film_set
+    for n in range(5):
+        np.savez(tmp_path / f"film {n}.npz", shots=np.array([[0, 9], [10, 19]]), scene_of_shot=np.arange(2), v=np.eye(2))
+    (tmp_path / "film 5.npz").write_bytes(b"no archive")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PrimenbError, match="film 5.npz"): film_set(FilmSource(".", "v"))
+    with pytest.warns(UserWarning, match="1 damaged and skipped"):
+        assert len(film_set(FilmSource(".", "v", damaged="skip")).records) == 5

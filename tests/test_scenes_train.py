@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, strategies as st
 
 from conftest import SHOT_NAMES, train_until_killed
 from primenb.core import PrimenbError
@@ -13,8 +14,9 @@ from primenb.data.records import ShotFeatures, frames_table
 from primenb.learn.runs import load
 from primenb.scenes.model import (
     Shots, ShotNet, augment_features, augment_frames, embed_shots, feature_shots, shot_key_frames)
-from primenb.scenes.positives import positive_distribution, purity
-from primenb.scenes.train import ShotObjective, ShotRun, make_shot_net, train_shots
+from primenb.scenes.find import find_scenes
+from primenb.scenes.positives import l2_normalize, positive_distribution, purity
+from primenb.scenes.train import ShotObjective, ShotRun, adapt_features, beside, make_shot_net, train_shots
 from primenb.media.video import read_frames
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -145,3 +147,56 @@ def test_results_are_not_mixed_up(tmp_path):
     train_shots(TINY, toy(), tmp_path)
     with pytest.raises(PrimenbError, match="other settings"): train_shots(replace(TINY, seed=3), toy(), tmp_path)
     with pytest.raises(PrimenbError, match="no finished run"): load(tmp_path / "none")
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 5)), min_size=1, max_size=4), st.integers(1, 12))
+def test_side_by_side_the_cosine_is_the_weighted_mean(parts, n):
+    rng = np.random.default_rng(n)
+    each, weights = [rng.normal(size=(n, d)) for d, _ in parts], [w for _, w in parts]
+    mean = np.average([l2_normalize(z) @ l2_normalize(z).T for z in each], axis=0, weights=weights)
+    found = beside(each, weights)
+    assert np.allclose(found @ found.T, mean, atol=1e-5) and np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def records(seed=0, **shape):
+    shots = toy(seed, **shape)
+    parts = zip(shots.films, shots.split(shots.inputs), shots.split(shots.scene))
+    return [ShotFeatures(name, frames_table(name, np.arange(len(v))[:, None] * 24 + [0, 24], 24), s, dict(v=v))
+            for name, v, s in parts]
+
+
+def own_scene(film, name):
+    return purity(positive_distribution(film.features[name], "nearest", 8), film.scene_of_shot)
+
+
+def test_adapted_features_know_scenes_better_and_keep_the_others():
+    rng, series = np.random.default_rng(0), records(n=4, length=48)
+    loud = [np.hstack([f.features["v"], 3 * rng.normal(size=(48, 24))]).astype(np.float32) for f in series]
+    series = [replace(f, features=dict(v=v)) for f, v in zip(series, loud)]
+    adapted = adapt_features(series, "v", members=2, device="cpu")
+    before, after = ([own_scene(f, name) for f in found] for found, name in ((series, "v"), (adapted, "embeddings")))
+    assert np.mean(after) > np.mean(before) + 0.05
+    assert all(np.array_equal(a.features["v"], b.features["v"]) and "embeddings" not in b.features
+               for a, b in zip(adapted, series))
+    one, again = (adapt_features(series[:1], "v", members=1, steps=8, device="cpu")[0] for _ in range(2))
+    assert np.array_equal(one.features["embeddings"], again.features["embeddings"])
+
+
+@pytest.mark.parametrize("n", [1, 2, 15])
+def test_a_film_of_few_shots_keeps_its_features(n):
+    film = records(n=1, length=24)[0]
+    few = replace(film, shots=film.shots[:n], scene_of_shot=None, features=dict(v=film.features["v"][:n]))
+    assert np.allclose(adapt_features([few], "v")[0].features["embeddings"], l2_normalize(few.features["v"]))
+
+
+def test_scenes_of_a_film_and_of_a_series_that_features_are_adapted_to():
+    series = records(n=3, length=48)
+    truth = np.flatnonzero(np.diff(series[0].scene_of_shot))
+    for adapt in (True, series, series[1:]):
+        ends = find_scenes(series[0], features="v", adapt=adapt).last_shot.to_numpy()[:-1]
+        assert len(set(ends) & set(truth)) >= 2
+    holes = series[0].features["v"].copy()
+    holes[5] = np.nan
+    assert len(find_scenes(replace(series[0], features=dict(v=holes)), adapt=True)) >= 2
+    with pytest.raises(PrimenbError, match="film 1"):
+        find_scenes(series[0], features="v", adapt=[replace(series[1], features={})])

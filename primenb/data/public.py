@@ -8,7 +8,7 @@ __all__ = ['to_rigid', 'posed_frames', 'table_pairs', 'shard_pairs', 'ucf101_cli
            'movielens_films']
 
 # %% ../../nbs/data/04_public.ipynb #f9fbe609
-import itertools, json, os, re
+import itertools, json, os, re, warnings
 from array import array
 from pathlib import Path
 from typing import Callable
@@ -783,7 +783,8 @@ def feature_films(
             with damages:
                 arrays = npz_file(file)
                 shots, scenes = _shots_and_scenes(file, arrays)
-                table = frames_table(file.stem, shots + [0, 1], rate, where=file)
+                frames = _apart(shots + [0, 1], rate, file)
+                table = frames_table(file.stem, frames, rate, where=file)
                 tables = {name: a for name, a in arrays.items() if a.dtype.kind == "f" and a.ndim > 1}
                 rows = {name: _feature(name, a, file, damages) for name, a in tables.items()}
                 with about(file): film = ShotFeatures(file.stem, table, scenes, rows)
@@ -791,6 +792,17 @@ def feature_films(
     return Reader(records, path if isinstance(path, (str, Path)) else "feature files", damaged, len(files))
 
 # %% ../../nbs/data/04_public.ipynb #9fd1fc84
+def _apart(frames, rate, file):
+    "First frames and ends of shots; where two overlap by up to half a second, as detectors leave them, one ends early."
+    begin, end = frames.T
+    over = np.append(end[:-1] - begin[1:], 0)
+    small = (over > 0) & (over <= rate / 2) & np.append(begin[1:] > begin[:-1], False)
+    if not small.any(): return frames
+    much = f"by up to {over[small].max()} frames"
+    warnings.warn(f"{file}: {small.sum()} of {len(frames)} shots overlap the next one {much}; they now end where it begins",
+                  stacklevel=2)
+    return np.stack([begin, np.where(small, end - over, end)], 1)
+
 def _shots_and_scenes(file, arrays):
     "Takes shots and scene_of_shot out of the arrays, if they are what they should be."
     shots, scenes = arrays.pop("shots", None), arrays.pop("scene_of_shot", None)
