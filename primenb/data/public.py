@@ -799,8 +799,8 @@ def _apart(frames, rate, file):
     small = (over > 0) & (over <= rate / 2) & np.append(begin[1:] > begin[:-1], False)
     if not small.any(): return frames
     much = f"by up to {over[small].max()} frames"
-    warnings.warn(f"{file}: {small.sum()} of {len(frames)} shots overlap the next one {much}; they now end where it begins",
-                  stacklevel=2)
+    cause = f"{small.sum()} of {len(frames)} shots overlap the next one {much}"
+    warnings.warn(f"{file}: {cause}; they now end where it begins", stacklevel=2)
     return np.stack([begin, np.where(small, end - over, end)], 1)
 
 def _shots_and_scenes(file, arrays):

@@ -204,7 +204,7 @@ def find_scenes(
     *,
     shots: pd.DataFrame | None = None,  # the shot table; None to detect the shots
     features: Callable | str = colour_features,  # (film, shots) -> (n,d); of a `ShotFeatures` with several, a name
-    adapt: bool | list[ShotFeatures] = False,  # whether encoders learn from the film first; or other films of its series
+    adapt: bool | list[ShotFeatures] = False,  # whether to learn from the film first; or films of its series
     head=None,  # a fitted head of `primenb.scenes.boundaries`, which takes `embeddings`; None for optimal grouping
     per_hour: float | None = None,  # scenes per hour; None to leave the number to the head
     shortest: float = 0.0,  # seconds; with `per_hour`, no scene is shorter
@@ -220,7 +220,7 @@ def find_scenes(
     features : Callable | str, default colour_features
         (film, shots) -> (n,d); of a `ShotFeatures` with several, a name
     adapt : bool | list[ShotFeatures], default False
-        whether encoders learn from the film first; or other films of its series
+        whether to learn from the film first; or films of its series
     head : default None
         a fitted head of `primenb.scenes.boundaries`, which takes `embeddings`; None for optimal grouping
     per_hour : float | None, default None
