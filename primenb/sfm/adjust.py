@@ -139,11 +139,8 @@ class Adjustment:
     slip: np.ndarray | float = 0.  # (O,2) pixels by which rows a frame apart would move each observation
 
     def __post_init__(self):
-        _check_focal(self.focal)
         self.K = np.broadcast_to(self.K, (self.tracks.frames, 3, 3))
         if self.disparity is None: self.disparity = np.full(len(self.tracks.frame), np.nan)
-        self.disparity = np.asarray(self.disparity, float)
-        self.known = self.disparity > 0
         self._index()
 
 # %% ../../nbs/sfm/03_adjust.ipynb #abb9aa61
@@ -182,6 +179,9 @@ def _unknowns(self: Adjustment):
 @patch
 def _index(self: Adjustment):
     "Has to be called again whenever observations, standard deviations or choices have changed."
+    _check_focal(self.focal)
+    self.disparity = np.asarray(self.disparity, float)
+    self.known = self.disparity > 0
     self._rows()
     self._unknowns()
 

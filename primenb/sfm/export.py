@@ -843,9 +843,8 @@ def to_blender(self: CameraTrack,
     frames, placed = films[:2]
     points, colours = films[2:]
     behind = _behind(self, frames, path, video, straight)
-    video, last = behind.video, first + len(self.K) - 1
-    values = dict(size=self.size, rate=_rate(self.rate), first=first, last=last, start=behind.start)
-    values |= _blender_lens(self, frames, path) | dict(reach=_reach(placed, points))
+    video, values = behind.video, dict(size=self.size, rate=_rate(self.rate), first=first, start=behind.start)
+    values |= _blender_lens(self, frames, path) | dict(reach=_reach(placed, points), last=first + len(self.K) - 1)
     values |= dict(frames=(frames + first).tolist(), places=placed[:, :3, 3].round(9).tolist())
     values |= dict(turns=_turns(placed[:, :3, :3]).round(12).tolist(), points=points.round(7).tolist())
     values |= dict(colours=srgb_to_linear(colours).round(4).tolist(), video=video and str(_plate(video)[0]))
@@ -1110,6 +1109,7 @@ def _json_size(where, row):
         with Image.open(image) as opened: return opened.size
     except OSError: raise PrimenbError(where, f"it has no size, and {image} cannot be read", remedy) from None
 
+# %% ../../nbs/sfm/09_export.ipynb #669076ac
 def _json_camera(where, row, size):
     "K (3,3) and lens of an image."
     model, middle = row.get("camera_model", "OPENCV"), np.array(size) / 2
@@ -1142,6 +1142,7 @@ def _before(where, whole):
     if not scale > 0: raise PrimenbError(where, f"applied_scale is {scale:g}", "give a number above 0")
     return inverse(turned), scale
 
+# %% ../../nbs/sfm/09_export.ipynb #c1c90a61
 def _read_ply(path):
     "Points (n,3) and colours (n,3) of a .ply, grey where it has none."
     kinds = dict(char="i1", uchar="u1", short="<i2", ushort="<u2", int="<i4", uint="<u4", float="<f4", double="<f8",

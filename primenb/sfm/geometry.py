@@ -272,6 +272,7 @@ def straighten(
     if not lens.is_pinhole: xy = lens.undistort(xy, K[tracks.frame])
     return tracks if xy is tracks.xy else replace(tracks, xy=xy)
 
+# %% ../../nbs/sfm/00_geometry.ipynb #36bd5659
 def pixel_centres(
     size: tuple[int, int],  # width and height
 ) -> np.ndarray:  # (H,W,2)

@@ -814,6 +814,7 @@ def _places_in_view(self: Prop, t):
         self.places = {K.tobytes(): at.astype(np.float32)}
     return self.places[K.tobytes()]
 
+# %% ../../nbs/sfm/10_insert.ipynb #e0096159
 @patch
 def _bent(self: Prop, t, part, layers):
     "Layers of a part of the straight view as the film shows them, each (H,W,n)."

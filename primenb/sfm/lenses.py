@@ -68,6 +68,7 @@ def _longer(K, look, size):
         if ((inside > -1) & (inside < np.array(size) + 1)).all(): return float(longer)
     raise PrimenbError("look", "no crop of the shot fills the image", "choose a lens that bends less")
 
+# %% ../../nbs/sfm/12_lenses.ipynb #0984bb39
 def seen_through(
     look: Look,
     frames: np.ndarray,          # (T,H,W,3) uint8, of a pinhole
@@ -159,6 +160,7 @@ def _look_row(case, group, track, guess):
     row |= dict(honest=not sure or error <= 2 * sigma, ate_over_path=metrics["ate_over_path"])
     return row | dict(k1=float((*track.lens.k, 0.0)[0]), readout=track.lens.readout)
 
+# %% ../../nbs/sfm/12_lenses.ipynb #c4482b52
 def run_look(
     key: str,     # of a tracking shot
     group: str,   # of `LENS_LOOKS`

@@ -276,6 +276,13 @@ def _doubts(focal, zoom, lens):
     if lens != "pinhole" and focal != "fixed": doubts.append("axis")
     return (*doubts, "zoom") if zoom is None and focal == "one" else tuple(doubts)
 
+def _known_before(depth, shift, lens):
+    "What the adjustment takes from the prior and the lens that are given."
+    known = dict(metric=depth is not None and depth.metric, sigma_track=0.1 if depth is not None else 0.7)
+    relative = depth is not None and depth.kind == "disparity" and not depth.metric
+    if lens in LENS_MODELS: known |= dict(lens=Lens(lens), free_lens=("k1", "k2"))
+    return known | dict(shift=relative if shift is None else shift)
+
 # %% ../../nbs/sfm/06_mapper.ipynb #db31b151
 def prepare(
     tracks: Tracks,
@@ -320,10 +327,7 @@ def prepare(
     keys = select_key_frames(tracks)
     *part, names = restrict_frames(tracks, keys)
     some, rows = part
-    prior = dict(metric=depth is not None and depth.metric, sigma_track=0.1 if depth is not None else 0.7)
-    relative = depth is not None and depth.kind == "disparity" and not depth.metric
-    prior |= dict(shift=relative if shift is None else shift, slip=row_slip(tracks)[rows])
-    if lens in LENS_MODELS: prior |= dict(lens=Lens(lens), free_lens=("k1", "k2"))
+    prior = _known_before(depth, shift, lens) | dict(slip=row_slip(tracks)[rows])
     problem = Adjustment(some, K[keys], disparity[rows], focal=focal, **prior)
     problem, old = problem.subset(thin_tracks(some, MAX_PER_FRAME))
     return Shot(tracks, K, disparity, unit, keys, problem, names[old], doubts=_doubts(focal, zoom, lens))
@@ -469,6 +473,7 @@ def _is_poor(tried, small):
     part, scene = _best(tried, small)[2][:2]
     return len(part.tracks.frame) < 0.8 * len(small.tracks.frame) or np.isnan(scene.cam_from_world[small.seen]).any()
 
+# %% ../../nbs/sfm/06_mapper.ipynb #3a7ac2d7
 def _attempts(problem, small, use_depth):
     "Attempts: factor of the focal length, whether points were unprojected, and what was found."
     tried, both = [], use_depth and _no_prior(problem)
@@ -910,6 +915,7 @@ def _as_long(shot, focal):
     K, part = (_scale_focal(K, focal / K[0, 0, 0]) for K in (shot.K, shot.problem.K))
     return replace(shot, K=K, problem=_with(shot.problem, K=part))
 
+# %% ../../nbs/sfm/06_mapper.ipynb #e988db79
 def _begin_at(shot, start):
     "The shot with the cameras of `start`, and points where they see the tracks; in units of their typical depth."
     _check_start(start, shot.tracks)
@@ -925,6 +931,7 @@ def _begin_at(shot, start):
     cameras[:, :3, 3] /= unit
     return replace(shot, scene=_with_all_tracks(problem, scene))
 
+# %% ../../nbs/sfm/06_mapper.ipynb #fc19fb48
 def _in_world_of(start, track):
     "The track moved, turned and scaled over the cameras of `start`."
     both = start.posed & track.posed
@@ -1281,11 +1288,10 @@ def solve_tracks(
     """
     began = time.perf_counter()
     given, lens = (lens, "pinhole") if isinstance(lens, Lens) else (None, lens)
-    straight = tracks if given is None else _straightened(tracks, K, given)
+    seen = tracks if given is None else _straightened(tracks, K, given)
     about = dict(zoom=zoom, lens=lens, pixel=pixel, shift=shift)
     how = dict(depth_in_start=depth_in_start, depth_in_adjustment=depth_in_adjustment, smoothing=smoothing)
-    solve = lambda: _solve_moving(straight, K, depth, rate, about, how | dict(start=start))
-    track = _held(straight, K, pixel, rate, solve)
+    track = _held(seen, K, pixel, rate, lambda: _solve_moving(seen, K, depth, rate, about, how | dict(start=start)))
     if given is not None: track = _seen_through(given, tracks, track)
     track.facts.update(seconds=time.perf_counter() - began, tracker=tracks.tracker)
     return track
@@ -1409,6 +1415,13 @@ def _read_images(source, shot):
 # %% ../../nbs/sfm/06_mapper.ipynb #6d59ae15
 TRACKERS = dict(auto=auto_tracks, klt=klt_tracks, sift=sift_tracks)
 
+def _tracker(name):
+    "The tracker of this name; raises `PrimenbError` for none."
+    remedy = f"choose {' or '.join(TRACKERS)}"
+    if name not in TRACKERS: raise PrimenbError(f"tracker {name!r}", "there is no such tracker", remedy)
+    return TRACKERS[name]
+
+# %% ../../nbs/sfm/06_mapper.ipynb #f6c722b8
 def track_camera(
     source: np.ndarray | str | Path,  # (T,H,W,3) uint8, or a video
     shot=None,                        # part of it: (first, stop) frame, or a row of the shot table; None for all
@@ -1457,14 +1470,13 @@ def track_camera(
     -------
     CameraTrack
     """
-    if tracker not in TRACKERS:
-        raise PrimenbError(f"tracker {tracker!r}", "there is no such tracker", f"choose {' or '.join(TRACKERS)}")
+    find_tracks = _tracker(tracker)
     frames, *of_film = _read_images(source, shot)
     own, first = of_film
     check_frames(frames, mask)
     depth = as_depth(depth, frames)
     if depth is not None: check_fit(depth, len(frames), (frames.shape[2], frames.shape[1]))
-    tracks = TRACKERS[tracker](frames, mask, min_length=min(3, len(frames)))
+    tracks = find_tracks(frames, mask, min_length=min(3, len(frames)))
     how = dict(zoom=zoom, lens=lens, start=start, shift=shift, pixel=pixel, rate=own if rate is None else rate)
     return replace(coloured(solve_tracks(tracks, K, depth, **how), frames), start=first)
 

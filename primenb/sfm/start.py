@@ -278,6 +278,18 @@ def refine(
     return replace(done, points=scene.points)
 
 # %% ../../nbs/sfm/04_start.ipynb #5ce66eea
+def _register(problem, scene, n, rows, use_depth):
+    "Registers frame n by its rows whose points are known; whether it was found."
+    t = problem.tracks
+    known = rows[np.isfinite(scene.points[t.track[rows], 0])]
+    xy = problem.straight(scene).xy[known]
+    found, agree = resect(scene.points[t.track[known]], xy, scene.intrinsics(problem.K)[n], t.size)
+    if found is None: return False
+    scene.cam_from_world[n] = found
+    if use_depth: _unproject_new(problem, scene, n, rows, known[agree])
+    return True
+
+# %% ../../nbs/sfm/04_start.ipynb #947420f1
 def register_frames(
     problem: Adjustment,
     cameras: np.ndarray,  # (T,4,4), NaN where not known yet
@@ -311,14 +323,8 @@ def register_frames(
         posed = np.flatnonzero(np.isfinite(scene.cam_from_world[:, 0, 0]))
         n = min(waiting, key=lambda n: np.abs(posed - n).min())
         waiting.remove(n)
-        known = of[n][np.isfinite(scene.points[t.track[of[n]], 0])]
-        xy = problem.straight(scene).xy[known]
-        found, agree = resect(scene.points[t.track[known]], xy, scene.intrinsics(problem.K)[n], t.size)
-        if found is None: failed.append(n)
-        else:
-            scene.cam_from_world[n] = found
-            if use_depth: _unproject_new(problem, scene, n, of[n], known[agree])
-            if len(posed) + 1 >= due: scene, due = refine(problem, scene, use_depth), due * 2
+        if not _register(problem, scene, n, of[n], use_depth): failed.append(n)
+        elif len(posed) + 1 >= due: scene, due = refine(problem, scene, use_depth), due * 2
         if not waiting and 0 < len(failed) < left:  # frames beyond reach may be near by now
             scene, left = refine(problem, scene, use_depth), len(failed)
             waiting, failed = failed, []
