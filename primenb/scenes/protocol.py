@@ -257,6 +257,7 @@ def _scores_of(embeddings, data):
     def scored(head): return {s.film: s.scores.tolist() for s in score_held_out(head, films, data.parts)}
     return {name: scored(head) for name, head in SHOT_HEADS.items()}
 
+# %% ../../nbs/scenes/12_protocol.ipynb #aa998abc
 def evaluate_members(
     run: ShotRun,  # of the first encoder; the others have the next seeds
     source: FilmSource,

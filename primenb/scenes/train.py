@@ -294,6 +294,7 @@ def _encoders_for(run, shots, members, folder):
     for n in range(members): train_shots(replace(run, seed=run.seed + n), shots, folder / str(n))
     return [embed_shots(load(folder / str(n)), shots.inputs) for n in range(members)]
 
+# %% ../../nbs/scenes/03_train.ipynb #37420b46
 def adapt_features(
     films: list[ShotFeatures],  # one, or those of a series
     name: str = "embeddings",   # of the features
