@@ -316,7 +316,7 @@ def summary(
     str
         at most 40 lines
     """
-    stages = sorted(nb.stem for nb in (root() / "nbs/exp").glob("*.ipynb")) if runs is None else []
+    stages = sorted(file.stem for file in (root() / "params").glob("*.yaml")) if runs is None else []
     runs = Path(runs or root() / "runs")
     lines = [f"{'':62} {'now':>8} {'committed':>9} {'tolerance':>9}"]
     for stage in stages or sorted(file.parent.name for file in runs.glob("*/values.csv")):
