@@ -1,6 +1,6 @@
 "What the README says can be done is done, on small files."
 
-import re, shutil
+import ast, json, re, shutil
 
 import pytest
 from conftest import project
@@ -29,6 +29,22 @@ def test_the_ten_lines_run(tmp_path, monkeypatch):
     assert (tmp_path / "shot_with_object.mp4").stat().st_size > 1000
     assert abs(space["hidden"].mean() - 0.75) < 0.05 and callable(space["loss"])
 
+
+def shown_by(cell, space):
+    "What a cell shows: the value of its last line."
+    *lines, last = ast.parse("".join(cell["source"])).body
+    exec(compile(ast.Module(lines, []), "nbs/index.ipynb", "exec"), space)
+    return eval(compile(ast.Expression(last.value), "nbs/index.ipynb", "eval"), space)
+
+
+def test_numbers_of_the_readme_are_those_of_the_results():
+    "The table is made anew from the files of results that it names, and stands word for word in the README."
+    cells = [c for c in json.loads((project / "nbs/index.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
+    space = {}
+    exec("".join(cells[0]["source"]), space)
+    (table,) = [c for c in cells if "def points(" in "".join(c["source"])]
+    rows = shown_by(table, space).data.replace("](../", "](").splitlines()
+    assert len(rows) > 6 and [row for row in rows if row not in README.splitlines()] == []
 
 
 def test_commands_of_the_readme_exist():
