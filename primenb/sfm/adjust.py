@@ -139,7 +139,7 @@ class Adjustment:
     slip: np.ndarray | float = 0.  # (O,2) pixels by which rows a frame apart would move each observation
 
     def __post_init__(self):
-        self.K = np.broadcast_to(self.K, (self.tracks.frames, 3, 3))
+        _check_focal(self.focal)
         if self.disparity is None: self.disparity = np.full(len(self.tracks.frame), np.nan)
         self._index()
 
@@ -179,7 +179,7 @@ def _unknowns(self: Adjustment):
 @patch
 def _index(self: Adjustment):
     "Has to be called again whenever observations, standard deviations or choices have changed."
-    _check_focal(self.focal)
+    self.K = np.broadcast_to(self.K, (self.tracks.frames, 3, 3))
     self.disparity = np.asarray(self.disparity, float)
     self.known = self.disparity > 0
     self._rows()
