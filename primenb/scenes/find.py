@@ -192,11 +192,13 @@ def _prepare(film, shots, features):
 ADAPTED_PRICE = 1.0  # of a scene, with adapted features (our choice; nbs/exp/carry.ipynb)
 
 def _adapted(record, series, features):
-    "The film with embeddings that encoders found in it, and in others of its series."
-    from primenb.scenes.train import adapt_features
+    "The film with embeddings that encoders found in it and in others of its series, and the price of a scene."
+    from primenb.scenes.train import ADAPT_LEAST, adapt_features
+    if other := [f for f in series if not isinstance(f, ShotFeatures)]:
+        raise PrimenbError("adapt", f"it holds a {type(other[0]).__name__}", "give films as `ShotFeatures`")
     name = features if isinstance(features, str) else None
-    others = [_with_given_features(f, name) for f in series if f.film != record.film]
-    return adapt_features([record, *others])[0]
+    films = [record, *(_with_given_features(f, name) for f in series if f.film != record.film)]
+    return (adapt_features(films)[0], ADAPTED_PRICE) if sum(map(len, films)) >= ADAPT_LEAST else (record, PRICE)
 
 # %% ../../nbs/scenes/08_find.ipynb #627f18e7
 def find_scenes(
@@ -236,9 +238,9 @@ def find_scenes(
     if shortest and per_hour is None:
         what = f"shortest scene of {shortest} s"
         raise PrimenbError(what, "it has an effect only with per_hour", "give per_hour, too")
-    record = _prepare(film, shots, features)
-    if adapt: record = _adapted(record, [] if adapt is True else adapt, features)
-    head = head or ZeroShot(price=ADAPTED_PRICE if adapt else PRICE)
+    record, price = _prepare(film, shots, features), PRICE
+    if adapt: record, price = _adapted(record, [] if adapt is True else adapt, features)
+    head = head or ZeroShot(price=price)
     scores = head.scores(record)
     if per_hour is None: scene = scenes_by_threshold(scores, head.threshold)
     else: scene = scenes_per_hour(scores, record.shots, per_hour, shortest)
