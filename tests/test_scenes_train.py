@@ -204,7 +204,7 @@ def test_scenes_of_a_film_and_of_a_series_that_features_are_adapted_to():
     with pytest.raises(PrimenbError, match="holds a str"): find_scenes(series[0], features="v", adapt=["film"])
 
 
-def test_a_film_too_short_to_learn_from_is_cut_as_if_nothing_had_been_wanted():
+def test_a_film_too_short_to_learn_from_is_cut_as_without_adapt():
     film = records(n=1, length=24)[0]
     few = replace(film, shots=film.shots[:12], scene_of_shot=None, features=dict(v=film.features["v"][:12]))
     pd.testing.assert_frame_equal(find_scenes(few, adapt=True), find_scenes(few))
