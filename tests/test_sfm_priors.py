@@ -437,8 +437,8 @@ from primenb.sfm.priors import depth_network
 import pyvista as pv
 def draw():
     window = Window((64, 48))
-    window.add(pv.Sphere(0.3)).GetProperty().SetColor(1, 0, 0)
-    window.plotter.render()
+    window.add(pv.Sphere(radius=0.3)).GetProperty().SetColor(1, 0, 0)
+    window.plotter.render_window.Render()  # PyVista's own render() waits for a first show()
     image = read_colours(window)
     window.close()
     return int((image[..., 0] > 50).sum())

@@ -95,7 +95,7 @@ const clamp = t => Math.min(Math.max(t, film.begin), timeOf(lastFrame));
 function seek(t) {
   wanted = clamp(t);
   show(wanted, true);
-  if (video.readyState) video.currentTime = offset + wanted + half(); else wanted = null;
+  if (video.readyState) video.currentTime = offset + wanted + half();  // or once the film has arrived
 }
 
 // Shows everywhere that the film is at time t; `go` if the list is to follow in any case.
@@ -159,6 +159,7 @@ if (sources.length) sources[sources.length - 1].addEventListener("error", missin
 if (sources.length && video.networkState === HTMLMediaElement.NETWORK_NO_SOURCE) missing();
 $(".missing input").addEventListener("change", event => {
   offset = film.offset;
+  wanted = now;  // its first frame may come before its metadata
   video.src = URL.createObjectURL(event.target.files[0]);
 });
 video.addEventListener("error", missing);

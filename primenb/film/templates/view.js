@@ -152,8 +152,8 @@ const frameAt = t => clamp(Math.floor(t * shot.rate + 0.01));
 // The player goes to the middle of a frame; while it is on its way, later wishes wait for it.
 function seek(n) {
   wanted = clamp(n);
-  if (!video.readyState) { show(wanted); wanted = null; return; }
-  if (!video.seeking) go();
+  if (!video.readyState) show(wanted);  // the player follows once the film has arrived
+  else if (!video.seeking) go();
 }
 function go() {
   sought = wanted;
@@ -165,7 +165,7 @@ video.addEventListener("seeked", () => {
   show(frameAt(video.currentTime));
 });
 function presented(_, frame) {
-  if (!video.seeking) show(frameAt(frame.mediaTime));
+  if (!video.seeking && wanted === null) show(frameAt(frame.mediaTime));
   video.requestVideoFrameCallback(presented);
 }
 function polled() {  // browsers that do not tell when a frame is shown
@@ -173,7 +173,8 @@ function polled() {  // browsers that do not tell when a frame is shown
   requestAnimationFrame(polled);
 }
 if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(presented); else requestAnimationFrame(polled);
-video.addEventListener("loadeddata", () => show(frameAt(video.currentTime)));
+video.addEventListener("loadedmetadata", () => { if (wanted !== null) go(); });
+video.addEventListener("loadeddata", () => { if (wanted === null) show(frameAt(video.currentTime)); });
 ["play", "pause"].forEach(change => video.addEventListener(change, () => {
   $(".transport").classList.toggle("playing", !video.paused);
   $(".times").ariaLive = video.paused ? "polite" : "off";  // nobody can hear every frame
