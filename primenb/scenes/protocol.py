@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHOT_HEADS', 'LABEL_FRACTIONS', 'RAW_FEATURES', 'FilmSource', 'FilmSet', 'film_set', 'with_embeddings',
-           'raw_features', 'evaluate_shot_run', 'scored_films', 'evaluate_members', 'evaluate_adapted', 'SceneSet',
-           'scene_set', 'evaluate_scene_run', 'CorpusShotRun', 'train_corpus_shots', 'CorpusSceneRun',
-           'train_corpus_scenes']
+           'raw_features', 'evaluate_shot_run', 'scored_films', 'evaluate_members', 'evaluate_adapted',
+           'synopsis_scenes', 'SceneSet', 'scene_set', 'evaluate_scene_run', 'CorpusShotRun', 'train_corpus_shots',
+           'CorpusSceneRun', 'train_corpus_scenes']
 
 # %% ../../nbs/scenes/12_protocol.ipynb #ca8cb957
-import json, time
+import json, re, time
+from collections import Counter
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from ..core import PrimenbError, atomic, extra, progress, rounded
 from ..data.corpus import films
-from ..data.public import feature_films
+from ..data.public import feature_films, wikipedia_films
 from ..data.records import Film, ShotFeatures
 from ..learn.runs import Run, checksum, finished, load, setting_path
 from .boundaries import Evidence, Head, score_held_out
@@ -28,9 +29,11 @@ from .find import ZeroShot, colour_features
 from .model import Shots, archive_films, embed_shots, feature_shots, shot_key_frames
 from .movies import Scene, SceneRun, Scenes, corpus_scenes, embed_scenes, evaluate_scenes, labels_of
 from .movies import train_scenes
-from .similarity import film_similarity
+from .similarity import film_similarity, genre_names, without_words
 from .train import ShotRun, adapt_features, beside, make_shot_net, train_shots
 with extra("learn"):
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.model_selection import KFold, LeaveOneOut, StratifiedKFold
 
 # %% ../../nbs/scenes/12_protocol.ipynb #6f928dfe
@@ -172,14 +175,14 @@ def _encoded(run, seen, shots, out):
     curve = train_shots(run, seen, out)["curve"]
     return shots.split(embed_shots(load(out), shots.inputs)), curve
 
-def _described(run, source, out):
+def _described(run, source, out, on=None):
     "The films with embeddings for each part of them, with the parts, and the first curve."
-    data = film_set(source)
+    data, target = film_set(source), film_set(on or source)
     shots = data.shots
-    if isinstance(run, str): return [(with_embeddings(data.records, raw_features(shots, run)), data.parts)], {}
-    if source.unlabelled == "all":
-        embeddings, curve = _encoded(run, shots, shots, out)
-        return [(with_embeddings(data.records, embeddings), data.parts)], curve
+    if isinstance(run, str): return [(with_embeddings(target.records, raw_features(target.shots, run)), target.parts)], {}
+    if on or source.unlabelled == "all":
+        embeddings, curve = _encoded(run, shots, target.shots, out)
+        return [(with_embeddings(target.records, embeddings), target.parts)], curve
     folders = [Path(out) / f"part {n}" for n in range(len(data.parts))]
     each = [_encoded(run, shots.select(part[0]), shots, folder) for part, folder in zip(data.parts, folders)]
     films = [(with_embeddings(data.records, v), [part]) for (v, _), part in zip(each, data.parts)]
@@ -251,10 +254,20 @@ def scored_films(
     return [ScoredFilm.of(records[name], np.array(s)) for name, s in result["scores"][head].items()]
 
 # %% ../../nbs/scenes/12_protocol.ipynb #288eb909
-def _scores_of(embeddings, data):
+def _side_by_side(described, features, raw):
+    """The films with embeddings of several encoders, and features, side by side, for each part of them.
+
+    `described` has what `_described` gives for each encoder; `features` maps the name of a film to its own."""
+    weights = [1 / len(described)] * len(described) + [raw]
+    for each in zip(*described):
+        films, parts = each[0]
+        rows = [[d[0][n].features["embeddings"] for d in each] + [features[f.film]] for n, f in enumerate(films)]
+        yield with_embeddings(films, [beside(r, weights) for r in rows]), parts
+
+def _scores_of(films_and_parts):
     "head -> film -> scores."
-    films = with_embeddings(data.records, embeddings)
-    def scored(head): return {s.film: s.scores.tolist() for s in score_held_out(head, films, data.parts)}
+    def scored(head):
+        return {s.film: s.scores.tolist() for films, parts in films_and_parts for s in score_held_out(head, films, parts)}
     return {name: scored(head) for name, head in SHOT_HEADS.items()}
 
 # %% ../../nbs/scenes/12_protocol.ipynb #aa998abc
@@ -264,8 +277,10 @@ def evaluate_members(
     out: str | Path,    # folder for the trainings, and evaluation.json
     members: int = 4,   # encoders, side by side
     raws: tuple = (0.0,),  # weights of the features beside them, where the encoders have 1 together
+    kind: str = "raw",  # of those features, one of `RAW_FEATURES`
+    on: FilmSource | None = None,  # other films, which are evaluated in place of those of `source`
 ) -> dict:  # settings, and scores by weight, head and film
-    """Trains encoders on all shots and evaluates them together; resumes, and returns a finished result at once.
+    """Trains encoders and evaluates them together; resumes, and returns a finished result at once.
 
     Parameters
     ----------
@@ -278,23 +293,25 @@ def evaluate_members(
         encoders, side by side
     raws : tuple, default (0.0,)
         weights of the features beside them, where the encoders have 1 together
+    kind : str, default 'raw'
+        of those features, one of `RAW_FEATURES`
+    on : FilmSource | None, default None
+        other films, which are evaluated in place of those of `source`
 
     Returns
     -------
     dict
         settings, and scores by weight, head and film
     """
-    data = film_set(source)
-    settings = dict(**run.key(), source=asdict(source), shots_checksum=checksum(data.shots.inputs),
-                    heads=str(SHOT_HEADS), members=members, raws=list(raws))
-    path, shots = Path(out) / "evaluation.json", data.shots
+    target = film_set(on or source)
+    settings = dict(**run.key(), source=asdict(source), shots_checksum=checksum(film_set(source).shots.inputs))
+    settings |= dict(heads=str(SHOT_HEADS), members=members, raws=list(raws), kind=kind, on=asdict(on) if on else None)
+    path = Path(out) / "evaluation.json"
     if found := finished(path, settings): return found
-    each = []
-    for n in range(members):
-        train_shots(replace(run, seed=run.seed + n), shots, Path(out) / str(n))
-        each.append(embed_shots(load(Path(out) / str(n)), shots.inputs))
-    def weighted(raw): return shots.split(beside([*each, shots.inputs], [1 / members] * members + [raw]))
-    result = dict(run=rounded(settings), scores={str(raw): _scores_of(weighted(raw), data) for raw in raws})
+    described = [_described(replace(run, seed=run.seed + n), source, Path(out) / str(n), on)[0] for n in range(members)]
+    features = dict(zip((r.film for r in target.records), raw_features(target.shots, kind)))
+    def scores(raw): return _scores_of(list(_side_by_side(described, features, raw)))
+    result = dict(run=rounded(settings), scores={str(raw): scores(raw) for raw in raws})
     with atomic(path) as f: f.write_text(json.dumps(result) + "\n")
     return result
 
@@ -337,6 +354,35 @@ def evaluate_adapted(
     with atomic(path) as f: f.write_text(json.dumps(result) + "\n")
     return result
 
+# %% ../../nbs/scenes/12_protocol.ipynb #4b2d6a24
+def synopsis_scenes(
+    films: list[Film],  # with synopses and genres
+    size: int = 256,    # numbers of a sentence
+) -> list[list[Scene]]:  # of each film, those of its sentences that have words left
+    """The sentences of synopses, by latent semantic analysis, as scenes of one row each.
+
+    Parameters
+    ----------
+    films : list[Film]
+        with synopses and genres
+    size : int, default 256
+        numbers of a sentence
+
+    Returns
+    -------
+    list[list[Scene]]
+        of each film, those of its sentences that have words left
+    """
+    parts = [re.split(r"(?<=[.!?])\s+(?=[A-Z\"(])", f.synopsis) for f in without_words(films, genre_names(films))]
+    words = TfidfVectorizer(stop_words="english", sublinear_tf=True, min_df=3, dtype=np.float32)
+    table = words.fit_transform([sentence for sentences in parts for sentence in sentences])
+    rows = TruncatedSVD(min(size, table.shape[1] - 1), random_state=0).fit_transform(table).astype(np.float32)
+    first, made = np.cumsum([0] + [len(sentences) for sentences in parts]), []
+    for film, a, b in zip(films, first, first[1:]):
+        labels = dict(genre=film.genres, year=float(film.year))
+        made.append([Scene(film.key, n - a, rows[n : n + 1], labels) for n in range(a, b) if rows[n].any()])
+    return made
+
 # %% ../../nbs/scenes/12_protocol.ipynb #acb18a1b
 class SceneSet(NamedTuple):
     """The scenes of a corpus, and what is known of them.
@@ -352,28 +398,43 @@ class SceneSet(NamedTuple):
     third: np.ndarray  # (n,) which third of the films each scene belongs to
     catalogue: list[Film]
 
+def _thirds(catalogue):
+    "The third of each film: each has its share of each genre; rare genres are one."
+    count = Counter(f.genres[0] for f in catalogue)
+    genre = [f.genres[0] if count[f.genres[0]] >= 3 else "" for f in catalogue]
+    third = np.zeros(len(catalogue), int)
+    folds = StratifiedKFold(3, shuffle=True, random_state=0).split(catalogue, genre)
+    for n, (_, those) in enumerate(folds): third[those] = n
+    return third
+
 @lru_cache(maxsize=2)
 def scene_set(
-    folder: str = "data",  # of the corpus
+    folder: str = "data",  # of the corpus; or of film lists, as in `primenb.data.public.wikipedia_films`
+    most: int = 3000,      # films of a film list
 ) -> SceneSet:
     """The scenes of all films, with what is known of them.
 
     Parameters
     ----------
     folder : str, default 'data'
-        of the corpus
+        of the corpus; or of film lists, as in `primenb.data.public.wikipedia_films`
+    most : int, default 3000
+        films of a film list
 
     Returns
     -------
     SceneSet
     """
-    catalogue = sorted(films(folder=setting_path(folder), check=False), key=lambda f: f.key)
-    made = [corpus_scenes(f, colour_features(f.path, f.shots, 72)) for f in progress(catalogue, "colours", unit="film")]
-    third = np.zeros(len(catalogue), int)
-    folds = StratifiedKFold(3, shuffle=True, random_state=0).split(catalogue, [f.genres[0] for f in catalogue])
-    for n, (_, those) in enumerate(folds): third[those] = n
+    if (setting_path(folder) / "films").is_dir():
+        catalogue = sorted(films(folder=setting_path(folder), check=False), key=lambda f: f.key)
+        coloured = progress(catalogue, "colours", unit="film")
+        made = [corpus_scenes(f, colour_features(f.path, f.shots, 72)) for f in coloured]
+    else:
+        listed = [f for f in wikipedia_films(setting_path(folder), damaged="skip") if f.genres and f.synopsis and f.cast]
+        catalogue = [listed[n] for n in np.linspace(0, len(listed) - 1, min(most, len(listed))).astype(int)]
+        made = synopsis_scenes(catalogue)
     scenes = [s for film in made for s in film]
-    return SceneSet(scenes, np.repeat(third, [len(m) for m in made]), catalogue)
+    return SceneSet(scenes, np.repeat(_thirds(catalogue), [len(m) for m in made]), catalogue)
 
 # %% ../../nbs/scenes/12_protocol.ipynb #eabf647f
 def _alike(films, by):
@@ -383,7 +444,7 @@ def _alike(films, by):
 # %% ../../nbs/scenes/12_protocol.ipynb #e468b02a
 def evaluate_scene_run(
     run: SceneRun | None,  # None for the mean features of the shots
-    folder: str,       # of the corpus
+    folder: str,       # as in `scene_set`
     by: tuple,         # sources of film similarity, as in `primenb.scenes.similarity.film_similarity`
     out: str | Path,   # folder for the training, and evaluation.json
     seed: int = 0,     # which third of the films is evaluated
@@ -396,7 +457,7 @@ def evaluate_scene_run(
     run : SceneRun | None
         None for the mean features of the shots
     folder : str
-        of the corpus
+        as in `scene_set`
     by : tuple
         sources of film similarity, as in `primenb.scenes.similarity.film_similarity`
     out : str | Path
@@ -464,6 +525,8 @@ class CorpusShotRun(ShotRun):
         m, shots on either side
     exclude_radius : int, default 0
         keys of the same film that lie as near as this are not used as negatives
+    spare_positives : bool, default False
+        nor are keys of shots that might have been drawn as the query's positive
     network : str, default 'small'
         as in `primenb.scenes.model.ShotNet`
     width : int, default 128

@@ -60,6 +60,8 @@ class ShotRun(Run):
         m, shots on either side
     exclude_radius : int, default 0
         keys of the same film that lie as near as this are not used as negatives
+    spare_positives : bool, default False
+        nor are keys of shots that might have been drawn as the query's positive
     network : str, default 'small'
         as in `primenb.scenes.model.ShotNet`
     width : int, default 128
@@ -84,6 +86,7 @@ class ShotRun(Run):
     positive_options: dict = field(default_factory=dict)  # its options, such as {"temperature": 0.1}
     window: int = 8       # m, shots on either side
     exclude_radius: int = 0  # keys of the same film that lie as near as this are not used as negatives
+    spare_positives: bool = False  # nor are keys of shots that might have been drawn as the query's positive
     network: str = "small"  # as in `primenb.scenes.model.ShotNet`
     width: int = 128      # of the representation before the head
     embed_dim: int = 64   # of the embeddings
@@ -178,6 +181,28 @@ def distributions(self: ShotObjective,
     return np.concatenate([of_film(*film) for film in zip(shots.split(embed_shots(net, shots.inputs)), scenes)])
 
 @patch
+def possible(self: ShotObjective,
+    query: np.ndarray,     # (n,) numbers of shots
+    offset: torch.Tensor,  # (n,K) by how many shots each key comes after the query
+) -> torch.Tensor:  # (n,K) bool
+    """Which keys are of shots that may be drawn as the query's positive.
+
+    Parameters
+    ----------
+    query : np.ndarray
+        (n,) numbers of shots
+    offset : torch.Tensor
+        (n,K) by how many shots each key comes after the query
+
+    Returns
+    -------
+    torch.Tensor
+        (n,K) bool
+    """
+    m, allowed = self.run.window, torch.from_numpy(self.p[query] > 0).to(offset.device)
+    return (offset.abs() <= m) & allowed.gather(1, offset.clamp(-m, m).long() + m)
+
+@patch
 def __call__(self: ShotObjective, trainer, batch):
     net, run = unwrap_model(trainer), self.run
     query = batch["shot"].cpu().numpy()
@@ -189,7 +214,9 @@ def __call__(self: ShotObjective, trainer, batch):
     place = lambda n: torch.from_numpy(self.positions[n]).to(q.device)
     self.queue.push(*map(trainer.accelerator.gather, (place(key), k)))
     kept, negatives = self.queue.kept
-    own = (kept == place(key)[:, None]) | ((kept - place(query)[:, None]).abs() <= run.exclude_radius)
+    offset = kept - place(query)[:, None]
+    own = (kept == place(key)[:, None]) | (offset.abs() <= run.exclude_radius)
+    if run.spare_positives: own |= self.possible(query, offset)
     loss, hits = info_nce(q, k, negatives, own, run.temperature)
     return dict(contrast_loss=loss, hits=hits)
 
