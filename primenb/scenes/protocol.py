@@ -448,6 +448,7 @@ def evaluate_scene_run(
     by: tuple,         # sources of film similarity, as in `primenb.scenes.similarity.film_similarity`
     out: str | Path,   # folder for the training, and evaluation.json
     seed: int = 0,     # which third of the films is evaluated
+    most: int = 3000,  # as in `scene_set`
 ) -> dict:  # settings, and a score for each task
     """Trains an encoder of scenes and evaluates it; resumes what was interrupted, and returns a finished result at
     once.
@@ -464,16 +465,18 @@ def evaluate_scene_run(
         folder for the training, and evaluation.json
     seed : int, default 0
         which third of the films is evaluated
+    most : int, default 3000
+        as in `scene_set`
 
     Returns
     -------
     dict
         settings, and a score for each task
     """
-    settings = dict(**(run.key() if run else {}), folder=folder, by=list(by), third=seed % 3)
+    settings = dict(**(run.key() if run else {}), folder=folder, by=list(by), third=seed % 3, most=most)
     path = Path(out) / "evaluation.json"
     if found := finished(path, settings): return found
-    data = scene_set(folder)
+    data = scene_set(folder, most)
     scenes, test = data.scenes, data.third == seed % 3
     if run is None: embeddings = Scenes(scenes).means
     else:
