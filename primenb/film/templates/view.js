@@ -181,6 +181,7 @@ video.addEventListener("loadeddata", () => { if (wanted === null) show(frameAt(v
 }));
 video.addEventListener("error", gone);
 function gone() {
+  if ($(".stage .notes")) return;  // it may be noticed twice
   const note = Object.assign(document.createElement("p"), {className: "notes"});
   note.textContent = "The plate, plate.mp4, is not beside this page, or this browser cannot play it. " +
     "Points and test object are drawn without it.";
