@@ -90,6 +90,23 @@ def test_wrong_answers_leave_out_what_belongs_to_the_query(tmp_path, monkeypatch
         assert abs(key - places[q]) == 1
         assert (row == ((np.abs(kept - places[q]) <= 3) | (kept == key))).all() and row.any()
 
+@pytest.mark.parametrize("positives", ["nearest", "decayed", "self_segmented", "adjacent"])
+def test_shots_that_may_be_positives_are_spared(positives, tmp_path, monkeypatch):
+    seen = {}
+    import primenb.scenes.train as module
+    monkeypatch.setattr(
+        module, "info_nce", lambda q, k, others, own, t: seen.update(own=own) or ((q * 0).sum(), own.float().mean()))
+    shots, run = toy(), replace(TINY, positives=positives, exclude_radius=-1, window=3, spare_positives=True)
+    objective, net = ShotObjective(shots, run), make_shot_net(run, shots)
+    trainer = Trainer(net, objective, torch.optim.SGD(net.parameters(), 0.1), tmp_path, ema=0.9, device="cpu")
+    query = torch.tensor([0, 5, 30, 31, 50, 95])
+    for _ in range(3): objective(trainer, dict(shot=query))
+    places, kept = shots.positions, objective.queue.kept[0].numpy()
+    for row, q, key in zip(seen["own"].numpy(), query.numpy(), kept):
+        possible = {places[q] + n - 3 for n, weight in enumerate(objective.p[q]) if weight > 0}
+        assert row.tolist() == [k in possible or k == key for k in kept]
+
+
 def test_same_seed_same_weights(tmp_path):
     for name in ("a", "b"): train_shots(TINY, toy(), tmp_path / name)
     a, b = (load(tmp_path / name).state_dict() for name in ("a", "b"))
