@@ -71,6 +71,27 @@ def test_a_finished_comparison_is_returned_and_belongs_to_its_films(sources, tmp
     with pytest.raises(PrimenbError): evaluate_members(TINY, source, tmp_path, members=2)
 
 
+def test_a_finished_comparison_does_not_outlive_its_films(tmp_path):
+    source = written(tmp_path / "c", 2)
+    evaluate_members(TINY, source, tmp_path / "out", members=1)
+    for n in range(5):  # the same shots, other scenes
+        file = tmp_path / f"c/film {n}.npz"
+        arrays = dict(np.load(file))
+        np.savez(file, **arrays | dict(scene_of_shot=np.arange(12).repeat(3)))
+    film_set.cache_clear()
+    with pytest.raises(PrimenbError, match="other settings"):
+        evaluate_members(TINY, source, tmp_path / "out", members=1)
+
+
+@pytest.mark.parametrize("how, says", [
+    (dict(members=0), "members 0"), (dict(raws=()), "raws"), (dict(raws=(0.5, -1.0)), "raws"),
+    (dict(raws=(np.nan,)), "raws"), (dict(kind="boiled"), "raw features 'boiled'"),
+])
+def test_what_cannot_be_compared_is_refused_before_the_training(sources, tmp_path, how, says):
+    with pytest.raises(PrimenbError, match=says): evaluate_members(TINY, sources[0], tmp_path, **how)
+    assert not any(tmp_path.iterdir())
+
+
 def test_encoders_that_must_not_see_the_judged_films_do_not(sources, tmp_path):
     source = replace(sources[0], unlabelled="train")
     found = evaluate_members(TINY, source, tmp_path, members=1)
@@ -89,7 +110,8 @@ def listed(n, rng):
     own = WORDS[4 * (n % 3) : 4 * (n % 3) + 4]
     sentences = [" ".join(["The", *rng.choice(own, 3), "and", rng.choice(WORDS)]) + "." for _ in range(4)]
     genre = ("Maritime", "Legal", "Western")[n % 3]
-    return Film(str(n), f"Film {n}", 1990 + n % 7, (genre,), (f"Player {n % 3}", f"Player {3 + n}"), " ".join(sentences))
+    cast = (f"Player {n % 3}", f"Player {3 + n}")
+    return Film(str(n), f"Film {n}", 1990 + n % 7, (genre,), cast, " ".join(sentences))
 
 
 def test_sentences_are_scenes_without_words_of_the_genre():
@@ -102,6 +124,22 @@ def test_sentences_are_scenes_without_words_of_the_genre():
     again = synopsis_scenes(named, 4)  # "film" is in all; the genre must leave no trace
     firsts = np.array([m[0].features[0] for m in again if m[0].scene == 0])
     assert not len(firsts) or np.ptp(firsts, axis=0).max() < 1e-6
+
+
+@pytest.mark.parametrize("films, says", [
+    ([], "fewer than two words"),
+    ([replace(listed(0, np.random.default_rng(0)), synopsis="A ship.")], "fewer than two"),
+    ([replace(listed(0, np.random.default_rng(0)), year=None)], "0: its year"),
+    ([replace(listed(0, np.random.default_rng(0)), synopsis="")], "its synopsis is not known"),
+])
+def test_synopses_that_say_too_little_are_refused(films, says):
+    with pytest.raises(PrimenbError, match=says): synopsis_scenes(iter(films))
+
+
+def test_a_list_of_two_films_is_refused(tmp_path):
+    rows = [dict(title=f"F {n}", year=1990, cast=["A"], genres=["War"], href=f"F_{n}", extract="A ship.") for n in "ab"]
+    (tmp_path / "movies.json").write_text(json.dumps(rows))
+    with pytest.raises(PrimenbError, match="at least three"): scene_set(str(tmp_path), 30)
 
 
 def test_film_lists_as_scenes(tmp_path):

@@ -107,6 +107,24 @@ def test_shots_that_may_be_positives_are_spared(positives, tmp_path, monkeypatch
         assert row.tolist() == [k in possible or k == key for k in kept]
 
 
+@pytest.mark.parametrize("change", [
+    dict(epochs=0), dict(epochs=-1), dict(batch_size=1), dict(batch_size=2.5), dict(width=0), dict(embed_dim=0),
+    dict(queue=-1), dict(window=0), dict(momentum=1.0), dict(momentum=-0.1), dict(dropout=1.0), dict(temperature=0.0),
+])
+def test_settings_that_teach_nothing_are_refused(change, tmp_path):
+    (name,) = change
+    with pytest.raises(PrimenbError, match=name): train_shots(replace(TINY, **change), toy(), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("parts, weights", [
+    ([], None), ([np.ones((3, 2)), np.ones((4, 2))], None), ([np.ones(3)], None), ([np.ones((3, 2))], [1, 1]),
+    ([np.ones((3, 2))] * 2, [0, 0]), ([np.ones((3, 2))] * 2, [2, -1]), ([np.ones((3, 2))] * 2, [1, np.nan]),
+])
+def test_tables_that_do_not_stand_side_by_side_are_refused(parts, weights):
+    with pytest.raises(PrimenbError, match="beside"): beside(parts, weights)
+
+
 def test_same_seed_same_weights(tmp_path):
     for name in ("a", "b"): train_shots(TINY, toy(), tmp_path / name)
     a, b = (load(tmp_path / name).state_dict() for name in ("a", "b"))
@@ -204,7 +222,8 @@ def test_adapted_features_know_scenes_better_and_keep_the_others():
 def test_a_film_of_few_shots_keeps_its_features(n):
     film = records(n=1, length=24)[0]
     few = replace(film, shots=film.shots[:n], scene_of_shot=None, features=dict(v=film.features["v"][:n]))
-    assert np.allclose(adapt_features([few], "v")[0].features["embeddings"], l2_normalize(few.features["v"]))
+    with pytest.warns(UserWarning, match=f"{n} shots are too few"): adapted = adapt_features([few], "v")[0]
+    assert np.allclose(adapted.features["embeddings"], l2_normalize(few.features["v"]))
 
 
 def test_scenes_of_a_film_and_of_a_series_that_features_are_adapted_to():
@@ -218,10 +237,33 @@ def test_scenes_of_a_film_and_of_a_series_that_features_are_adapted_to():
     assert len(find_scenes(replace(series[0], features=dict(v=holes)), adapt=True)) >= 2
     with pytest.raises(PrimenbError, match="film 1"):
         find_scenes(series[0], features="v", adapt=[replace(series[1], features={})])
-    with pytest.raises(PrimenbError, match="holds a str"): find_scenes(series[0], features="v", adapt=["film"])
+    with pytest.raises(PrimenbError, match="list with a str"): find_scenes(series[0], features="v", adapt=["film"])
 
 
 def test_a_film_too_short_to_learn_from_is_cut_as_without_adapt():
     film = records(n=1, length=24)[0]
     few = replace(film, shots=film.shots[:12], scene_of_shot=None, features=dict(v=film.features["v"][:12]))
-    pd.testing.assert_frame_equal(find_scenes(few, adapt=True), find_scenes(few))
+    with pytest.warns(UserWarning, match="film 0: 12 shots are too few"): adapted = find_scenes(few, adapt=True)
+    pd.testing.assert_frame_equal(adapted, find_scenes(few))
+
+
+@pytest.mark.parametrize("adapt", [[], (), None, 1, "film", np.nan, records(n=1, length=24)[0], [None]])
+def test_what_is_no_series_is_refused(adapt):
+    film = records(n=1, length=24)[0]
+    with pytest.raises(PrimenbError, match="adapt"): find_scenes(film, adapt=adapt)
+
+
+def test_a_series_is_learnt_from_once(monkeypatch):
+    "Films that are given twice count once, another film of the same name counts, and a generator is read once."
+    import primenb.scenes.train as module
+    learnt = []
+    monkeypatch.setattr(module, "adapt_features", lambda films: learnt.append([len(f) for f in films]) or films)
+    film, other = records(n=2, length=24)
+    namesake = replace(other, film=film.film)
+    find_scenes(film, adapt=(f for f in [film, other, other, namesake]))
+    assert learnt == [[24, 24, 24]]
+
+
+@pytest.mark.parametrize("per_hour", [0, -1, float("nan")])
+def test_no_scenes_an_hour_are_refused_at_once(per_hour):
+    with pytest.raises(PrimenbError, match="per_hour"): find_scenes("no film", per_hour=per_hour)

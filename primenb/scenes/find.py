@@ -6,6 +6,7 @@
 __all__ = ['PRICE', 'ADAPTED_PRICE', 'colour_histogram', 'colour_features', 'zero_shot_boundaries', 'ZeroShot', 'find_scenes']
 
 # %% ../../nbs/scenes/08_find.ipynb #79d05cf7
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
@@ -189,16 +190,32 @@ def _prepare(film, shots, features):
     return _with_computed_features(film, shots, features)
 
 # %% ../../nbs/scenes/08_find.ipynb #598250bf
-ADAPTED_PRICE = 1.0  # of a scene, with adapted features (our choice; nbs/exp/carry.ipynb)
+ADAPTED_PRICE = 0.7  # of a scene, with adapted features (our choice, on two sets of films; nbs/exp/carry.ipynb)
+
+def _same_film(a, b):
+    "Whether two are one film: of the same name, with the same embeddings."
+    return a.film == b.film and np.array_equal(a.features["embeddings"], b.features["embeddings"], equal_nan=True)
+
+def _too_short(record, films):
+    warnings.warn(f"{record.film}: {sum(map(len, films))} shots are too few to learn from; grouped by its features")
+    return record
+
+def _series(adapt):
+    "The other films to learn from."
+    if adapt is True: return []
+    films = [] if isinstance(adapt, (ShotFeatures, str, Path)) or not np.iterable(adapt) else list(adapt)
+    if films and all(isinstance(f, ShotFeatures) for f in films): return films
+    cause = f"it is {type(adapt).__name__}" + (f" with a {type(films[-1]).__name__}" if films else "")
+    raise PrimenbError("adapt", cause, "give True, or a list of films as `ShotFeatures`, one at least")
 
 def _adapted(record, series, features):
     "The film with embeddings that encoders found in it and in others of its series, and the price of a scene."
     from primenb.scenes.train import ADAPT_LEAST, adapt_features
-    if other := [f for f in series if not isinstance(f, ShotFeatures)]:
-        raise PrimenbError("adapt", f"it holds a {type(other[0]).__name__}", "give films as `ShotFeatures`")
-    name = features if isinstance(features, str) else None
-    films = [record, *(_with_given_features(f, name) for f in series if f.film != record.film)]
-    return (adapt_features(films)[0], ADAPTED_PRICE) if sum(map(len, films)) >= ADAPT_LEAST else (record, PRICE)
+    name, films = features if isinstance(features, str) else None, [record]
+    for film in (_with_given_features(f, name) for f in series):
+        if not any(_same_film(film, f) for f in films): films.append(film)
+    enough = sum(map(len, films)) >= ADAPT_LEAST
+    return adapt_features(films)[0] if enough else _too_short(record, films), ADAPTED_PRICE if enough else PRICE
 
 # %% ../../nbs/scenes/08_find.ipynb #627f18e7
 def find_scenes(
@@ -238,8 +255,10 @@ def find_scenes(
     if shortest and per_hour is None:
         what = f"shortest scene of {shortest} s"
         raise PrimenbError(what, "it has an effect only with per_hour", "give per_hour, too")
+    if per_hour is not None and not per_hour > 0:
+        raise PrimenbError(f"per_hour {per_hour}", "it is no number of scenes", "give one above 0")
     record, price = _prepare(film, shots, features), PRICE
-    if adapt: record, price = _adapted(record, [] if adapt is True else adapt, features)
+    if adapt is not False: record, price = _adapted(record, _series(adapt), features)
     head = head or ZeroShot(price=price)
     scores = head.scores(record)
     if per_hour is None: scene = scenes_by_threshold(scores, head.threshold)

@@ -179,7 +179,8 @@ def _described(run, source, out, on=None):
     "The films with embeddings for each part of them, with the parts, and the first curve."
     data, target = film_set(source), film_set(on or source)
     shots = data.shots
-    if isinstance(run, str): return [(with_embeddings(target.records, raw_features(target.shots, run)), target.parts)], {}
+    if isinstance(run, str):
+        return [(with_embeddings(target.records, raw_features(target.shots, run)), target.parts)], {}
     if on or source.unlabelled == "all":
         embeddings, curve = _encoded(run, shots, target.shots, out)
         return [(with_embeddings(target.records, embeddings), target.parts)], curve
@@ -189,6 +190,11 @@ def _described(run, source, out, on=None):
     return films, each[0][1]
 
 # %% ../../nbs/scenes/12_protocol.ipynb #478e46af
+def _state(source):
+    "A source with what its films hold: results belong to it, and not to what stands there later."
+    shots = film_set(source).shots
+    return asdict(source) | dict(checksum=checksum(shots.inputs, *([] if shots.scene is None else [shots.scene])))
+
 def evaluate_shot_run(
     run: ShotRun | str,  # of the encoder; or the name of raw features, one of `RAW_FEATURES`
     source: FilmSource,
@@ -215,10 +221,8 @@ def evaluate_shot_run(
     dict
         settings, curve, scores of each head and film, and average precision for each fraction
     """
-    shots = film_set(source).shots
     fields = dict(raw=run) if isinstance(run, str) else run.key()
-    settings = dict(**fields, source=asdict(source), shots_checksum=checksum(shots.inputs), heads=str(SHOT_HEADS),
-                    part_seed=seed, fractions=list(fractions))
+    settings = dict(**fields, source=_state(source), heads=str(SHOT_HEADS), part_seed=seed, fractions=list(fractions))
     path = Path(out) / "evaluation.json"
     if found := finished(path, settings): return found
     described, curve = _described(run, source, out)
@@ -267,10 +271,24 @@ def _side_by_side(described, features, raw):
 def _scores_of(films_and_parts):
     "head -> film -> scores."
     def scored(head):
-        return {s.film: s.scores.tolist() for films, parts in films_and_parts for s in score_held_out(head, films, parts)}
+        found = [s for films, parts in films_and_parts for s in score_held_out(head, films, parts)]
+        return {s.film: s.scores.tolist() for s in found}
     return {name: scored(head) for name, head in SHOT_HEADS.items()}
 
 # %% ../../nbs/scenes/12_protocol.ipynb #aa998abc
+def _check_members(source, on, members, raws):
+    "Refuses, before the training, what could not be evaluated after it."
+    if members < 1: raise PrimenbError(f"members {members}", "there is no encoder", "take at least one")
+    if not raws or min(raws) < 0 or not np.isfinite(raws).all():
+        raise PrimenbError(f"raws {raws}", "a weight is missing, or below 0", "give weights, such as (0.0, 0.5)")
+    shapes = [film_set(s).shots.inputs.shape[1:] for s in (source, on or source)]
+    if shapes[0] != shapes[1]:
+        cause = f"its shots have inputs of shape {shapes[1]}, the encoder's {shapes[0]}"
+        raise PrimenbError(on.folder, cause, "evaluate films with features of the same kind")
+    if film_set(on or source).shots.scene is None:
+        raise PrimenbError((on or source).folder, "the scenes of its films are not known", "label them")
+
+# %% ../../nbs/scenes/12_protocol.ipynb #92bc5f7c
 def evaluate_members(
     run: ShotRun,  # of the first encoder; the others have the next seeds
     source: FilmSource,
@@ -303,13 +321,13 @@ def evaluate_members(
     dict
         settings, and scores by weight, head and film
     """
-    target = film_set(on or source)
-    settings = dict(**run.key(), source=asdict(source), shots_checksum=checksum(film_set(source).shots.inputs))
-    settings |= dict(heads=str(SHOT_HEADS), members=members, raws=list(raws), kind=kind, on=asdict(on) if on else None)
-    path = Path(out) / "evaluation.json"
+    target, path = film_set(on or source), Path(out) / "evaluation.json"
+    features = dict(zip((r.film for r in target.records), raw_features(target.shots, kind)))
+    _check_members(source, on, members, raws)
+    settings = dict(**run.key(), source=_state(source), heads=str(SHOT_HEADS), members=members, raws=list(raws))
+    settings |= dict(kind=kind, on=_state(on) if on else None)
     if found := finished(path, settings): return found
     described = [_described(replace(run, seed=run.seed + n), source, Path(out) / str(n), on)[0] for n in range(members)]
-    features = dict(zip((r.film for r in target.records), raw_features(target.shots, kind)))
     def scores(raw): return _scores_of(list(_side_by_side(described, features, raw)))
     result = dict(run=rounded(settings), scores={str(raw): scores(raw) for raw in raws})
     with atomic(path) as f: f.write_text(json.dumps(result) + "\n")
@@ -340,7 +358,7 @@ def evaluate_adapted(
         settings, seconds, hours, and scores by features, price and film
     """
     record = film_set(source).records[number]
-    settings = dict(source=asdict(source), film=record.film, prices=list(prices))
+    settings = dict(source=_state(source), film=record.film, prices=list(prices))
     path = Path(out) / "evaluation.json"
     if found := finished(path, settings): return found
     started = time.perf_counter()
@@ -359,7 +377,8 @@ def synopsis_scenes(
     films: list[Film],  # with synopses and genres
     size: int = 256,    # numbers of a sentence
 ) -> list[list[Scene]]:  # of each film, those of its sentences that have words left
-    """The sentences of synopses, by latent semantic analysis, as scenes of one row each.
+    """The sentences of synopses, by latent semantic analysis, as scenes of one row; raises `PrimenbError` for few
+    words.
 
     Parameters
     ----------
@@ -373,9 +392,17 @@ def synopsis_scenes(
     list[list[Scene]]
         of each film, those of its sentences that have words left
     """
+    films = list(films)
+    if odd := [f for f in films if f.year is None or not f.synopsis]:
+        raise PrimenbError(odd[0].key, "its year or its synopsis is not known", "leave it out")
+    if size < 2: raise PrimenbError(f"size {size}", "it is too small", "give at least 2")
     parts = [re.split(r"(?<=[.!?])\s+(?=[A-Z\"(])", f.synopsis) for f in without_words(films, genre_names(films))]
     words = TfidfVectorizer(stop_words="english", sublinear_tf=True, min_df=3, dtype=np.float32)
-    table = words.fit_transform([sentence for sentences in parts for sentence in sentences])
+    try: table = words.fit_transform([sentence for sentences in parts for sentence in sentences])
+    except ValueError: table = np.zeros((0, 0))  # no word occurs in three sentences
+    if table.shape[1] < 2:
+        cause = f"{len(films)} films have fewer than two words that occur in three sentences"
+        raise PrimenbError("synopses", cause, "give more films, with longer synopses")
     rows = TruncatedSVD(min(size, table.shape[1] - 1), random_state=0).fit_transform(table).astype(np.float32)
     first, made = np.cumsum([0] + [len(sentences) for sentences in parts]), []
     for film, a, b in zip(films, first, first[1:]):
@@ -407,12 +434,13 @@ def _thirds(catalogue):
     for n, (_, those) in enumerate(folds): third[those] = n
     return third
 
+# %% ../../nbs/scenes/12_protocol.ipynb #473ada93
 @lru_cache(maxsize=2)
 def scene_set(
     folder: str = "data",  # of the corpus; or of film lists, as in `primenb.data.public.wikipedia_films`
     most: int = 3000,      # films of a film list
 ) -> SceneSet:
-    """The scenes of all films, with what is known of them.
+    """The scenes of all films; of a film list, those with year, genres, cast and synopsis.
 
     Parameters
     ----------
@@ -430,7 +458,11 @@ def scene_set(
         coloured = progress(catalogue, "colours", unit="film")
         made = [corpus_scenes(f, colour_features(f.path, f.shots, 72)) for f in coloured]
     else:
-        listed = [f for f in wikipedia_films(setting_path(folder), damaged="skip") if f.genres and f.synopsis and f.cast]
+        every = wikipedia_films(setting_path(folder), damaged="skip")
+        listed = [f for f in every if f.genres and f.cast and f.synopsis and f.year]
+        if min(most, len(listed)) < 3:
+            cause = f"{len(listed)} films have genres, cast and synopsis, of which {most} at most are taken"
+            raise PrimenbError(folder, cause, "give at least three, for three thirds")
         catalogue = [listed[n] for n in np.linspace(0, len(listed) - 1, min(most, len(listed))).astype(int)]
         made = synopsis_scenes(catalogue)
     scenes = [s for film in made for s in film]
@@ -440,6 +472,13 @@ def scene_set(
 def _alike(films, by):
     "The similarity of films by several sources of equal weight."
     return film_similarity(films, **dict.fromkeys(by, 1.0))
+
+def _embedded(run, data, test, by, out):
+    "Embeddings of all scenes from an encoder that was trained on those that are not for the test."
+    seen = [s for s, t in zip(data.scenes, test) if not t]
+    known = {s.film for s in seen}
+    train_scenes(run, seen, _alike([f for f in data.catalogue if f.key in known], by), out)
+    return embed_scenes(load(out), Scenes(data.scenes))
 
 # %% ../../nbs/scenes/12_protocol.ipynb #e468b02a
 def evaluate_scene_run(
@@ -479,12 +518,7 @@ def evaluate_scene_run(
     data = scene_set(folder, most)
     scenes, test = data.scenes, data.third == seed % 3
     if run is None: embeddings = Scenes(scenes).means
-    else:
-        seen = [s for s, t in zip(scenes, test) if not t]
-        known = {s.film for s in seen}
-        similarity = _alike([f for f in data.catalogue if f.key in known], by)
-        train_scenes(run, seen, similarity, out)
-        embeddings = embed_scenes(load(out), Scenes(scenes))
+    else: embeddings = _embedded(run, data, test, by, out)
     table = evaluate_scenes(embeddings, labels_of(scenes), ~test, test, [s.film for s in scenes])
     result = rounded(dict(run=settings, scores=table.score.to_dict(), chance=table.chance.to_dict()))
     with atomic(path) as f: f.write_text(json.dumps(result) + "\n")

@@ -6,6 +6,7 @@
 __all__ = ['ADAPT_LEAST', 'ShotRun', 'augment_shots', 'ShotObjective', 'make_shot_net', 'train_shots', 'beside', 'adapt_features']
 
 # %% ../../nbs/scenes/03_train.ipynb #149a0265
+import warnings
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -180,6 +181,7 @@ def distributions(self: ShotObjective,
     def of_film(z, scene): return positive_distribution(z, run.positives, run.window, scene, **run.positive_options)
     return np.concatenate([of_film(*film) for film in zip(shots.split(embed_shots(net, shots.inputs)), scenes)])
 
+# %% ../../nbs/scenes/03_train.ipynb #f21fa5e8
 @patch
 def possible(self: ShotObjective,
     query: np.ndarray,     # (n,) numbers of shots
@@ -253,6 +255,20 @@ def _with_purity(objective, evaluate):
     return metrics
 
 # %% ../../nbs/scenes/03_train.ipynb #b7f725a9
+def _check_run(run, shots):
+    "Refuses settings with which nothing could be learnt."
+    least = dict(epochs=1, batch_size=2, width=1, embed_dim=1, queue=0, window=1)
+    for name, value in least.items():
+        if getattr(run, name) < value or getattr(run, name) != int(getattr(run, name)):
+            cause = "it is too small, or not whole"
+            raise PrimenbError(f"{name} {getattr(run, name)}", cause, f"give at least {value}")
+    for name, value in dict(momentum=run.momentum, dropout=run.dropout).items():
+        if not 0 <= value < 1: raise PrimenbError(f"{name} {value}", "it is no share below 1", "give 0 to below 1")
+    if not run.temperature > 0: raise PrimenbError(f"temperature {run.temperature}", "it divides", "give one above 0")
+    if len(shots) < 2 or 0 in shots.inputs.shape:
+        raise PrimenbError("shots", f"there is nothing to tell apart in {shots.inputs.shape}", "give two or more shots")
+
+# %% ../../nbs/scenes/03_train.ipynb #bc04a592
 def _inputs(shots):
     "What the result of a run depends on besides its settings."
     known = [] if shots.scene is None else [shots.scene]
@@ -282,6 +298,7 @@ def train_shots(
         as `primenb.learn.runs.conduct` gives it
     """
     positive_distribution(np.eye(2), run.positives, run.window, np.zeros(2), **run.positive_options)  # fails early
+    _check_run(run, shots)
     objective = ShotObjective(shots, run)
     def make():
         rows = [dict(shot=n) for n in range(len(shots))]
@@ -291,11 +308,21 @@ def train_shots(
     return conduct(run, out, make, objective, evaluate, inputs=_inputs(shots), ema=run.momentum)
 
 # %% ../../nbs/scenes/03_train.ipynb #0e8d6e8e
+def _check_parts(embeddings, w):
+    "Refuses tables of different shots, and weights below 0 or all 0."
+    shapes = [np.shape(z) for z in embeddings]
+    if not shapes or any(len(s) != 2 or s[0] != shapes[0][0] for s in shapes):
+        raise PrimenbError("beside", f"tables of {shapes} do not stand side by side", "give (n,d) of the same n shots")
+    if len(w) != len(shapes) or not (np.isfinite(w).all() and (w >= 0).all() and w.sum() > 0):
+        cause = f"weights {w.tolist()} for {len(shapes)} tables"
+        raise PrimenbError("beside", cause, "give one for each, none below 0, not all 0")
+
 def beside(
     embeddings: list[np.ndarray],  # of the same shots, each (n,d)
     weights: list[float] | None = None,  # of each; None for equal ones
 ) -> np.ndarray:  # (n,sum of d) float32, of length 1
-    """Embeddings side by side: the cosine of two rows is the weighted mean of their cosines.
+    """Embeddings side by side: the cosine of two rows is the weighted mean of their cosines; raises `PrimenbError` for
+    tables that do not belong together, and for weights that are none.
 
     Parameters
     ----------
@@ -310,11 +337,19 @@ def beside(
         (n,sum of d) float32, of length 1
     """
     w = np.ones(len(embeddings)) if weights is None else np.asarray(weights, float)
+    _check_parts(embeddings, w)
     parts = [l2_normalize(z) * np.float32(x**0.5) for z, x in zip(embeddings, w / w.sum(), strict=True)]
     return np.concatenate(parts, 1)
 
 # %% ../../nbs/scenes/03_train.ipynb #778109a5
 ADAPT_LEAST = 16  # shots, below which nothing is learnt
+
+def _members_for(films, members, steps):
+    "How many encoders are trained on films: none on too few shots."
+    if members < 0 or steps < 1: raise PrimenbError(f"{members} members, {steps} steps", "too few", "give some")
+    if (shots := sum(map(len, films))) >= ADAPT_LEAST: return members
+    warnings.warn(f"{shots} shots are too few to learn from, and keep their features; {ADAPT_LEAST} are enough")
+    return 0
 
 def _encoders_for(run, shots, members, folder):
     "The embeddings of encoders that differ in their seed."
@@ -359,11 +394,11 @@ def adapt_features(
     list[ShotFeatures]
         with `embeddings`, beside what they had
     """
-    shots = feature_shots(films, name)
+    films = list(films)
+    shots, members = feature_shots(films, name), _members_for(films, members, steps)
     size = min(256, max(len(shots) // 3, 64), len(shots))  # so that an epoch has a few steps
     epochs = -(-steps // (len(shots) // size))
     run = ShotRun(positives, seed=seed, epochs=epochs, batch_size=size, queue=size, embed_dim=128, device=device)
-    members = members if len(shots) >= ADAPT_LEAST else 0
     with TemporaryDirectory() as folder: found = _encoders_for(run, shots, members, Path(folder))
     weights = [1 / max(members, 1)] * members + [raw if members else 1]
     rows = shots.split(beside([*found, shots.inputs], weights))
