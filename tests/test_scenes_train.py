@@ -243,7 +243,7 @@ def test_scenes_of_a_film_and_of_a_series_that_features_are_adapted_to():
 def test_a_film_too_short_to_learn_from_is_cut_as_without_adapt():
     film = records(n=1, length=24)[0]
     few = replace(film, shots=film.shots[:12], scene_of_shot=None, features=dict(v=film.features["v"][:12]))
-    with pytest.warns(UserWarning, match="film 0: 12 shots are too few"): adapted = find_scenes(few, adapt=True)
+    with pytest.warns(UserWarning, match="12 shots are too few"): adapted = find_scenes(few, adapt=True)
     pd.testing.assert_frame_equal(adapted, find_scenes(few))
 
 

@@ -6,7 +6,6 @@
 __all__ = ['PRICE', 'ADAPTED_PRICE', 'colour_histogram', 'colour_features', 'zero_shot_boundaries', 'ZeroShot', 'find_scenes']
 
 # %% ../../nbs/scenes/08_find.ipynb #79d05cf7
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
@@ -196,10 +195,6 @@ def _same_film(a, b):
     "Whether two are one film: of the same name, with the same embeddings."
     return a.film == b.film and np.array_equal(a.features["embeddings"], b.features["embeddings"], equal_nan=True)
 
-def _too_short(record, films):
-    warnings.warn(f"{record.film}: {sum(map(len, films))} shots are too few to learn from; grouped by its features")
-    return record
-
 def _series(adapt):
     "The other films to learn from."
     if adapt is True: return []
@@ -214,8 +209,7 @@ def _adapted(record, series, features):
     name, films = features if isinstance(features, str) else None, [record]
     for film in (_with_given_features(f, name) for f in series):
         if not any(_same_film(film, f) for f in films): films.append(film)
-    enough = sum(map(len, films)) >= ADAPT_LEAST
-    return adapt_features(films)[0] if enough else _too_short(record, films), ADAPTED_PRICE if enough else PRICE
+    return adapt_features(films)[0], ADAPTED_PRICE if sum(map(len, films)) >= ADAPT_LEAST else PRICE
 
 # %% ../../nbs/scenes/08_find.ipynb #627f18e7
 def find_scenes(
